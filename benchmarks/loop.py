@@ -1,0 +1,63 @@
+"""What the runtime's two loops cost beside the kernels: `ewm_act`, and a plan with next to nothing in it.
+
+    python benchmarks/loop.py [BUNDLE] [--rate-hz 1000] [--ticks 20000] [--threads N] [--json FILE]
+
+Without BUNDLE the hand-made one of the tests: 32 regions in 10 rounds of a few dozen additions, so that its plan time
+is overhead. Each line is one paced run; quantiles are upper 95 % bounds, null where the samples do not support one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from edgewm.profile import quantiles_ms, run_tick, sample_of
+
+ACT_LIMIT_US = 5.0
+
+
+def measure(bundle: Path, rate_hz: float, ticks: int, threads: int, *flags: str) -> dict[str, object]:
+    """One paced run: quantiles of `ewm_act` and of the plan in us, and futex calls for each plan."""
+    report = run_tick(bundle, rate_hz, ticks, threads, *flags)
+    withheld: dict = {}
+    row: dict[str, object] = {"threads": threads, "mode": report["mode"], "spin": report["spin"]}
+    for name, key in (("act", "act_ns"), ("plan", "plan_ns")):
+        found = quantiles_ms(sample_of(report[key]), withheld, name)
+        row |= {f"{name}_{q}_us": None if v is None else round(v * 1e3, 2) for q, v in found.items()}
+    plans = report["plan_ns"]["count"]
+    row["futex_calls_a_plan"] = round(report["stats"]["futex_calls"] / max(plans, 1), 3)
+    row["held_up"] = report["stats"]["held_up"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", nargs="?", type=Path)
+    parser.add_argument("--rate-hz", type=float, default=1000.0)
+    parser.add_argument("--ticks", type=int, default=20_000)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    bundle = args.bundle
+    if bundle is None:
+        import runtime_fixture
+
+        bundle = runtime_fixture.bundle()
+    runs = [(1, ("--inline",)), (1, ()), (args.threads, ()), (args.threads, ("--spin",))]
+    rows = [measure(bundle, args.rate_hz, args.ticks, threads, *flags) for threads, flags in runs]
+    for row in rows:
+        print(json.dumps(row))
+    print(f"libedgewm.so {(bundle / 'libedgewm.so').stat().st_size} bytes")
+    worst = max((row["act_p999_us"] for row in rows if row["act_p999_us"] is not None), default=None)
+    print(f"ewm_act p99.9 at most {worst} us (limit {ACT_LIMIT_US})")
+    if args.json:
+        args.json.write_text(json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

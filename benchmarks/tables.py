@@ -1,0 +1,82 @@
+"""README's figures, written from `benchmarks/results/*.jsonl`: nobody types a number there.
+
+    python benchmarks/tables.py            rewrite the blocks between <!-- table: NAME --> and <!-- end -->
+    python benchmarks/tables.py --check    exit with 1 where README differs
+
+A line of a results file is one JSON object with `table` (the block's name), `machine` (of its file's name) and the
+columns; the newest line of the same `name` in a file wins, so results are appended and never edited.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_COLUMNS = ("table", "schema_version", "command")
+NONE_YET = "_Not measured yet: `make bench` fills this in._"
+
+Row = Mapping[str, Any]
+
+
+def rows(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every current row: of those with the same table, machine and name the last one written."""
+    current: dict[tuple, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            if line.strip():
+                row = {"machine": file.stem, **json.loads(line)}
+                current[row["table"], row["machine"], row["name"]] = row
+    return list(current.values())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def markdown(table: Iterable[Row]) -> str:
+    """Rows as a Markdown table; columns in order of first appearance, `machine` only where there are several."""
+    table = list(table)
+    if not table:
+        return NONE_YET
+    columns = [key for key in dict.fromkeys(k for row in table for k in row) if key not in NOT_COLUMNS]
+    if len({row["machine"] for row in table}) == 1:
+        columns.remove("machine")
+    lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in table]
+    if commands := sorted({row["command"] for row in table if row.get("command")}):
+        lines += ["", "Measured on " + ", ".join(sorted({row["machine"] for row in table})) + " with "
+                  + ", ".join(f"`{c}`" for c in commands) + "."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def generated(text: str, found: Iterable[Row]) -> str:
+    """README's text with each block rebuilt."""
+    found = list(found)
+    return BLOCK.sub(
+        lambda block: block[1] + markdown(row for row in found if row["table"] == block["name"]) + "\n" + block[3], text
+    )
+
+
+def main(arguments: list[str]) -> int:
+    now = README.read_text()
+    wanted = generated(now, rows())
+    if "--check" in arguments:
+        return int(now != wanted)
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""The verb `run`: a bundle acts in a simulator through `ewm_observe`, `ewm_plan` and `ewm_act`, and is filmed.
+
+A simulator is what `module:function` returns for a seed: `reset(seed)` and `step(action)` -> `{port: array}`, `goal`
+(`{port: array}`), `success`, `max_steps`, `period_s`; with `render(size_px)` -> (S, S, 3) uint8 the film shows that
+instead of the camera. Time in the loop is the simulator's own: a plan takes effect in the period it was asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import report, statistics
+from .errors import EdgewmError
+from .film import FILMED_EPISODES, Film
+from .judge.sides import Observation, Side, named, search
+from .manifest import Manifest, read_manifest
+from .program import Planner, Port
+
+Array = np.ndarray
+Progress = Callable[[str, float], None]
+
+
+class Step(NamedTuple):
+    """One control period: the action played (axes,), and how long the plan behind it took if one was made here."""
+
+    action: Array
+    plan_ms: float | None
+
+
+Policy = Callable[[Observation, int], Step]  # observation, period
+
+
+def world_of(env: str) -> Callable[[int], Any]:
+    """The simulator's maker: seed -> world. EdgewmError when there is no such thing."""
+    if env in ("reference", "tworoom"):
+        from .reference import world
+
+        return world.make
+    name, _, function = env.partition(":")
+    if not function:
+        raise EdgewmError(
+            f"no simulator {env!r}", "--env", "give reference, or module:function that makes one from a seed"
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(name), function)
+    except ModuleNotFoundError as fault:
+        raise EdgewmError(
+            f"no module named {fault.name}", env, "give module:function as Python would import it from here"
+        ) from fault
+    except AttributeError as fault:
+        raise EdgewmError(f"{name} has no {function!r}", env, "name a function of that module") from fault
+
+
+def play(world: Any, seed: int, policy: Policy) -> Iterator[tuple[Observation, Step]]:
+    """One episode, to success or its last period; yields after each period what was seen and done in it."""
+    observation = world.reset(seed)
+    for period in range(world.max_steps):
+        step = policy(observation, period)
+        seen, observation = observation, world.step(step.action)
+        yield seen, step
+        if world.success:
+            return
+
+
+def period_of(manifest: Manifest) -> int:
+    """The control period in ns."""
+    return round(1e9 / manifest.rate_hz)
+
+
+def compiled_policy(runtime: Any, clock: list[int], manifest: Manifest, goal: Observation, seed: int) -> Policy:
+    """What a robot does, through the C ABI: observe, plan every `commit_steps` periods, act.
+
+    `clock` holds the nanoseconds that `runtime` was given as its clock; it is moved here, a period at a time.
+    """
+    observations, goals = manifest.ports_of("observation"), manifest.ports_of("goal")
+    period_ns = period_of(manifest)
+    runtime.reset(seed)
+    runtime.set_goal(**named(goals, goal, observations))
+
+    def policy(observation: Observation, period: int) -> Step:
+        clock[0] = (period + 1) * period_ns  # 0 would be no time at all
+        runtime.observe(clock[0], **named(observations, observation, observations))
+        plan_ms = None
+        if period % manifest.planner.commit_steps == 0:
+            began = time.perf_counter()
+            runtime.plan()
+            plan_ms = 1e3 * (time.perf_counter() - began)
+        action, _ = runtime.act(clock[0])
+        return Step(action, plan_ms)
+
+    return policy
+
+
+def planning_policy(side: Side, planner: Planner, action: Port, goal: Observation, seed: int) -> Policy:
+    """The same loop around any side: plan every `commit_steps` periods, play the plan open loop between."""
+    rng = np.random.default_rng([0xF011, seed])
+    target = side.encode(goal)
+    axes = int(np.prod(action.shape))
+    shape = (planner.iterations, planner.samples, planner.horizon, planner.action_block * axes)
+    scale, offset = np.asarray(action.scale or (1.0,) * axes), np.asarray(action.offset or (0.0,) * axes)
+    chunk = np.empty((0, axes))
+
+    def policy(observation: Observation, period: int) -> Step:
+        nonlocal chunk
+        at, plan_ms = period % planner.commit_steps, None
+        if at == 0:
+            began = time.perf_counter()
+            z = side.encode(observation)
+            noise = rng.standard_normal(shape, np.float32)
+            mean = search(lambda candidates: side.score(z, target, candidates), planner, noise).mean
+            chunk = mean.reshape(-1, axes) * scale + offset
+            plan_ms = 1e3 * (time.perf_counter() - began)
+        played = np.clip(chunk[at], action.low, action.high) if (action.low, action.high) != (None, None) else chunk[at]
+        return Step(played.astype(np.float32), plan_ms)
+
+    return policy
+
+
+def run(
+    bundle: Path, *, env: str = "reference", episodes: int = 10, seed: int = 0, gif: Path | None = None,
+    threads: int | None = None, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Act in `episodes` fresh worlds; the figures, and a film of the first few episodes in `gif`.
+
+    Raises EdgewmError for a bundle or simulator that does not fit.
+    """
+    from .binding import Runtime
+
+    make, manifest, clock = world_of(env), read_manifest(bundle), [0]
+    _fits(make(seed), env, manifest)
+    film = Film(manifest) if gif else None
+    successes, plan_ms, periods = 0, [], []
+    with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
+        for i in range(episodes):
+            start = seed + i
+            world = make(start)
+            world.reset(start)
+            policy = compiled_policy(runtime, clock, manifest, world.goal, start)
+            count = 0
+            for count, (seen, step) in enumerate(play(world, start, policy), 1):
+                if step.plan_ms is not None:
+                    plan_ms.append(step.plan_ms)
+                if film and i < FILMED_EPISODES:
+                    film.add(world, seen, count, plan_ms[-1])
+            if film and i < FILMED_EPISODES:
+                film.hold(world.success)
+            successes += bool(world.success)
+            periods.append(count)
+            if progress:
+                progress("run", (i + 1) / episodes)
+        counts = runtime.stats()
+    if film and gif:
+        film.save(gif)
+    result = {
+        "schema_version": 1,
+        "bundle_sha256": manifest.sha256,
+        "env": env,
+        "episodes": episodes,
+        "successes": successes,
+        "wilson_95": list(statistics.wilson(successes, episodes)),
+        "periods": {"median": float(np.median(periods)), "max": int(max(periods))},
+        "plan_ms": {"p50": float(np.median(plan_ms)), "max": float(np.max(plan_ms)), "plans": len(plan_ms)},
+        "rate_hz": manifest.rate_hz,
+        "gif": str(gif) if gif else None,
+        "counts": counts,
+    }
+    report.add(bundle, "run", result)
+    return result
+
+
+def _fits(world: Any, env: str, manifest: Manifest) -> None:
+    """EdgewmError when the world does not show what the bundle wants to see, or runs at another rate."""
+    seen = world.reset(0)
+    for port in manifest.ports_of("observation"):
+        value = seen.get(port.name)
+        if value is None or np.size(value) != int(np.prod(port.shape)):
+            found = f"shape {np.shape(value)}" if value is not None else "nothing"
+            raise EdgewmError(
+                f"the simulator shows {found} on port {port.name!r}, the bundle wants {port.shape}", env,
+                "run the bundle in the world its model was trained for",
+            )  # fmt: skip
+    rate_hz = 1 / world.period_s
+    if abs(rate_hz - manifest.rate_hz) > 1e-6 * rate_hz:
+        raise EdgewmError(
+            f"the simulator runs at {rate_hz:g} Hz, the bundle at {manifest.rate_hz:g} Hz", env,
+            f"build with --rate-hz {rate_hz:g}",
+        )  # fmt: skip

@@ -1,0 +1,301 @@
+"""`edgewm build`: a model in, a bundle out. The steps are those of DESIGN's pipeline, one function each.
+
+The same input gives the same bytes: a bundle holds no time, host name or path. It is written beside its place and takes
+it in one rename, so that a build which is interrupted, or which runs out of disk, leaves what was there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import format as ewm
+from .arena import regions
+from .emit import emit, schedule_program
+from .errors import EdgewmError
+from .golden import record
+from .kernel import load as load_family
+from .ops import graph_flops
+from .passes import EXACT, LOWERING, run
+from .paths import KERNELS
+from .program import Planner, Program
+from .quantize import recipe_of
+from .schedule import Schedule
+from .target import Mode, Target, resolve
+from .toolchain import build_runtime
+
+Progress = Callable[[str, float], None]
+DEFAULT_RATE_HZ = 20.0
+
+
+def build(
+    model: str,
+    *,
+    target: str = "host",
+    mode: str | None = None,
+    rate_hz: float | None = None,
+    precision: str = "fp32",
+    planner: Mapping[str, int | None] | None = None,
+    heads: list[str] | None = None,
+    calibration: str | None = None,
+    place: str = "auto",
+    threads: int | None = None,
+    isa: str | None = None,
+    out: Path = Path("out"),
+    seed: int = 0,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
+
+    Raises EdgewmError, before anything is written, for whatever does not fit together.
+    """
+    begun = time.perf_counter()
+    say = progress or (lambda stage, done: None)
+    board, power = resolve(target, mode, isa)
+    _refuse_place(board, place)
+    if not dry_run:
+        check_out(out)
+    say("load", 0.0)
+    program, rate, files = capture(model, planner or {}, rate_hz, heads)
+    check_safe(program, board)
+    upstream = flops_of(program)
+    say("passes", 0.3)
+    program = run(program, EXACT)
+    exact = flops_of(program)
+    program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
+    say("schedule", 0.5)
+    cores = threads or power.cpu_cores or board.cpu.cores
+    manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
+    schedule = schedule_program(program, board.isa)
+    result = {
+        "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,
+        "bytes": None, "arena_bytes": schedule.arena_bytes + cores * schedule.scratch_bytes,
+        "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
+        "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
+        "weight_bytes": sum(a.nbytes for a in schedule.constants.values()), "place": "cpu",
+    }  # fmt: skip
+    if not dry_run:
+        say("compile", 0.55)
+        result |= write(program, schedule, manifest, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done))
+    say("done", 1.0)
+    return {**result, "seconds": round(time.perf_counter() - begun, 3)}
+
+
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def capture(model: str, overrides: Mapping[str, int | None], rate_hz: float | None, heads: list[str] | None) -> tuple[Program, float, dict[str, str]]:
+    """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it was read from."""
+    from . import models
+
+    loaded = models.load(model)
+    planner = with_overrides(loaded.planner, overrides)
+    missing = sorted(set(heads or []) - set(loaded.heads))
+    if missing:
+        raise EdgewmError(
+            f"the model has no head {', '.join(missing)}", "--heads",
+            f"choose of {', '.join(loaded.heads)}" if loaded.heads else "leave --heads out: this model has none",
+        )  # fmt: skip
+    kept = {name: loaded.heads[name] for name in heads or ()}
+    rate = rate_hz or next((p.rate_hz for p in loaded.ports if p.rate_hz), 0.0) or DEFAULT_RATE_HZ
+    return models.capture_model(replace(loaded, heads=kept), planner), rate, dict(loaded.files)
+
+
+def with_overrides(planner: Planner, overrides: Mapping[str, int | None]) -> Planner:
+    """The model's own planner with what the user asked for; fewer samples or actions pull elites and commitment along."""
+    given = {k: v for k, v in overrides.items() if v is not None}
+    merged = replace(planner, **given)
+    if "elites" not in given:
+        merged = replace(merged, elites=min(merged.elites, max(2, merged.samples // 8)))
+    if "commit_steps" not in given:
+        merged = replace(merged, commit_steps=min(merged.commit_steps, merged.horizon * merged.action_block))
+    return merged
+
+
+def check_safe(program: Program, board: Target) -> None:
+    """A robot's bundle needs to know what to do when there is nothing fresh to do (a declared safe action)."""
+    for port in program.ports:
+        if board.robot and port.kind == "action" and not port.safe:
+            raise EdgewmError(
+                f"the action port {port.name!r} declares no safe action",
+                f"building for {board.name}, a robot target",
+                f"declare safe=(...) of {port.shape[-1]} numbers in the model's action port, or build for host",
+            )
+
+
+def flops_of(program: Program) -> int:
+    """Operations of one plan, the products' two for each multiply-add."""
+    entry = program.entries.get("plan") or next(iter(program.entries.values()))
+    return graph_flops(entry)
+
+
+def calls_of(schedule: Schedule) -> int:
+    """Kernel calls written for the plan; those inside loops once."""
+    entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
+    return sum(len(region.calls) for region in regions(entry.steps))
+
+
+def manifest_of(
+    program: Program, board: Target, power: Mode, precision: str, rate: float, threads: int, seed: int, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the bundle says of itself, for people and tools: no path, no time, no host name."""
+    from . import __version__
+
+    host = {} if board.name != "host" else {"cpu": board.isa}
+    return {
+        "schema_version": 1, "edgewm": __version__, "target": board.name, "mode": power.name, "precision": precision,
+        "rate_hz": rate, "planner": asdict(program.planner), "ports": [asdict(p) for p in program.ports],
+        "threads": threads, "seed": seed, "model_sha256": dict(files), "isa": board.isa, "triple": board.zig_triple,
+        "runs": {name: "cpu" for name in program.entries}, **host,
+        "flops": {name: graph_flops(graph) for name, graph in program.entries.items()},
+        "log": [asdict(replace(line, seconds=0.0)) for line in program.log],
+    }  # fmt: skip
+
+
+def write(
+    program: Program, schedule: Schedule, manifest: Mapping, board: Target, out: Path, seed: int, say: Callable[[float], None]
+) -> dict[str, Any]:
+    """Emit, compile, record golden answers, and put the bundle in its place."""
+    with staging(out) as folder:
+        sections, paths = compile_bundle(program, schedule, manifest, board, folder)
+        say(0.5)
+        sections["golden"] = record(program, sections, board, seed, paths)
+        say(0.9)
+        (folder / "model.ewm").write_bytes(pack(sections, board, paths))
+        data = (folder / "model.ewm").read_bytes()
+        put(folder, out)
+    return {"bundle": str(out), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def target_name(board: Target) -> str:
+    """What file and library call the machine they are for."""
+    return f"{board.machine}-{board.isa}"
+
+
+def compile_bundle(
+    program: Program, schedule: Schedule, manifest: Mapping, board: Target, folder: Path
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The file's sections without golden answers, and the library, runner and header in `folder`."""
+    sections, source = emit(program, schedule, manifest)
+    kernels_sha256 = source.sha256()
+    text = source.text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
+    tiling = load_family("product").TILING[board.isa]
+    flags = ("-target", board.zig_triple, f"-mcpu={board.cpu.zig_cpu}", *tiling.defines)
+    build_runtime({"kernels.cc": text}, [KERNELS], flags=flags, folder=folder)
+    return sections, {"folder": folder, "kernels_sha256": kernels_sha256}
+
+
+def pack(sections: Mapping[str, bytes], board: Target, paths: Mapping[str, Any]) -> bytes:
+    return ewm.pack(sections, target_name(board), paths["kernels_sha256"])
+
+
+# ---------------------------------------------------------------------------------------------- the place on disk
+
+
+def _refuse_place(board: Target, place: str) -> None:
+    if place == "gpu":
+        raise EdgewmError(
+            "this build places every region on the CPU", f"--place gpu for {board.name}", "use --place cpu or auto"
+        )
+
+
+def check_out(out: Path) -> None:
+    """Refuse early a place that cannot take the bundle, or that holds something else."""
+    where = str(out)
+    if out.exists() and not out.is_dir():
+        raise EdgewmError("the output is a file", where, "give -o a directory")
+    if out.is_dir() and any(out.iterdir()) and not (out / "model.ewm").is_file():
+        raise EdgewmError("the output directory holds other files", where, "give -o an empty directory or an old bundle")
+    parent = out.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as fault:
+        raise EdgewmError(f"cannot write there: {fault.strerror}", where, "give -o a writable place") from fault
+
+
+class staging:
+    """A directory beside `out`, gone afterwards whatever happens; a full disk becomes an EdgewmError."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> Path:
+        for stale in self.out.resolve().parent.glob(f".{self.out.name}.building-*"):
+            if not _alive(stale.name.rpartition("-")[2]):
+                shutil.rmtree(stale, ignore_errors=True)
+        self.folder = self.out.resolve().parent / f".{self.out.name}.building-{os.getpid()}"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        return self.folder
+
+    def __exit__(self, kind: type | None, fault: BaseException | None, trace: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(fault, OSError):
+            raise EdgewmError(
+                f"writing failed: {fault.strerror}", str(self.out), "free some space or give -o another place; nothing was changed"
+            ) from fault
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
+
+
+def put(folder: Path, out: Path) -> None:
+    """`folder` becomes `out` in one step; what was there is removed after."""
+    for file in folder.iterdir():
+        _sync(file)
+    if not out.exists():
+        os.rename(folder, out)
+    elif not _exchange(folder, out):
+        aside = folder.with_name(folder.name + ".old")
+        os.rename(out, aside)
+        os.rename(folder, out)
+        shutil.rmtree(aside)
+    _sync(out.resolve().parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names atomically (renameat2, Linux 3.15); False where the file system cannot."""
+    at_fdcwd, rename_exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def compile(model: str, **options: Any) -> Path:
+    """`edgewm.compile(model, target=...)`: build, and where the bundle is."""
+    return Path(build(model, **options)["bundle"])
+
+
+def example_inputs(program: Program, entry: str, seed: int) -> dict[str, np.ndarray]:
+    """Drawn inputs of an entry, within their ports' ranges."""
+    rng = np.random.default_rng([seed, len(entry)])
+    found = {}
+    for name, leaf in program.entries[entry].inputs().items():
+        if leaf.dtype == "u8":
+            found[name] = rng.integers(0, 256, leaf.shape, np.uint8)
+        elif leaf.dtype in ("u32", "i32"):
+            found[name] = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
+        else:
+            found[name] = rng.standard_normal(leaf.shape).astype(np.float32)
+    return found

@@ -1,0 +1,115 @@
+"""The whole road, once: what `make demo` runs.
+
+The reference model is built for this machine (exact and in int8) and for Jetson AGX Orin, timed, judged and let loose
+in its own world. Everything is the public functions of edgewm: read it as an example.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .console import number, size, table
+from .errors import EdgewmError
+
+MODEL = "reference"
+TARGETS = {"host": ("host", "w8a8"), "host-fp32": ("host", "fp32"), "orin": ("orin", "w8a8")}
+RATE_HZ = 20.0  # the simulator's own period is 50 ms
+TICKS = 600  # half a minute
+CONTEXTS = 50
+EPISODES = 3
+
+Progress = Callable[[str, float], None]
+
+
+def _part(progress: Progress | None, name: str, start: float, share: float) -> Progress | None:
+    """The progress of one step as a share of the whole."""
+    if progress is None:
+        return None
+    return lambda stage, done: progress(f"{name}: {stage}", start + share * done)
+
+
+def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Build, profile, validate and run the reference model in `out`; the results by step, `passed` as `validate` says.
+
+    Raises EdgewmError where `out` cannot be written.
+    """
+    from .act import run
+    from .build import build
+    from .profile import profile
+    from .reference import PLANNER
+    from .validate import validate
+
+    begun = time.perf_counter()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise EdgewmError(f"cannot make the folder: {fault.strerror}", str(out), "give -o a writable folder") from fault
+
+    own = dict.fromkeys(("samples", "iterations", "elites", "horizon", "commit_steps"))
+    builds = {}
+    for i, (folder, (target, precision)) in enumerate(TARGETS.items()):
+        builds[folder] = build(
+            MODEL, target=target, mode=None, rate_hz=RATE_HZ, precision=precision, planner=own, heads=None,
+            calibration=None, place="auto", threads=None, isa=None, out=out / folder, seed=seed, dry_run=False,
+            progress=_part(progress, f"build {folder}", 0.1 * i, 0.1),
+        )  # fmt: skip
+    bundle, exact, film = out / "host", out / "host-fp32", out / "demo.gif"
+    paced = {"rate_hz": RATE_HZ, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
+    profiles = {
+        folder.name: profile(folder, ticks=TICKS, seed=seed, progress=_part(progress, "profile", at, 0.15), **paced)
+        for at, folder in ((0.3, bundle), (0.45, exact))
+    }
+    gates = validate(
+        bundle, against=MODEL, episodes=None, contexts=CONTEXTS, suite=["plan"], seed=seed,
+        progress=_part(progress, "validate", 0.6, 0.25),
+    )  # fmt: skip
+    seen = run(
+        bundle, env="reference", episodes=EPISODES, seed=seed, gif=film, progress=_part(progress, "act", 0.85, 0.15)
+    )
+    report = out / "report.html"
+    shutil.copyfile(bundle / "report.html", report)
+    return {
+        "passed": gates["passed"], "rate_hz": RATE_HZ, "planner": dict(PLANNER), "builds": builds, "profiles": profiles,
+        "validate": gates, "run": seen, "files": {"report": str(report), "gif": str(film), "bundle": str(bundle)},
+        "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
+def demo_table(result: dict[str, Any]) -> Table:
+    """The one table: what was promised, what it cost, what it is worth, and where to look."""
+    budget = result["planner"]
+    made = table("", "", "")
+    made.add_row("control rate", number(result["rate_hz"], "Hz"))
+    made.add_row(
+        "planner",
+        f"CEM, {budget['samples']} samples x {budget['horizon']} actions, {budget['iterations']} iterations, "
+        f"{budget['elites']} elites",
+    )
+    for folder, built in result["builds"].items():
+        weight = f"{size(built['bytes'])} + {size(built['arena_bytes'])} arena"
+        made.add_row(f"bundle {folder}", f"{built['target']}, {built['precision']}: {weight}")
+    for folder, timed in result["profiles"].items():
+        plan, late = timed["plan_ms"], timed["act_late_ms"]
+        made.add_row(f"{folder}: plan", f"p50 {number(plan['p50'], 'ms')}, p99 {number(plan['p99'], 'ms')}")
+        made.add_row(
+            f"{folder}: action late",
+            f"p99 {number(late['p99'], 'ms')}, {number(timed['misses'])} misses in {number(timed['ticks'])} periods",
+        )
+    plan = result["validate"].get("plan") or {}
+    for name, key in (
+        ("same ranking (least Spearman)", "spearman_min"), ("same elites", "elite_overlap"), ("plan regret", "regret"),
+    ):  # fmt: skip
+        made.add_row(name, number(plan.get(key), digits=4))
+    made.add_row("gates", {True: "passed", False: "FAILED", None: "not enough evidence"}[result["passed"]])
+    seen = result["run"]
+    made.add_row("acting", f"{number(seen.get('successes'))} of {number(seen.get('episodes'))} reached the goal")
+    for name, file in result["files"].items():
+        made.add_row(name, file)
+    made.add_row("took", number(result["seconds"], "s"))
+    return made

@@ -1,0 +1,59 @@
+"""Golden answers: recorded inputs and what each entry answers in canonical arithmetic, replayed wherever a bundle runs.
+
+By the arithmetic contract every target gives the same bits, so a bundle for this machine records them (the tests compare
+that bundle with the oracle); a board that answers otherwise is broken, and `edgewm-tick --golden` says so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import format as ewm
+from .binding import Runtime
+from .program import Program
+from .target import Target, resolve
+
+ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
+
+
+def record(program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]) -> bytes:
+    """Section `golden` for a file of these sections: one record for each entry worth replaying."""
+    from .build import compile_bundle, example_inputs, manifest_of, pack  # noqa: F401
+    from .emit import schedule_program
+
+    here, _ = resolve("host")
+    with tempfile.TemporaryDirectory(prefix="edgewm-golden-") as scratch:
+        folder = Path(paths["folder"])
+        same = board.machine == here.machine
+        if not same:  # a bundle of the same program for this machine
+            folder = Path(scratch)
+            made, paths = compile_bundle(program, schedule_program(program, here.isa), {}, here, folder)
+            (folder / "model.ewm").write_bytes(pack(made, here, paths))
+        else:
+            (folder / "model.ewm").write_bytes(pack(sections, board, paths))
+        names = [n for n in program.entries if n in ENTRIES or n.startswith("decode_")]
+        records = []
+        with Runtime(folder) as runtime:
+            for name in names:
+                inputs = example_inputs(program, name, seed)
+                records.append((name, inputs, runtime.run_entry(name, **inputs)))
+    return b"".join(ewm.golden_record(n, _by_port(sections, n, i, o)) for n, i, o in records)
+
+
+def _by_port(sections: Mapping[str, bytes], entry: str, inputs: Mapping, outputs: Mapping) -> list[tuple[int, np.ndarray]]:
+    entries = np.frombuffer(sections["entries"], ewm.ENTRY)
+    ports = np.frombuffer(sections["ports"], ewm.PORT)
+    indices = np.frombuffer(sections["entry_ports"], "<u4")
+    (row,) = (e for e in entries if e["name"].decode() == entry)
+    found = []
+    for index in indices[row["first_port"] : row["first_port"] + row["ports"]]:
+        port = ports[index]
+        name = port["name"].decode()
+        is_result = port["kind"] in (ewm.KINDS["result"], ewm.KINDS["action"])
+        found.append((int(index), (outputs if is_result else inputs)[name]))
+    return sorted(found, key=lambda f: ports[f[0]]["kind"] in (ewm.KINDS["result"], ewm.KINDS["action"]))

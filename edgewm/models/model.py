@@ -1,0 +1,47 @@
+"""What edgewm needs to know of a world model, whatever its family: data and four functions of the torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..program import Planner, Port
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained world model: upstream's torch module, functions that call it, ports, and its planner's defaults.
+
+    The functions take the module first, so that the same ones serve capture, the judge and comparisons in float64:
+    `encode(module, *observations)` -> z (1, latent), observations as their ports declare them, raw;
+    `predict(module, z (S, T, latent), actions (S, T, action))` -> the latent after the last one, (S, latent);
+    `score(module, z (history, latent), goal (1, latent), candidates (S, H, action))` -> cost (S,), upstream's rollout
+    and criterion; `heads[name](module, z (1, latent))` -> a reading of the latent.
+    `window` is the longest T, `action_dim` counts one model action (`planner.action_block` periods), `files` gives the
+    SHA-256 of each file read.
+    """
+
+    family: str
+    torch: torch.nn.Module
+    encode: Callable[..., Tensor]
+    predict: Callable[[torch.nn.Module, Tensor, Tensor], Tensor]
+    score: Callable[[torch.nn.Module, Tensor, Tensor, Tensor], Tensor]
+    latent_dim: int
+    action_dim: int
+    ports: tuple[Port, ...]
+    planner: Planner = field(default_factory=Planner)
+    window: int = 1
+    heads: Mapping[str, Callable[[torch.nn.Module, Tensor], Tensor]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def ports_of(self, kind: str) -> tuple[Port, ...]:
+        """The ports of one kind, in order; goal ports answer observation ports one by one."""
+        return tuple(p for p in self.ports if p.kind == kind)
+
+
+def example(port: Port) -> Tensor:
+    """A tensor as the port declares it, zeros."""
+    return torch.zeros(port.shape, dtype={"f32": torch.float32, "u8": torch.uint8, "i32": torch.int32}[port.dtype])

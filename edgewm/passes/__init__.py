@@ -1,0 +1,69 @@
+"""The pipeline: one ordered tuple, read from top to bottom; each step is `Program -> Program`.
+
+Exact steps change no value beyond rounding. `run` verifies the program before and after every step, measures what the
+step changed and writes the log; the steps themselves know nothing of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from ..ops import graph_flops
+from ..program import LogLine, Program, walk_graphs
+from ..spec import verify
+from .fold_constants import fold_constants
+from .fuse_kernels import fuse_kernels
+from .lift_reshapes import lift_reshapes
+from .prune_rows import prune_rows
+from .quantize_products import quantize_products
+from .share_rows import share_rows
+
+Step = Callable[[Program], Program]
+
+EXACT: tuple[Step, ...] = (
+    lift_reshapes,  # products over all rows at once, whatever batch dimensions upstream merged
+    prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
+    share_rows,  # what depends on one action alone, once for each action and not for each window it stands in
+    fold_constants,  # masks, positions, scales and random-number counters become weights
+)
+LOWERING: tuple[Step, ...] = (
+    quantize_products,  # by the recipe; the only step that changes values
+    fuse_kernels,  # cores from kernels/, neighbours absorbed
+)
+PIPELINE: tuple[Step, ...] = EXACT + LOWERING
+
+
+def run(program: Program, steps: Sequence[Step] = PIPELINE, on_step: Callable[[str], None] | None = None) -> Program:
+    """The program after `steps`, with one log line each. Raises EdgewmError naming node, rule and step on a bad one."""
+    verify(program, "capture")
+    for step in steps:
+        if on_step:
+            on_step(step.__name__)
+        began = time.monotonic()
+        after = step(program)
+        verify(after, step.__name__)
+        line = LogLine(
+            step=step.__name__,
+            nodes=(_nodes(program), _nodes(after)),
+            weight_bytes=(_bytes(program), _bytes(after)),
+            flops=(_flops(program), _flops(after)),
+            max_error=None,
+            seconds=time.monotonic() - began,
+        )
+        program = after.with_(log=(*program.log, line))
+    return program
+
+
+def _nodes(program: Program) -> int:
+    return sum(len(g.order()) for entry in program.entries.values() for g in walk_graphs(entry))
+
+
+def _bytes(program: Program) -> int:
+    read = {name for entry in program.entries.values() for name in entry.weights()}
+    return sum(program.weights[name].nbytes for name in read)
+
+
+def _flops(program: Program) -> int:
+    entry = program.entries.get("plan") or next(iter(program.entries.values()))
+    return graph_flops(entry)

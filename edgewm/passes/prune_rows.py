@@ -1,0 +1,135 @@
+"""Compute only the rows that somebody reads: a slice moves towards the leaves until rows are made.
+
+A predictor returns a latent for every token of its window and the planner reads the last; an encoder's last block serves
+one CLS token. Demand flows from the outputs to the leaves: where every reader of a value wants the same range of one
+axis, and the op makes those rows from the same rows of its sources, only they are computed. Keys and values of an
+attention are read by every query, so their demand is whole; its queries, projections and MLP shrink.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import expr as e
+from ..ops import TABLE, make
+from ..program import Graph, Node, Program
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A range of one axis."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+Demand = Rows | None  # None: all of it
+
+
+def prune_rows(program: Program) -> Program:
+    return program.with_(entries={name: prune(graph) for name, graph in program.entries.items()})
+
+
+def prune(graph: Graph) -> Graph:
+    nodes = graph.order()
+    demands = _demands(nodes, set(graph.outputs.values()))
+    new: dict[Node, Node] = {}
+
+    def read(source: Node, rows: Demand) -> Node:
+        """`source` (whose new node holds what it was asked for) cut to `rows`."""
+        held = demands[source]
+        if rows == held:
+            return new[source]
+        if held is not None:
+            raise AssertionError("a reader wants rows that its source was not asked for")
+        return e.narrow(new[source], rows.axis, rows.start, rows.stop)
+
+    for node in nodes:
+        rows = demands[node]
+        attrs = {k: prune(v) if isinstance(v, Graph) else v for k, v in node.attrs}
+        wanted = [_wanted(node, i, rows) for i in range(len(node.sources))] if _makes(node, rows) else None
+        if wanted is None:  # made whole, then cut
+            whole = _rebuilt(node, [read(s, _wanted(node, i, None)) for i, s in enumerate(node.sources)], attrs, None)
+            new[node] = whole if rows is None else e.narrow(whole, rows.axis, rows.start, rows.stop)
+        else:
+            sources = [read(s, w) for s, w in zip(node.sources, wanted, strict=True)]
+            new[node] = _rebuilt(node, sources, attrs, rows)
+    return Graph({name: new[node] for name, node in graph.outputs.items()})
+
+
+def _demands(nodes: list[Node], outputs: set[Node]) -> dict[Node, Demand]:
+    """What is asked of each node: a range when all its readers want that very range, else all of it."""
+    asked: dict[Node, set[Demand]] = {node: set() for node in nodes}
+    demands: dict[Node, Demand] = {}
+    for node in reversed(nodes):
+        wanted = asked[node]
+        rows = next(iter(wanted)) if len(wanted) == 1 and node not in outputs else None
+        demands[node] = rows
+        passed = rows if _makes(node, rows) else None
+        for i, source in enumerate(node.sources):
+            asked[source].add(_wanted(node, i, passed))
+    return demands
+
+
+def _makes(node: Node, rows: Demand) -> bool:
+    """Whether the op makes just these rows from rows of its sources."""
+    if rows is None:
+        return True
+    kind = TABLE[node.op].kind
+    if kind == "elementwise" or node.op in ("permute", "expand"):
+        return True
+    if kind == "reduction":
+        return rows.axis != node["axis"]
+    if node.op == "matmul":
+        return rows.axis < len(node.shape) - 1
+    if node.op == "slice":
+        return rows.axis == node["axis"]
+    if node.op == "concat":
+        return rows.axis != node["axis"]
+    if node.op == "reshape":
+        return _same_axis(node, rows.axis) is not None
+    return False
+
+
+def _wanted(node: Node, i: int, rows: Demand) -> Demand:
+    """What the op reads of its source i to make `rows` of its value."""
+    source = node.sources[i]
+    if node.op == "slice":
+        start, stop = (node["start"], node["stop"]) if rows is None else (node["start"] + rows.start, node["start"] + rows.stop)
+        return Rows(node["axis"], start, stop) if (start, stop) != (0, source.shape[node["axis"]]) else None
+    if rows is None:
+        return None
+    if node.op == "permute":
+        return Rows(node["axes"][rows.axis], rows.start, rows.stop)
+    if node.op == "reshape":
+        return Rows(_same_axis(node, rows.axis), rows.start, rows.stop)
+    if node.op == "matmul" and i == 1 and rows.axis == len(node.shape) - 2:
+        return None
+    axis = rows.axis - (len(node.shape) - len(source.shape))  # broadcast sources have fewer axes, or axes of length 1
+    if axis < 0 or source.shape[axis] != node.shape[rows.axis]:
+        return None
+    return Rows(axis, rows.start, rows.stop)
+
+
+def _same_axis(node: Node, axis: int) -> int | None:
+    """The source's axis that this axis of a reshape is, with the same length and the same elements before it."""
+    before = 1
+    for d in node.shape[:axis]:
+        before *= d
+    ahead = 1
+    for i, d in enumerate(node.sources[0].shape):
+        if ahead == before and d == node.shape[axis] and d > 1:
+            return i
+        ahead *= d
+    return None
+
+
+def _rebuilt(node: Node, sources: list[Node], attrs: dict, rows: Demand) -> Node:
+    if node.op == "slice":  # the source was cut to what this slice wants
+        return sources[0]
+    if rows is not None and node.op in ("reshape", "expand"):
+        shape = list(node.shape)
+        shape[rows.axis] = rows.stop - rows.start
+        return e.reshape(sources[0], shape) if node.op == "reshape" else e.expand(sources[0], shape)
+    return make(node.op, *sources, **attrs)

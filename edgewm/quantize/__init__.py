@@ -1,0 +1,53 @@
+"""Recipes: which weights are held how. Named tokens here, a JSON file for one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import EdgewmError
+from ..program import Graph, Program, walk_graphs
+
+NAMED = ("fp32", "w8a8")
+FORMATS = ("fp32", "w8a8")
+SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
+
+
+def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
+    """Weight name -> format. `w8a8` takes every product that candidates run through; what runs once a plan stays exact.
+
+    A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
+    """
+    if precision == "fp32":
+        return {}
+    if precision == "w8a8":
+        once = _products(program.entries["encode"]) if "encode" in program.entries else set()
+        often = {n for name, g in program.entries.items() if name != "encode" for n in _products(g)} - once
+        return {name: "w8a8" for name in sorted(often) if program.weights[name].shape[-2] >= SMALLEST_K}
+    return _from_file(program, Path(precision))
+
+
+def _products(graph: Graph) -> set[str]:
+    return {
+        node.sources[1]["name"]
+        for g in walk_graphs(graph)
+        for node in g.order()
+        if node.op == "matmul" and node.sources[1].op == "weight"
+    }
+
+
+def _from_file(program: Program, path: Path) -> Mapping[str, str]:
+    if not path.is_file():
+        raise EdgewmError(f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(NAMED)}, or a JSON file")
+    try:
+        recipe = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise EdgewmError(f"not JSON: {fault}", str(path), 'write {"weight name": "w8a8", ...}') from fault
+    products = set().union(*map(_products, program.entries.values()))
+    for name, kind in recipe.items():
+        if name not in products:
+            raise EdgewmError(f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them")
+        if kind not in FORMATS:
+            raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(FORMATS)}")
+    return {n: k for n, k in recipe.items() if k != "fp32"}

@@ -1,0 +1,104 @@
+"""The reference network: `torch_world.models.LeWM` on a small ViT, built from and loaded by a JSON config.
+
+build(config)      a fresh module            config["model"] names every size
+load(path)         config.json + weights.safetensors (fp16) -> eval mode, fp32
+normalise(pixels)  what the network eats: the exact preprocessing, also stated in config["preprocessing"]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_world.losses.sigreg import SIGReg
+from torch_world.models import LeWM
+from torch_world.nn import CLSEncoder
+
+from edgewm.errors import EdgewmError
+
+PREPROCESSING = {
+    "input": "uint8 HWC RGB 64x64",
+    "layout": "CHW",
+    "scale": 1.0 / 255.0,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "formula": "(pixels * scale - mean) / std, channels moved first",
+}
+
+MODEL = {
+    "family": "lewm",
+    "image_px": 64,
+    "patch_px": 8,
+    "embed_dim": 128,
+    "encoder": {"depth": 3, "num_heads": 8, "mlp_ratio": 2.0},
+    "predictor": {"depth": 3, "num_heads": 8, "head_dim": 16, "mlp_dim": 256},
+    "proj_dim": 256,
+    "history": 3,
+    "env_action_dim": 2,
+    "action_block": 5,
+    "sigreg": {"lamb": 0.09, "num_slices": 256},
+}
+
+
+def build(config: dict[str, Any]) -> LeWM:
+    """A freshly initialised model for `config["model"]`; one model action is `action_block` environment actions."""
+    m = config["model"]
+    encoder = CLSEncoder(m["image_px"], m["patch_px"], m["embed_dim"], **m["encoder"])
+    return LeWM(
+        encoder,
+        action_dim=m["action_block"] * m["env_action_dim"],
+        embed_dim=m["embed_dim"],
+        history=m["history"],
+        **m["predictor"],
+        proj_dim=m["proj_dim"],
+        dropout=0.0,
+        lamb=m["sigreg"]["lamb"],
+        sigreg=SIGReg(m["sigreg"]["num_slices"]),
+    )
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 `(..., 64, 64, 3)` to float32 `(..., 3, 64, 64)` in [-1, 1]."""
+    mean, std = (torch.tensor(PREPROCESSING[k], device=pixels.device) for k in ("mean", "std"))
+    return ((pixels.float() * PREPROCESSING["scale"] - mean) / std).movedim(-1, -3)
+
+
+def load(path: str | Path) -> LeWM:
+    """The trained model in `path`, in eval mode, fp32, every weight accounted for."""
+    path = Path(path)
+    for name in ("config.json", "weights.safetensors"):
+        if not (path / name).is_file():
+            raise EdgewmError(f"no {name}", str(path), "give a directory that edgewm.reference.train wrote")
+    model = build(json.loads((path / "config.json").read_text()))
+    found, wanted = load_file(path / "weights.safetensors"), shipped_weights(model)
+    where = str(path / "weights.safetensors")
+    for what, names in (("missing", wanted.keys() - found.keys()), ("unexpected", found.keys() - wanted.keys())):
+        if names:
+            raise EdgewmError(
+                f"{what} weight {sorted(names)[0]} ({len(names)} in all)",
+                where,
+                "export the weights again, or use the config.json they were trained with",
+            )
+    for name, w in found.items():
+        if w.shape != wanted[name].shape:
+            raise EdgewmError(
+                f"weight {name} has shape {tuple(w.shape)}, config.json asks for {tuple(wanted[name].shape)}",
+                where,
+                "use the config.json the weights were trained with",
+            )
+    model.load_state_dict({k: w.float() for k, w in found.items()}, strict=False)
+    return model.eval().requires_grad_(False)
+
+
+def shipped_weights(model: LeWM) -> dict[str, Tensor]:
+    """What inference needs, in fp16: no training loss, no counters."""
+    state = model.state_dict().items()
+    return {k: v.half().contiguous().cpu() for k, v in state if not k.startswith("sigreg.") and v.is_floating_point()}
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,283 @@
+"""report.html and report.json beside a bundle: what it is, what the clock and the judge said, and what it imagines.
+
+Each verb adds its part (`add`); parts measured on other bytes are dropped. The page holds everything it shows: no
+script, no font, no link.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import charts
+from .errors import EdgewmError
+from .manifest import Manifest, read_manifest
+from .page import STYLE
+
+SCHEMA_VERSION = 1
+PARTS = ("profile", "validate", "run", "futures")
+Parts = Mapping[str, Any]
+
+
+def add(bundle: Path, part: str, result: Mapping[str, Any]) -> Path:
+    """Put one part (of PARTS) into the bundle's report; its page's path. EdgewmError where it cannot be written."""
+    bundle = Path(bundle)
+    manifest = read_manifest(bundle)
+    file = bundle / "report.json"
+    old = json.loads(file.read_text()) if file.is_file() else {}
+    kept = {k: old[k] for k in PARTS if k in old and old.get("bundle_sha256") == manifest.sha256}
+    parts = {**kept, part: dict(result)}
+    made = {"schema_version": SCHEMA_VERSION, "bundle_sha256": manifest.sha256, **parts}
+    _write(file, json.dumps(made, indent=1, allow_nan=False) + "\n")
+    return _write(bundle / "report.html", page(manifest, parts))
+
+
+def _write(file: Path, text: str) -> Path:
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+    except OSError as fault:
+        beside.unlink(missing_ok=True)
+        raise EdgewmError(
+            f"the report cannot be written: {fault.strerror}", str(file), "make the bundle directory writable"
+        ) from fault
+    return file
+
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+def page(manifest: Manifest, parts: Parts) -> str:
+    """The whole page as one text."""
+    sections = [
+        head(manifest, parts),
+        imagined(parts.get("futures")),
+        clock(parts.get("profile"), manifest),
+        judge(parts.get("validate")),
+        acting(parts.get("run")),
+        provenance(manifest, parts),
+    ]
+    title = f"{manifest.raw.get('family', 'world model')} on {manifest.target}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def head(manifest: Manifest, parts: Parts) -> str:
+    p = manifest.planner
+    budget = f"{p.samples} samples × {p.iterations} iterations × {p.horizon} actions, {p.elites} elites"
+    facts = {
+        "target": f"{manifest.target}, {manifest.mode}",
+        "precision": manifest.precision,
+        "planner": f"{p.kind.upper()}: {budget}",
+        "control rate": f"{manifest.rate_hz:g} Hz",
+        "plays": f"{p.commit_steps} of the {p.horizon * p.action_block} periods it plans",
+        "model.ewm": f"sha256 {manifest.sha256[:16]}…",
+    }
+    rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
+    return f"<header><h1>A world model, compiled</h1>{verdict(parts)}<dl>{rows}</dl></header>"
+
+
+def verdict(parts: Parts) -> str:
+    """One sentence a person can act on."""
+    found = parts.get("validate")
+    if found is None:
+        state, words = "none", "Not judged yet: nothing says that it plans like the full model."
+    else:
+        gates = found["gates"]
+        failed = [g["name"].replace("_", " ") for g in gates if g["passed"] is False]
+        state = {True: "good", False: "bad", None: "none"}[found["passed"]]
+        words = {
+            True: f"It plans like the full model: all {len(gates)} gates passed.",
+            False: f"It does not plan like the full model: {', '.join(failed)} failed.",
+            None: "Not enough evidence to say whether it plans like the full model.",
+        }[found["passed"]]
+    timed = parts.get("profile")
+    if timed:
+        words += " " + _clock_sentence(timed)
+    return f'<p class="verdict {state}">{escape(words)}</p>'
+
+
+def _clock_sentence(timed: Mapping[str, Any]) -> str:
+    plan = timed["plan_ms"]
+    which, value = next(((k, plan[k]) for k in ("p99", "p50", "max") if plan.get(k) is not None), ("", None))
+    missed = f"{timed['misses']} of {timed['ticks']:,} periods missed at {timed['rate_hz']:g} Hz"
+    return missed + "." if value is None else f"A plan takes {_words(which)} {charts.short(value)} ms; {missed}."
+
+
+def _words(quantile: str) -> str:
+    return {"p99": "at p99 at most", "p50": "at the median at most", "max": "at most (seen)"}[quantile]
+
+
+def imagined(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    names = {"real": "what came", "full": "full model imagined", "compressed": "this bundle imagined"}
+    columns = len(found["seconds"])
+    times = "".join(f"<span>{'now' if s == 0 else f'+{s:g} s'}</span>" for s in found["seconds"])
+    body = f'<div class="times" style="--n:{columns}"><b></b>{times}</div>'
+    for key, name in names.items():
+        frames = "".join(
+            f'<img alt="{name}, step {i}" src="data:image/png;base64,{p}">' for i, p in enumerate(found[key])
+        )
+        body += f'<div class="film {key}" style="--n:{columns}"><b>{name}</b>{frames}</div>'
+    return (
+        "<section><h2>What it imagines</h2><p>From the first picture alone, under the same actions. A latent is shown "
+        f"as the picture, out of a gallery of this scene, whose latent lies nearest.</p>{body}</section>"
+    )
+
+
+def clock(timed: Mapping[str, Any] | None, manifest: Manifest) -> str:
+    if timed is None:
+        return "<section><h2>The clock</h2><p class='none'>Not profiled yet.</p></section>"
+    period = 1e3 / timed["rate_hz"]
+    budget = period * manifest.planner.commit_steps
+    plan, late = timed["plan_ms"], timed["act_late_ms"]
+    rows = ""
+    for name, key in (
+        ("a plan takes", "plan_ms"),
+        ("an action is late by", "act_late_ms"),
+        ("a plan's age", "plan_age_ms"),
+    ):
+        cells = "".join(f"<td>{_ms(timed[key].get(q))}</td>" for q in ("p50", "p99", "p999", "max"))
+        rows += f"<tr><th>{name}</th>{cells}</tr>"
+    needs = "; ".join(
+        f"{_quantile(k)} needs {v['needs']:,} (has {v['samples']:,})" for k, v in timed["withheld"].items()
+    )
+    upper = timed["miss_rate_upper"]
+    fraction = timed.get("peak_fraction")
+    notes = [
+        f"Measured here, paced at {timed['rate_hz']:g} Hz, {timed['ticks']:,} periods, {timed['threads']} thread"
+        f"{'s' if timed['threads'] != 1 else ''}.",
+        f"Missed {timed['misses']}: at most {charts.short(100 * upper)} % of periods with 95 % confidence.",
+        "Quantiles are upper 95 % bounds counted from the intended release; max is the largest seen.",
+        f"{charts.short(timed['plans_per_s'])} plans a second." if timed.get("plans_per_s") else "",
+        f"{100 * fraction:.0f} % of this machine's measured peak." if fraction else "",
+        f"Withheld: {needs}." if needs else "",
+    ]
+    shown = timed["histograms"]
+    cards = card(
+        "Time of a plan",
+        charts.histogram(shown["plan_ms"], _marks(plan, ("to the next plan", budget)), "ms, logarithmic"),
+    ) + card(
+        "Lateness of an action",
+        charts.histogram(shown["act_late_ms"], _marks(late, ("period", period)), "ms, logarithmic"),
+    )
+    spent = [(k, v) for k, v in timed.get("stages", {}).items() if v >= 0.005][:10]
+    if spent:
+        cards += card("Where a plan's time goes", charts.shares(spent))
+    return (
+        "<section><h2>The clock</h2><table class='figures'><tr><th></th><th>p50</th><th>p99</th><th>p99.9</th>"
+        f"<th>max</th></tr>{rows}</table><p class='note'>{escape(' '.join(n for n in notes if n))}</p>"
+        f"<div class='cards'>{cards}</div></section>"
+    )
+
+
+def _quantile(key: str) -> str:
+    """`plan_ms.p999` in words."""
+    name, which = key.split(".")
+    words = {"plan_ms": "plan time", "act_late_ms": "lateness", "plan_age_ms": "plan age"}
+    return f"{which.replace('p999', 'p99.9')} of {words[name]}"
+
+
+def _marks(found: Mapping[str, float | None], deadline: tuple[str, float]) -> list[tuple[str, float, str]]:
+    marks = [(k, found[k], "quantile") for k in ("p50", "p99") if found.get(k) is not None]
+    return [*marks, (*deadline, "deadline")]
+
+
+def _ms(value: float | None) -> str:
+    return "<span class='faint'>withheld</span>" if value is None else f"{charts.short(value)} ms"
+
+
+def judge(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "<section><h2>The judge</h2><p class='none'>Not validated yet.</p></section>"
+    rows = "".join(_gate(g) for g in found["gates"])
+    table = f"<table class='gates'><tr><th>gate</th><th>value</th><th>limit</th><th></th></tr>{rows}</table>"
+    cards = ""
+    plan, horizon, loop = (found.get(k) for k in ("plan", "horizon", "closed_loop"))
+    if plan:
+        dots = plan["scatter"]
+        cards += card(
+            "The same ranking? Candidate costs in the worst context",
+            charts.scatter(
+                dots["full"], dots["compressed"], dots["part"], "cost under the full model", "under this bundle"
+            ),
+            "<i class='key part0'></i> drawn blindly <i class='key part1'></i> halfway "
+            "<i class='key part2'></i> last iteration",
+        )
+        drift = plan["drift_by_step"]
+        cards += card(
+            "Drift: the two models' latents apart",
+            charts.lines([("drift", drift, "compressed")], range(len(drift)), "model actions ahead", "share of spread"),
+        )
+    if horizon:
+        curves = [
+            ("full", horizon["full_error_by_step"], "full"),
+            ("bundle", horizon["compressed_error_by_step"], "compressed"),
+        ]
+        cards += card(
+            "Error against real futures",
+            charts.lines(curves, range(len(curves[0][1])), "model actions ahead", "share of spread"),
+        )
+    if loop:
+        both = [("full", loop["full"], "full"), ("bundle", loop["compressed"], "compressed")]
+        drawn = charts.intervals([(n, s["successes"] / s["episodes"], *s["wilson_95"], css) for n, s, css in both])
+        counts = ", ".join(f"{n} {s['successes']}/{s['episodes']}" for n, s, _ in both)
+        cards += card("Success in closed loop, same starts", drawn, f"{counts}; 95 % Wilson intervals")
+    against = escape(str(found.get("against", "the full model")))
+    other = "" if found.get("same_weights", True) else " The bundle was built from other weights than this model's."
+    return (
+        f"<section><h2>The judge</h2><p>Against <b>{against}</b>, on the same noise.{other}</p>{table}"
+        f"<div class='cards'>{cards}</div></section>"
+    )
+
+
+def _gate(g: Mapping[str, Any]) -> str:
+    state, word = {True: ("good", "passed"), False: ("bad", "failed"), None: ("none", "undecided")}[g["passed"]]
+    sign = "≥" if g["direction"] == "at_least" else "≤"
+    value = "not a number" if g["value"] is None else f"{g['value']:.4g}"
+    note = f"<br><em>{escape(g['note'])}</em>" if g.get("note") else ""
+    return (
+        f"<tr><td><b>{escape(g['name'].replace('_', ' '))}</b><small>{escape(g['meaning'])}{note}</small></td>"
+        f"<td>{value}</td><td>{sign} {g['limit']:.3g}</td><td class='{state}'>{word}</td></tr>"
+    )
+
+
+def acting(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["wilson_95"]
+    return (
+        f"<section><h2>Acting</h2><p>{found['successes']} of {found['episodes']} episodes reached the goal in "
+        f"<b>{escape(found['env'])}</b> (95 % interval {100 * low:.0f} to {100 * high:.0f} %), planning in "
+        f"{charts.short(found['plan_ms']['p50'])} ms at the median.</p></section>"
+    )
+
+
+def provenance(manifest: Manifest, parts: Parts) -> str:
+    machine = (parts.get("profile") or {}).get("environment") or {}
+    known = {k: v for k, v in machine.items() if v is not None}
+    unknown = [k.replace("_", " ") for k, v in machine.items() if v is None]
+    rows = "".join(
+        f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items()
+    )
+    lacks = f"<p class='note'>Not told by this machine: {escape(', '.join(unknown))}.</p>" if unknown else ""
+    where = f"<h2>Where it was measured</h2><dl>{rows}</dl>{lacks}" if machine else ""
+    return f"<footer>{where}<p class='note'>Bound to model.ewm, sha256 <code>{manifest.sha256}</code>.</p></footer>"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{v:.3g}" for v in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def card(title: str, drawing: str, key: str = "") -> str:
+    below = f"<figcaption>{key}</figcaption>" if key else ""
+    return f"<figure><h3>{escape(title)}</h3>{drawing}{below}</figure>"

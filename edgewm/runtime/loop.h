@@ -1,0 +1,84 @@
+// One robot's state, all of it inside the caller's arena.
+#pragma once
+#include "handoff.h"
+#include "kernel.h"
+#include "model.h"
+#include "threads.h"
+
+namespace ewm {
+
+// What an observation slot begins with; the data follow.
+struct alignas(64) Observed {
+  uint64_t stamp_ns;
+  uint32_t epoch;  // of the reset it came after
+  int32_t error;   // EWM_OK, or why it was refused
+};
+
+// One plan's actions in the robot's units: `periods` rows of the port's axes follow.
+struct alignas(64) Chunk {
+  uint64_t generation, stamp_ns;
+  uint32_t epoch, periods;
+};
+
+// What is kept of one port between plans.
+struct Kept {
+  Handoff observed;  // OBSERVATION
+  char* value;       // GOAL, NOISE, STATE
+  bool given;        // GOAL, NOISE: has been set
+};
+
+// One run of an entry, shared by the threads.
+struct Job {
+  const Entry* entry;
+  uint64_t deadline_ns;  // 0: none
+  uint64_t longest_ns;   // round of the anytime loop
+  uint64_t round_began_ns;
+  uint32_t iterations, of;
+  // Whether a loop is left, written by thread 0 before the barrier that opens each round; two by turns, as it may
+  // decide the next one while another thread has yet to read this one.
+  uint32_t leave[2];
+};
+
+// What `ewm_act` remembers; only its thread looks in here.
+struct Player {
+  const Chunk* chunk;   // nullptr: none since the reset
+  uint64_t release_ns;  // when its first action was due
+  uint64_t generation, last_ns;
+  uint32_t epoch;
+  bool acted, known, stopped;  // known: `last` holds an action
+  float last[16];
+};
+
+}  // namespace ewm
+
+struct ewm_loop {
+  const ewm_model* model;
+  ewm_options options;
+  char* arena;
+  char* scratch;
+  uint64_t scratch_stride;
+  ewm::Kept* kept;  // by port
+  ewm::Handoff chunks;
+  ewm::Team team;
+  ewm::Job job;
+  ewm::Player player;
+  uint64_t generation;  // of the last published chunk
+  uint32_t epoch;       // raised by each reset
+  uint64_t* step_ns;
+  uint64_t* call_ns;
+  ewm_counts counts;
+};
+
+namespace ewm {
+
+inline void count(uint64_t& n, uint64_t by = 1) { __atomic_add_fetch(&n, by, __ATOMIC_RELAXED); }
+uint64_t clock_ns(const ewm_loop& loop);  // the loop's own clock
+
+// Runs an entry whose input ports lie in the arena; on all threads, to the end.
+void run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns);
+// Index of the first of the entry's f32 outputs that is not finite; EWM_NONE where all are.
+uint32_t non_finite_output(const ewm_loop& loop, const Entry& entry);
+inline const Entry& plan_entry(const ewm_loop& loop) { return loop.model->entries[loop.model->sizes->plan_entry]; }
+inline const Port& action_port(const ewm_loop& loop) { return loop.model->ports[loop.model->action_port]; }
+
+}  // namespace ewm

@@ -1,0 +1,44 @@
+"""What must hold of a Program, at every stage. A failure names the entry, the node, the rule and the step before it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import arithmetic  # noqa: F401  (fills the table's transcendental rows)
+from .errors import EdgewmError
+from .ops import NUMPY, TABLE
+from .program import Graph, Program, walk_graphs
+
+
+def verify(program: Program, step: str) -> None:
+    """Raises EdgewmError unless every rule below holds for every node of every entry."""
+    for name, entry in program.entries.items():
+        for graph in walk_graphs(entry):
+            _verify_graph(program, graph, f"entry {name!r}, after {step}")
+    for name, array in program.weights.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise EdgewmError(
+                f"weight {name!r} holds NaN or Inf", f"weights, after {step}", "train or export the checkpoint again"
+            )
+
+
+def _verify_graph(program: Program, graph: Graph, where: str) -> None:
+    for node in graph.order():
+        row = TABLE.get(node.op)
+        if row is None:
+            _broken(node, "every op is a row of the table", where)
+        attrs = dict(node.attrs)
+        if row.kind == "leaf" and node.op != "const":
+            if node.op == "weight":
+                array = program.weights.get(attrs["name"])
+                if array is None:
+                    _broken(node, f"weight {attrs['name']!r} is in the program's weights", where)
+                if array.shape != node.shape or array.dtype != NUMPY[node.dtype]:
+                    _broken(node, f"weight {attrs['name']!r} is {array.dtype}{list(array.shape)}", where)
+            continue
+        if row.rule(attrs, *node.sources) != (node.shape, node.dtype):
+            _broken(node, "shape and dtype follow from the op's rule", where)
+
+
+def _broken(node, rule: str, where: str) -> None:
+    raise EdgewmError(f"{node!r} breaks a rule: {rule}", where, "this is a fault of the step named; report it")

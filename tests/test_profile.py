@@ -1,0 +1,225 @@
+"""The clock prints only what its sample supports, and sees planted stalls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import stat
+import sys
+
+import numpy as np
+import pytest
+
+from edgewm import format as ewm_format
+from edgewm import profile as verb
+from edgewm.errors import EdgewmError
+from edgewm.program import Planner
+
+MILLI = 1_000_000
+
+
+def bucket_top(x: int) -> int:
+    """As runtime/histogram.h: 64 linear buckets for each power of two."""
+    if x < 64:
+        return x
+    shift = x.bit_length() - 7
+    return (((x >> shift) + 1) << shift) - 1
+
+
+def as_histogram(values_ns) -> dict:
+    values = [int(v) for v in values_ns]
+    tops, counts = np.unique([bucket_top(v) for v in values], return_counts=True)
+    return {
+        "count": len(values), "min": min(values, default=0), "max": max(values, default=0),
+        "buckets": [[int(t), int(c)] for t, c in zip(tops, counts, strict=True)],
+    }  # fmt: skip
+
+
+def tick(late_ns, plan_ns=(), age_ns=(), misses=0, **more) -> dict:
+    late = list(late_ns)
+    return {
+        "ticks": len(late), "misses": misses, "plans": len(list(plan_ns)), "plans_per_s": 20.0,
+        "first_plan_ns": 9 * MILLI, "act_late_ns": as_histogram(late), "plan_ns": as_histogram(plan_ns),
+        "plan_age_ns": as_histogram(age_ns),
+        "stats": {}, "memory_locked": True, "mode": "async", "plan_error": 0, "calls": [], "steps": [], **more,
+    }  # fmt: skip
+
+
+def test_the_fields_of_the_interface():
+    rng = np.random.default_rng(0)
+    found = verb.summarise(
+        tick(rng.lognormal(11, 0.5, 5000), rng.lognormal(16, 0.1, 5000), rng.lognormal(17, 0.1, 5000))
+    )
+    for key in ("act_late_ms", "plan_ms", "plan_age_ms"):
+        values = [found[key][q] for q in ("p50", "p99", "p999", "max")]
+        assert values == sorted(values) and values[0] > 0
+    assert found["misses"] == 0 and found["miss_rate_upper"] == pytest.approx(3 / 5000, rel=0.01)
+    assert found["withheld"] == {} and found["independence"] == "assumed"
+    json.dumps(found, allow_nan=False)
+
+
+def test_bounds_lie_above_the_truth_and_close_to_it():
+    rng, misses = np.random.default_rng(1), 0
+    truth = float(np.exp(13 + 0.5 * 2.3263478740408408)) / 1e6
+    for _ in range(60):
+        found = verb.summarise(tick(rng.lognormal(13, 0.5, 1000)))["act_late_ms"]["p99"]
+        misses += found < truth
+        assert found < 2 * truth
+    assert misses <= 8  # of 60 at a nominal 3
+
+
+@pytest.mark.parametrize(
+    ("n", "printed"),
+    [(5, {"p50"}), (298, {"p50"}), (299, {"p50", "p99"}), (2994, {"p50", "p99"}), (2995, {"p50", "p99", "p999"})],
+)
+def test_a_quantile_is_withheld_below_the_samples_it_needs(n, printed):
+    found = verb.summarise(tick(np.full(n, MILLI)))
+    assert {k for k in verb.QUANTILES if found["act_late_ms"][k] is not None} == printed
+    for key in set(verb.QUANTILES) - printed:
+        note = found["withheld"][f"act_late_ms.{key}"]
+        assert note["samples"] == n and note["needs"] in (299, 2995)
+
+
+def test_no_samples_at_all():
+    found = verb.summarise(tick([MILLI] * 10))
+    assert found["plan_ms"] == dict.fromkeys(("p50", "p99", "p999", "max"))
+    assert found["withheld"]["plan_ms.p50"]["needs"] == 5
+
+
+def test_a_stall_counts_against_every_period_it_delays():
+    period, n = MILLI, 10_000  # 1 kHz
+    late = [50_000] * n
+    for k in range(100):  # one stall of 100 ms
+        late[5000 + k] = (100 - k) * period
+    found = verb.summarise(tick(late, misses=sum(v >= period for v in late)))
+    assert found["misses"] == 100 and found["act_late_ms"]["p999"] > 80 and found["act_late_ms"]["max"] == 100.0
+    naive = [50_000] * n
+    naive[5000] = 100 * period  # control: one execution time
+    assert verb.summarise(tick(naive))["act_late_ms"]["p999"] < 0.1
+
+
+def test_a_kept_series_that_repeats_itself_is_worth_less():
+    values = np.repeat(np.random.default_rng(2).lognormal(12, 1, 400), 10)
+    one = tick(values)
+    one["act_late_ns"]["series"] = values.tolist()
+    found = verb.summarise(one)
+    assert verb.summarise(tick(values))["act_late_ms"]["p999"] is not None
+    assert found["act_late_ms"]["p999"] is None and found["independence"] == "measured"
+    assert found["withheld"]["act_late_ms.p999"]["worth"] < 1000
+    assert found["miss_rate_upper"] > 3 / 2000
+
+
+def test_shares_by_kernel():
+    calls = [
+        {"call": 0, "kernel": "product", "ns": 60},
+        {"call": 1, "kernel": "map", "ns": 10},
+        {"call": 2, "kernel": "product", "ns": 10},
+    ]
+    found = verb.stages(tick([1], calls=calls, steps=[{"step": 0, "ns": 100}]))
+    assert list(found.items()) == [("product", 0.7), ("barriers", 0.2), ("map", 0.1)]
+    assert verb.stages(tick([1])) == {}
+
+
+def test_slo():
+    assert verb.parse_slo("p99=20ms") == ("p99", 20.0)
+    assert verb.parse_slo("p99.9=1.5s") == ("p999", 1500.0)
+    assert verb.parse_slo("max=300us") == ("max", pytest.approx(0.3))
+    assert verb.parse_slo(None) is None
+    with pytest.raises(EdgewmError, match="no bound 'p99<3'"):
+        verb.parse_slo("p99<3")
+
+
+def test_environment_says_what_it_cannot_tell():
+    found = verb.environment()
+    assert found["cores"] >= 1 and found["machine"] == platform.machine()
+    assert {"governor", "kernel", "clock_source", "load_average", "preempt_rt"} <= found.keys()
+
+
+def test_hogs_run_and_end():
+    with verb.hogs("cpu"):
+        pass
+    with pytest.raises(EdgewmError, match="no load 'disk'"), verb.hogs("disk"):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------- whole runs
+
+
+ELF = {"x86_64": 0x3E, "aarch64": 0xB7}
+
+
+def write_bundle(folder, runner: str, machine: str = platform.machine()):
+    """A bundle with a runner of our own."""
+    manifest = {
+        "target": "host", "mode": "AS_IS", "precision": "fp32", "rate_hz": 50.0, "threads": 1, "ports": [],
+        "planner": dataclasses.asdict(Planner()),
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "model.ewm").write_bytes(ewm_format.pack({"manifest": json.dumps(manifest).encode()}, "t", bytes(32)))
+    (folder / "libedgewm.so").write_bytes(b"\x7fELF" + bytes(14) + ELF[machine].to_bytes(2, "little") + bytes(8))
+    program = folder / "edgewm-tick"
+    program.write_text(f"#!{sys.executable}\n{runner}")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+TALKING = """import json, sys
+print(json.dumps({answer}))
+json.dump(sys.argv[1:], open(__file__ + ".seen", "w"))
+"""
+
+
+def test_a_whole_profile(tmp_path):
+    answer = tick([40_000] * 400, [7 * MILLI] * 200, [9 * MILLI] * 400)
+    answer["calls"] = [{"call": 0, "kernel": "product", "ns": 5}]
+    bundle = write_bundle(tmp_path / "out", TALKING.replace("{answer}", repr(answer)))
+    seen = []
+    found = verb.profile(bundle, ticks=400, slo="p50=10ms", progress=lambda stage, done: seen.append(done))
+    assert found["plan_ms"]["p50"] == pytest.approx(7.0, rel=1 / 64) and found["slo_met"] is True
+    assert found["plan_ms"]["p99"] is None and found["act_late_ms"]["p99"] == 0.04
+    assert found["stages"] == {"product": 1.0} and found["rate_hz"] == 50.0 and found["device"] == "local"
+    assert (bundle / "report.html").is_file() and json.loads((bundle / "report.json").read_text())["profile"]
+    arguments = json.loads((bundle / "edgewm-tick.seen").read_text())
+    assert arguments[1:3] == ["--rate-hz", "50.0"] and "--kernels" in arguments
+    assert verb.profile(bundle, ticks=400, slo="p50=5ms")["slo_met"] is False
+    assert verb.profile(bundle, ticks=400, slo="p99=50ms")["slo_met"] is None
+
+
+def test_load_is_measured_apart(tmp_path):
+    bundle = write_bundle(tmp_path / "out", TALKING.replace("{answer}", repr(tick([40_000] * 400, [MILLI] * 50))))
+    found = verb.profile(bundle, ticks=400, load="cpu")
+    assert found["loaded"]["load"] == "cpu" and found["loaded"]["plan_ms"]["p50"] > 0
+
+
+def test_refusals(tmp_path):
+    bundle = write_bundle(tmp_path / "out", "")
+    with pytest.raises(EdgewmError, match="profile runs on this machine") as fault:
+        verb.profile(bundle, device="ssh://me@robot")
+    assert fault.value.fix == "copy the bundle and run edgewm-tick there"
+    with pytest.raises(EdgewmError, match=r"no model\.ewm"):
+        verb.profile(tmp_path)
+    other = next(m for m in ELF if m != platform.machine())
+    with pytest.raises(EdgewmError, match=f"the bundle is for {other}, this machine is {platform.machine()}"):
+        verb.profile(write_bundle(tmp_path / "foreign", "", other))
+    bare = write_bundle(tmp_path / "bare", "")
+    (bare / "libedgewm.so").unlink()
+    with pytest.raises(EdgewmError, match=r"no libedgewm\.so"):
+        verb.profile(bare)
+
+
+def test_the_runners_own_words_come_through(tmp_path):
+    words = "error: CPU lacks avx512\\n  where: libedgewm.so\\n  fix: build with --isa avx2\\n"
+    failing = write_bundle(tmp_path / "a", f'import sys; sys.stderr.write("{words}"); sys.exit(2)')
+    with pytest.raises(EdgewmError, match="CPU lacks avx512") as fault:
+        verb.profile(failing)
+    assert fault.value.fix == "build with --isa avx2"
+    with pytest.raises(EdgewmError, match="edgewm-tick ended with status 3"):
+        verb.profile(write_bundle(tmp_path / "b", "import sys; sys.exit(3)"))
+    late = tick([1] * 10, plan_error=400)
+    with pytest.raises(EdgewmError, match="a plan failed with error 400"):
+        verb.profile(write_bundle(tmp_path / "c", TALKING.replace("{answer}", repr(late))))
+    broken = write_bundle(tmp_path / "d", "")
+    (broken / "edgewm-tick").chmod(0o644)
+    with pytest.raises(EdgewmError, match="the runner does not start"):
+        verb.profile(broken)
