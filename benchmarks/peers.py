@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,18 @@ from edgewm.program import Planner
 
 COMPILE_FLAGS = {"freezing": True}  # weights packed once; edgewm's are packed at build time too
 
+Inputs = Mapping[str, np.ndarray]  # latent, goal, warm_mean
+Step = Callable[[], object]
+
 
 @dataclass(frozen=True)
 class Peer:
-    """`start()` prepares it and returns the function that runs one step; `lacks()` says why it cannot run here."""
+    """`start` prepares it and returns the function that runs one plan; `lacks` says why it cannot run here."""
 
     name: str
     graph: str
     precision: str
-    start: Callable[[Model, Planner, Mapping[str, np.ndarray]], Callable[[], object]]
+    start: Callable[[Model, Planner, Inputs], Step]
     lacks: Callable[[], str | None] = lambda: None
 
 
@@ -48,9 +51,7 @@ def iteration(
     return elites.mean(0), elites.std(0, correction=int(planner.unbiased_std))
 
 
-def plan(
-    model: Model, planner: Planner, inputs: Mapping[str, np.ndarray], refit: Callable[..., tuple[Tensor, Tensor]]
-) -> Callable[[], tuple[Tensor, Tensor]]:
+def plan(planner: Planner, inputs: Inputs, refit: Callable[..., tuple[Tensor, Tensor]]) -> Step:
     """All iterations of one plan, each with noise of its own; `refit` is `iteration` or what a compiler made of it."""
     z, goal, start = (torch.from_numpy(inputs[name]) for name in ("latent", "goal", "warm_mean"))
     shape = (planner.samples, *start.shape)
@@ -65,15 +66,17 @@ def plan(
     return step
 
 
-def torch_peer(compiled: bool, bf16: bool) -> Callable[[Model, Planner, Mapping[str, np.ndarray]], Callable[[], object]]:
-    def start(model: Model, planner: Planner, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+def torch_peer(compiled: bool, bf16: bool) -> Callable[[Model, Planner, Inputs], Step]:
+    """torch.set_num_threads is the caller's."""
+
+    def start(model: Model, planner: Planner, inputs: Inputs) -> Step:
         def refit(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             return iteration(model, planner, *tensors)
 
         if compiled:
             torch.compiler.reset()
             refit = torch.compile(refit, fullgraph=True, dynamic=False, options=COMPILE_FLAGS)
-        run = plan(model, planner, inputs, refit)
+        run = plan(planner, inputs, refit)
 
         def step() -> object:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -86,6 +89,7 @@ def torch_peer(compiled: bool, bf16: bool) -> Callable[[Model, Planner, Mapping[
 
 
 def no_compiler() -> str | None:
+    """Why torch.compile cannot run here."""
     return None if shutil.which("g++") else "torch.compile needs g++, which is missing"
 
 
@@ -98,10 +102,10 @@ PEERS = (
 
 
 def started(
-    peers: tuple[Peer, ...], model: Model, planner: Planner, inputs: Mapping[str, np.ndarray], say: Callable[[str], None]
-) -> tuple[dict[Peer, Callable[[], object]], list[dict[str, str]]]:
+    peers: Sequence[Peer], model: Model, planner: Planner, inputs: Inputs, say: Callable[[str], None]
+) -> tuple[dict[Peer, Step], list[dict[str, str]]]:
     """The peers that run here, ready to be timed, and for each other one the reason."""
-    ready: dict[Peer, Callable[[], object]] = {}
+    ready: dict[Peer, Step] = {}
     skipped = []
     for peer in peers:
         reason = peer.lacks()

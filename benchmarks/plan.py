@@ -1,14 +1,14 @@
 """The planning step of LeWM (18.04M, seeded weights: speed only): edgewm beside its peers, in one alternating run.
 
-    python benchmarks/plan.py [--samples 300 --horizon 5 --iterations 1 --threads 2 --rounds 15] [--kernels] [--json FILE]
+    python benchmarks/plan.py [--samples 300 --horizon 5 --iterations 1 --threads 2 --rounds 15] [--kernels] [--json -]
 
 One step is one iteration of the cross-entropy method: sample, roll out, score, select, refit. Everybody starts from the
-same latents (`benchmarks/step.py` says why nothing has to be subtracted), and edgewm's answer is compared with upstream's
-on the same noise before anything is timed. Every round runs every contestant once, in an order that rotates; a figure is
-the median over rounds, a ratio the median of the ratios within rounds. Limits are work over the machine's peaks, measured
-in the same run. `--quick` takes a small model, to see that everything works; its figures are not recorded.
+same latents (`benchmarks/step.py` says why nothing has to be subtracted), and edgewm's answer is compared with
+upstream's on the same noise before anything is timed. Every round runs every contestant once, in an order that rotates;
+a figure is the median over rounds, a ratio the median of the ratios within rounds. Limits are work over the machine's
+peaks, measured in the same run. `--quick` takes a small model, to see that everything works, and records nothing.
 
-Figures are appended to `benchmarks/results/<machine>.jsonl`; `python benchmarks/tables.py` writes README's table from them.
+Figures are appended to `benchmarks/results/<machine>.jsonl`; `python benchmarks/tables.py` writes README's table.
 """
 
 from __future__ import annotations
@@ -28,8 +28,19 @@ from typing import Any
 import numpy as np
 import torch
 from peers import PEERS, iteration, started
-from step import Built, build_step, exact_program, kernel_rows, limits_ms, machine_name, needed_bytes, noise
-from step import planner_of, step_program, work
+from step import (
+    Built,
+    build_step,
+    exact_program,
+    kernel_rows,
+    limits_ms,
+    machine_name,
+    needed_bytes,
+    noise,
+    planner_of,
+    step_program,
+    work,
+)
 
 from edgewm.binding import Runtime
 from edgewm.host import host
@@ -42,6 +53,7 @@ PRECISIONS = ("fp32", "w8a8")
 WARM_UPS = 2
 PAUSE_S = 0.05  # until the threads of whoever ran before have gone to sleep
 SEED = 0
+NOTICEABLE = 0.004  # share below which a kernel has no line of its own
 REFERENCE = "torch eager fp32"
 PUBLISHED = {"samples": 300, "horizon": 5, "iterations": 1, "threads": 2}
 SMALL = {
@@ -93,13 +105,13 @@ def figures(seconds: Sequence[float], reference: Sequence[float] | None, iterati
 
 def row(
     name: str, graph: str, precision: str, figure: Mapping[str, Any], done: Mapping[str, int], read: float,
-    machine: Mapping[str, Any], iterations: int,
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """One row of the report: `done` and `read` are the operations and bytes of a whole plan."""
-    limit = limits_ms({k: v / iterations for k, v in done.items()}, read / iterations, machine)
+    """One row of the report; `done` and `read` are the operations and bytes of one iteration."""
+    limit = limits_ms(done, read, machine)
     whole = None if None in limit.values() else sum(limit.values())
     return {
-        "name": name, "graph": graph, "precision": precision, **figure, "flops": sum(done.values()) // iterations,
+        "name": name, "graph": graph, "precision": precision, **figure, "flops": sum(done.values()),
         "limit_ms": limit, "of_limit": None if whole is None else whole / figure["ms"],
     }  # fmt: skip
 
@@ -170,14 +182,12 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[s
         seconds = alternate(steps, arguments.rounds, say=lambda done: say(f"round {done} of {arguments.rounds}"))
         found = {name: figures(s, seconds.get(REFERENCE), planner.iterations) for name, s in seconds.items()}
         rows = [
-            row("edgewm", "exact", k, {**found[f"edgewm {k}"], "disagreement": apart[k]}, b.work, b.bytes, machine,
-                planner.iterations)
+            row("edgewm", "exact", k, {**found[f"edgewm {k}"], "disagreement": apart[k]}, b.work, b.bytes, machine)
             for k, b in bundles.items()
-        ] + [
-            row(p.name, p.graph, p.precision, found[f"{p.name} {p.precision}"], *peer_work(upstream, p.precision), machine,
-                planner.iterations)
-            for p in ready
-        ]  # fmt: skip
+        ]
+        for p in ready:
+            done, read = peer_work(upstream, p.precision)
+            rows.append(row(p.name, p.graph, p.precision, found[f"{p.name} {p.precision}"], done, read, machine))
         report = {
             "schema_version": 1, "model": "lewm (small)" if arguments.quick else "lewm 18.04M", "machine": machine,
             **{k: getattr(arguments, k) for k in (*PUBLISHED, "rounds")}, "rows": rows, "skipped": skipped,
@@ -191,8 +201,8 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[s
 
 
 def peer_work(upstream: Program, precision: str) -> tuple[dict[str, int], float]:
-    """Operations of upstream's graph by dtype, and the bytes it must read, in a peer's precision."""
-    done, read = dict(work(upstream.entries["plan"])), float(needed_bytes(upstream))
+    """Operations of an iteration of upstream's graph by dtype, and the bytes it must read, in a peer's precision."""
+    done, read = work(upstream), float(needed_bytes(upstream))
     if precision == "bf16":
         done["bf16"] = done.pop("f32")
         read /= 2
@@ -234,33 +244,49 @@ def record(report: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 def show(report: Mapping[str, Any]) -> str:
     """The report for people."""
-
-    def number(value: float | None, digits: int = 1) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
     m = report["machine"]
     peaks = ", ".join(f"{k} {number(m[k], 0)}" for k in ("fp32_gflops", "bf16_gflops", "int8_gops", "dram_gbps"))
-    text = [f"{report['model']}, CEM {report['samples']} x H{report['horizon']}, {report['threads']} threads; {peaks}", ""]
-    text += [f"{'':32s} {'GFLOP':>7s} {'ms':>9s} {'best':>9s} {'x eager':>8s} {'tensor':>8s} {'vector':>7s} {'bytes':>6s} of limit"]
+    text = [
+        f"{report['model']}, CEM {report['samples']} x H{report['horizon']}, {report['threads']} threads; {peaks}",
+        "",
+        f"{'ms an iteration':32s}   GFLOP    median      best  x eager   tensor  vector  bytes of limit",
+    ]
     for r in report["rows"]:
         limit = [number(r["limit_ms"][k]) for k in ("tensor", "vector", "bytes")]
-        share = "-" if r["of_limit"] is None else f"{r['of_limit']:.0%}"
         text.append(
             f"{r['name'] + ' ' + r['precision']:32s} {r['flops'] / 1e9:7.1f} {r['ms']:9.2f} {r['min_ms']:9.2f} "
-            f"{number(r['vs_eager'], 2):>8s} {limit[0]:>8s} {limit[1]:>7s} {limit[2]:>6s} {share:>8s}"
+            f"{number(r['vs_eager'], 2):>8s} {limit[0]:>8s} {limit[1]:>7s} {limit[2]:>6s} {percent(r['of_limit']):>8s}"
         )
     text += [f"{s['name']} {s['precision']}: not measured, {s['reason']}" for s in report["skipped"]]
     for precision, rows in report.get("kernels", {}).items():
-        text += ["", f"edgewm {precision}, 1 thread, {sum(r['ms'] for r in rows):.1f} ms in {sum(r['calls'] for r in rows)} calls"]
-        text += [f"  {'share':>6s} {'ms':>8s} {'calls':>5s} {'GFLOP':>6s} {'GFLOP/s':>8s} {'of peak':>7s} {'limit ms':>8s}  kernel"]
-        for r in rows:
-            limit_ms = sum(v or 0 for v in r["limit_ms"].values())
+        text += ["", f"edgewm {precision} on 1 thread, the kernels:", *kernel_lines(rows)]
+    return "\n".join(text)
+
+
+def kernel_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What takes a noticeable share, then all else together."""
+    text = ["  share       ms calls  GFLOP  GFLOP/s  of peak  of limit  kernel"]
+    for r in rows:
+        if r["share"] >= NOTICEABLE:
+            limit = sum(v or 0.0 for v in r["limit_ms"].values())
             text.append(
-                f"  {r['share']:6.1%} {r['ms']:8.2f} {r['calls']:5d} {r['flops'] / 1e9:6.2f} {r['gflops']:8.1f} "
-                f"{'-' if r['peak_fraction'] is None else format(r['peak_fraction'], '.0%'):>7s} {limit_ms:8.2f}  "
+                f"  {r['share']:5.1%} {r['ms']:8.2f} {r['calls']:5d} {r['flops'] / 1e9:6.2f} {r['gflops']:8.1f} "
+                f"{percent(r['peak_fraction']):>8s} {percent(limit / r['ms']):>9s}  "
                 f"{r['family']} {'x'.join(map(str, r['dims']))}, {r['lanes']} lanes: {r['does']}"
             )
-    return "\n".join(text)
+    rest = [r for r in rows if r["share"] < NOTICEABLE]
+    spent, calls = sum(r["ms"] for r in rest), sum(r["calls"] for r in rest)
+    text.append(f"  {sum(r['share'] for r in rest):5.1%} {spent:8.2f} {calls:5d}  all others")
+    text.append(f"         {sum(r['ms'] for r in rows):8.2f} {sum(r['calls'] for r in rows):5d}  together")
+    return text
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -279,8 +305,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=positive, default=default, help=f"default {default}")
     parser.add_argument("--quick", action="store_true", help="a small model; nothing is recorded")
     parser.add_argument("--kernels", action="store_true", help="where edgewm's time goes, kernel by kernel")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile takes minutes")
-    parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="append to benchmarks/results")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="it takes minutes")
+    parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="append the figures")
     parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout, and nothing else there")
     return parser.parse_args(arguments)
 

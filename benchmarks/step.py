@@ -1,9 +1,9 @@
 """One planning step as edgewm runs it: its program, the work in it, its bundle, and where that bundle's time goes.
 
-What is timed is the loop body of a plan: sample, roll out, score, select, refit. Encoding happens once a plan and is not
-part of it, so the program here takes latents where a robot's takes images: `plan_graph` builds it with an encoder that is
-the identity. Its loop is the very node of the robot's plan (nodes are interned, and a test compares the two), so nothing
-is subtracted and nothing estimated.
+What is timed is the loop body of a plan: sample, roll out, score, select, refit. Encoding happens once a plan and is
+not part of it, so the program here takes latents where a robot's takes images: `plan_graph` builds it with an encoder
+that is the identity. Its loop's body is the very graph of the robot's plan (nodes are interned, and a test compares the
+two), so nothing is subtracted and nothing estimated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KERNEL_RUNS = 7
 
 
 def step_program(model: Model, planner: Planner) -> Program:
-    """Upstream's graph: inputs `latent` and `goal` (1, latent), `warm_mean`, `plan_counter`, `seed`; outputs of a plan."""
+    """Upstream's graph of a plan, with inputs `latent` and `goal`, (1, latent) each, in the place of images."""
     z, goal = torch.zeros(planner.history, model.latent_dim), torch.zeros(1, model.latent_dim)
     candidates = torch.zeros(planner.samples, planner.horizon, model.action_dim)
     score, weights = capture(
@@ -65,8 +65,14 @@ def noise(planner: Planner, action_dim: int, seed: np.ndarray, plan: int = 0, it
 # ------------------------------------------------------------------------------------------------------ work and limits
 
 
-def work(graph: Graph) -> Counter[str]:
-    """Operations of one run: products by dtype of their operands ("f32", "i8"), all else as "vector"."""
+def work(program: Program) -> Counter[str]:
+    """Operations of one iteration, as `operations` counts them; what a plan does once is left out."""
+    (loop,) = (node for node in program.entries["plan"].order() if node.op == "repeat")
+    return operations(loop["body"])
+
+
+def operations(graph: Graph) -> Counter[str]:
+    """Operations of one evaluation: products by dtype of their operands ("f32", "i8"), all else as "vector"."""
     found: Counter[str] = Counter()
     for node, times in _nodes(graph, 1):
         found[node.sources[0].dtype if node.op == "matmul" else "vector"] += times * flops(node)
@@ -83,13 +89,13 @@ def _nodes(graph: Graph, times: int) -> Iterator[tuple[Node, int]]:
 
 
 def needed_bytes(program: Program) -> int:
-    """What a plan must at least read: each of its weights once, and its inputs."""
-    plan = program.entries["plan"]
-    inputs = sum(leaf.size * (1 if leaf.dtype in ("i8", "u8") else 4) for leaf in plan.inputs().values())
-    return inputs + sum(program.weights[name].nbytes for name in plan.weights())
+    """What an iteration must at least read: each weight of the plan once."""
+    return sum(program.weights[name].nbytes for name in program.entries["plan"].weights())
 
 
-def limits_ms(done: Mapping[str, int], read_bytes: float, machine: Mapping[str, float | None]) -> dict[str, float | None]:
+def limits_ms(
+    done: Mapping[str, float], read_bytes: float, machine: Mapping[str, float | None]
+) -> dict[str, float | None]:
     """The least time for that work at the machine's measured peaks, each part alone; None where a peak is unknown.
 
     Vector work is held against the peak of fused multiply-adds, so its limit is never too high.
@@ -111,7 +117,7 @@ def limits_ms(done: Mapping[str, int], read_bytes: float, machine: Mapping[str, 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A bundle of the step on disk. `work` and `bytes` are the exact graph's, quantized but not yet fused."""
+    """A bundle of the step on disk. `work` and `bytes` are an iteration's, quantized but not yet fused."""
 
     folder: Path
     precision: str
@@ -131,7 +137,7 @@ def build_step(exact: Program, precision: str, folder: Path, threads: int) -> Bu
     manifest = manifest_of(program, board, mode, precision, 1.0, threads, 0, {})
     sections, paths = compile_bundle(program, schedule, manifest, board, folder)
     (folder / "model.ewm").write_bytes(pack(sections, board, paths))
-    return Built(folder, precision, schedule, work(quantized.entries["plan"]), needed_bytes(quantized))
+    return Built(folder, precision, schedule, work(quantized), needed_bytes(quantized))
 
 
 def exact_program(program: Program) -> Program:
@@ -175,7 +181,7 @@ def grouped(
         row["calls"] += 1
         row["ms"] += float(ns) / 1e6
         if call.node is not None and call.node.op == "kernel":
-            row["work"].update(work(call.node["body"]))
+            row["work"].update(operations(call.node["body"]))
     whole = sum(row["ms"] for row in rows.values())
     for row in rows.values():
         done = row.pop("work")

@@ -6,6 +6,7 @@ it in one rename, so that a build which is interrupted, or which runs out of dis
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -36,6 +37,7 @@ from .toolchain import build_runtime
 
 Progress = Callable[[str, float], None]
 DEFAULT_RATE_HZ = 20.0
+MAX_THREADS = 64  # of runtime/threads.h
 
 
 def build(
@@ -63,7 +65,7 @@ def build(
     begun = time.perf_counter()
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
-    _refuse_place(board, place)
+    _refuse_options(board, place, calibration, threads)
     if not dry_run:
         check_out(out)
     say("load", 0.0)
@@ -75,7 +77,7 @@ def build(
     exact = flops_of(program)
     program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
     say("schedule", 0.5)
-    cores = threads or power.cpu_cores or board.cpu.cores
+    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
     schedule = schedule_program(program, board.isa)
     result = {
@@ -203,11 +205,19 @@ def pack(sections: Mapping[str, bytes], board: Target, paths: Mapping[str, Any])
 # ---------------------------------------------------------------------------------------------- the place on disk
 
 
-def _refuse_place(board: Target, place: str) -> None:
+def _refuse_options(board: Target, place: str, calibration: str | None, threads: int | None) -> None:
+    """Options that are known, but can do nothing here."""
     if place == "gpu":
         raise EdgewmError(
             "this build places every region on the CPU", f"--place gpu for {board.name}", "use --place cpu or auto"
         )
+    if calibration is not None:
+        raise EdgewmError(
+            "no precision needs recorded observations: activations are measured at run time",
+            f"--calibration {calibration}", "leave --calibration out",
+        )  # fmt: skip
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
 
 
 def check_out(out: Path) -> None:
@@ -217,10 +227,9 @@ def check_out(out: Path) -> None:
         raise EdgewmError("the output is a file", where, "give -o a directory")
     if out.is_dir() and any(out.iterdir()) and not (out / "model.ewm").is_file():
         raise EdgewmError("the output directory holds other files", where, "give -o an empty directory or an old bundle")
-    parent = out.resolve().parent
+    there = next(p for p in out.resolve().parents if p.exists())
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as fault:
         raise EdgewmError(f"cannot write there: {fault.strerror}", where, "give -o a writable place") from fault
@@ -230,19 +239,27 @@ class staging:
     """A directory beside `out`, gone afterwards whatever happens; a full disk becomes an EdgewmError."""
 
     def __init__(self, out: Path):
-        self.out = out
+        self.out = out.resolve()
 
     def __enter__(self) -> Path:
-        for stale in self.out.resolve().parent.glob(f".{self.out.name}.building-*"):
+        parent = self.out.parent
+        self.made = [p for p in (parent, *parent.parents) if not p.exists()]
+        for stale in parent.glob(f".{self.out.name}.building-*"):
             if not _alive(stale.name.rpartition("-")[2]):
                 shutil.rmtree(stale, ignore_errors=True)
-        self.folder = self.out.resolve().parent / f".{self.out.name}.building-{os.getpid()}"
+        self.folder = parent / f".{self.out.name}.building-{os.getpid()}"
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as fault:
+            self.__exit__(type(fault), fault, None)
         return self.folder
 
     def __exit__(self, kind: type | None, fault: BaseException | None, trace: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self.made if fault is not None else ():
+            with contextlib.suppress(OSError):  # in use by now
+                parent.rmdir()
         if isinstance(fault, OSError):
             raise EdgewmError(
                 f"writing failed: {fault.strerror}", str(self.out), "free some space or give -o another place; nothing was changed"
@@ -255,6 +272,7 @@ def _alive(pid: str) -> bool:
 
 def put(folder: Path, out: Path) -> None:
     """`folder` becomes `out` in one step; what was there is removed after."""
+    out = out.resolve()  # what a link points to is replaced, not the link
     for file in folder.iterdir():
         _sync(file)
     if not out.exists():
@@ -262,9 +280,13 @@ def put(folder: Path, out: Path) -> None:
     elif not _exchange(folder, out):
         aside = folder.with_name(folder.name + ".old")
         os.rename(out, aside)
-        os.rename(folder, out)
+        try:
+            os.rename(folder, out)
+        except OSError:
+            os.rename(aside, out)
+            raise
         shutil.rmtree(aside)
-    _sync(out.resolve().parent)
+    _sync(out.parent)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -290,12 +312,15 @@ def compile(model: str, **options: Any) -> Path:
 def example_inputs(program: Program, entry: str, seed: int) -> dict[str, np.ndarray]:
     """Drawn inputs of an entry, within their ports' ranges."""
     rng = np.random.default_rng([seed, len(entry)])
+    ports = {port.name: port for port in program.ports}
     found = {}
     for name, leaf in program.entries[entry].inputs().items():
         if leaf.dtype == "u8":
-            found[name] = rng.integers(0, 256, leaf.shape, np.uint8)
+            drawn = rng.integers(0, 256, leaf.shape, np.uint8)
         elif leaf.dtype in ("u32", "i32"):
-            found[name] = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
+            drawn = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
         else:
-            found[name] = rng.standard_normal(leaf.shape).astype(np.float32)
+            drawn = rng.standard_normal(leaf.shape).astype(np.float32)
+        bounds = (ports[name].low, ports[name].high) if name in ports else (None, None)
+        found[name] = drawn if bounds == (None, None) else np.clip(drawn, *bounds).astype(drawn.dtype)
     return found

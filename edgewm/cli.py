@@ -30,8 +30,18 @@ SLO = re.compile(r"(p50|p99|p99\.?9|max)=\d+(\.\d+)?(us|ms|s)")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 PATH = click.Path(path_type=Path)
-HERTZ = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
+
+
+class Rate(click.FloatRange):
+    """Hertz, in the runner's own range; click alone lets nan through, which no comparison holds back."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1e-3, max=1e6)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = super().convert(value, param, ctx)
+        return found if found == found else self.fail("nan is no rate.", param, ctx)
 
 
 class Listed(click.ParamType):
@@ -128,7 +138,7 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.argument("model")
 @click.option("--target", default="host", show_default=True, help="Board, by any name of `edgewm targets`.")
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
-@click.option("--rate-hz", type=HERTZ, help="Control rate.  [default: the model's own]")
+@click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
               help="fp32 is exact; w8a8 holds weights and activations in int8.")  # fmt: skip
 @click.option("--planner", type=click.Choice(PLANNERS), default="cem", show_default=True, help="Kind of search.")
@@ -171,7 +181,7 @@ def build(
 
 @verb(cli, seed=True)
 @click.argument("bundle", type=PATH)
-@click.option("--rate-hz", type=HERTZ, help="Control rate.  [default: the bundle's own]")
+@click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
 @click.option("--device", default="local", show_default=True, callback=_device, help="local or ssh://user@host.")

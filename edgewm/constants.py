@@ -40,11 +40,11 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous().numpy().copy()
 
 
-def check_finite(name: str, tensor: torch.Tensor) -> None:
+def check_finite(name: str, tensor: torch.Tensor, where: str = "the model's state dict") -> None:
     """EdgewmError naming the weight that holds NaN or Inf."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         kind = "NaN" if bool(tensor.isnan().any()) else "Inf"
-        raise EdgewmError(f"weight {name} holds {kind}", "the model's state dict", "train or export the model again")
+        raise EdgewmError(f"weight {name} holds {kind}", where, "train or export the model again")
 
 
 def weight(store: Store, name: str, array: np.ndarray) -> Node:

@@ -12,12 +12,11 @@ import numpy as np
 
 from .errors import EdgewmError
 from .families import FAMILIES
+from .format import MAX_OPERANDS, MAX_RANK
 from .layout import LANE, ZERO, Buffer, Layout, broadcast, dense, dtype_of, in_lanes, reshape, view
 from .ops import TABLE, make
 from .program import Graph, Node
 from .schedule import SERIAL, Call, EntrySchedule, Operand, Repeat, group, merge_loops
-
-MAX_RANK = 6
 
 
 class Lowering:
@@ -159,6 +158,11 @@ class Lowering:
                 f"a {call.family} call needs {len(call.dims)} loops, more than {MAX_RANK}", "schedule",
                 "reshape the value to fewer dimensions in the model",
             )
+        if len(call.operands()) + 1 > MAX_OPERANDS:  # and a workspace
+            raise EdgewmError(
+                f"a {call.family} call needs {len(call.operands())} operands, more than {MAX_OPERANDS - 1}", "schedule",
+                "join some of the values it reads in the model",
+            )
         flow.append(call)
 
     def readable(self, layout: Layout, shape: tuple[int, ...], lane: int, flow: list) -> Layout:
@@ -259,15 +263,13 @@ class Lowering:
         self.lower(body, inner, inside)
         homes = {layout.buffer for layout in carried.values()}
         staged = {}
-        for name, home in carried.items():  # a carry that becomes another carry is read before either is written
-            new = inner[body.outputs[name]]
-            if new.buffer in homes and new.buffer is not home.buffer:
-                shape = home.shape or (1,)
-                stage = self.value(shape, body.outputs[name].dtype, self.lane_axis(shape, list(range(len(shape))), []))
-                stage = stage if home.shape else reshape(stage, ())
-                self.copy(new, stage, inside)
-                new = stage
-            staged[name] = new
+        for name, out in body.outputs.items():  # what is (a view of) a carry is read before any carry is written
+            staged[name] = inner[out]
+            if inner[out].buffer in homes and inner[out] != carried.get(name):
+                shape = out.shape or (1,)
+                stage = self.value(shape, out.dtype, self.lane_axis(shape, list(range(len(shape))), []))
+                staged[name] = stage if out.shape else reshape(stage, ())
+                self.copy(inner[out], staged[name], inside)
         for name, home in carried.items():
             if staged[name] != home:
                 self.copy(staged[name], home, inside)
@@ -275,8 +277,8 @@ class Lowering:
             self.copy(inner[leaves["counter"]], reshape(self.value((1,), "u32", 0), ()), inside)
         if inside:
             flow.append(Repeat(node["count"], counter, inside, anytime))
-        for name, out in body.outputs.items():
-            env[make("get", node, name=name)] = carried.get(name) or inner[out]
+        for name in body.outputs:
+            env[make("get", node, name=name)] = carried.get(name) or staged[name]
 
 
 def _layout_hints(graph: Graph) -> dict[Node, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """`edgewm show`: a program at any stage of the compiler, or a bundle, as text for people.
 
-A graph is one line a node: `%3  f32[5, 17]  add(%1, "bias")`; constants and weights stand where they are read, bodies of
-loops are indented, and a fused kernel says its family and, when asked, the expression it computes.
+A graph is one line a node: `%3  f32[5, 17]  add(%1, "bias")`; constants and weights stand where they are read, bodies
+of loops are indented, and a fused kernel says its family and, when asked, the expression it computes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ INDENT = "    "
 def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
     """Text of a bundle (a directory with model.ewm) or of a model's program at `stage`.
 
-    `stage` is capture (default), exact, quantize (as w8a8), fuse or schedule (as fp32, for this machine), or the name of
-    one step of the pipeline. `kernels` adds what each kernel computes, and each call's operands. EdgewmError for what is neither.
+    `stage` is capture (default), exact, quantize (as w8a8), fuse or schedule (as fp32, for this machine), or the name
+    of one step of the pipeline. `kernels` adds what each kernel computes, and each call's operands. EdgewmError for what
+    is neither.
     """
     if (Path(path) / "model.ewm").is_file():
         if stage not in (None, "schedule"):
@@ -43,11 +44,13 @@ def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
         return bundle_text(Path(path), kernels)
     if Path(path).is_dir() and not any(Path(path).glob("config.json")):
         raise EdgewmError(
-            "neither a bundle nor a model", path, "give the directory `edgewm build` wrote, or a checkpoint with config.json"
+            "neither a bundle nor a model", path,
+            "give the directory `edgewm build` wrote, or a checkpoint with config.json",
         )
     stage = stage or ("schedule" if kernels else "capture")
     if stage not in (*STAGES, *STEPS):
-        raise EdgewmError(f"no stage {stage!r}", "--stage", f"use one of {', '.join(STAGES)}, or a step: {', '.join(STEPS)}")
+        known = f"use one of {', '.join(STAGES)}, or a step: {', '.join(STEPS)}"
+        raise EdgewmError(f"no stage {stage!r}", "--stage", known)
     from .models import capture_model, load
 
     return program_text(at_stage(capture_model(load(path)), stage), stage, kernels)
@@ -84,7 +87,8 @@ def program_text(program: Program, stage: str, kernels: bool = False) -> str:
         parts.append("\n".join(["ports", *_columns([_port_row(p) for p in program.ports])]))
     read = dict.fromkeys(name for graph in program.entries.values() for name in graph.weights())
     if read:
-        rows = [(name, f"{program.weights[name].dtype}{list(program.weights[name].shape)}", _bytes(program.weights[name].nbytes)) for name in read]
+        held = [(name, program.weights[name]) for name in read]
+        rows = [(name, f"{array.dtype}{list(array.shape)}", _bytes(array.nbytes)) for name, array in held]
         parts.append("\n".join(["weights", *_columns(rows)]))
     if program.log:
         parts.append(log_text(program.log))
@@ -121,7 +125,10 @@ def graph_lines(graph: Graph, kernels: bool = False, indent: str = INDENT) -> li
     wide = [max(len(r[i]) for r in plain) for i in (0, 1)]
     lines: list[str] = []
     for row in rows:
-        lines += row if isinstance(row, list) else [f"{indent}{row[0]:{wide[0]}}  {row[1]:{wide[1]}}  {row[2]}".rstrip()]
+        if isinstance(row, list):
+            lines += row
+        else:
+            lines.append(f"{indent}{row[0]:{wide[0]}}  {row[1]:{wide[1]}}  {row[2]}".rstrip())
     return lines
 
 
@@ -155,13 +162,19 @@ def expression(graph: Graph) -> str:
             names[node] = _leaf(node)
             continue
         sources = [names[s] for s in node.sources]
-        text = f"({sources[0]} {INFIX[node.op]} {sources[1]})" if node.op in INFIX else _node(node, names, False)
+        bare = {s: _bare(names[s], s) for s in node.sources}
+        text = f"({sources[0]} {INFIX[node.op]} {sources[1]})" if node.op in INFIX else _node(node, bare, False)
         if reads[node] > 1:
-            lets.append(f"t{len(lets)} = {text}")
+            lets.append(f"t{len(lets)} = {_bare(text, node)}")
             text = f"t{len(lets) - 1}"
         names[node] = text
-    text = "; ".join([*lets, names[root].removeprefix("(").removesuffix(")") if root.op in INFIX else names[root]])
+    text = "; ".join([*lets, _bare(names[root], root)])
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({_count(len(nodes), 'node')})"
+
+
+def _bare(text: str, node: Node) -> str:
+    """An operator's text without the parentheses around it."""
+    return text[1:-1] if node.op in INFIX and text.startswith("(") else text
 
 
 def _leaf(node: Node) -> str:
@@ -179,7 +192,8 @@ def log_text(log: Sequence[LogLine]) -> str:
     """What each step changed: nodes, bytes of weights and FLOPs of a plan, before -> after."""
     rows = [("step", "nodes", "weights", "FLOP")]
     rows += [
-        (line.step, _change(line.nodes, str), _change(line.weight_bytes, _bytes), _change(line.flops, _number)) for line in log
+        (line.step, _change(line.nodes, str), _change(line.weight_bytes, _bytes), _change(line.flops, _number))
+        for line in log
     ]
     return "\n".join(["log", *_columns(rows)])
 
@@ -267,17 +281,19 @@ def bundle_text(bundle: Path, kernels: bool = False) -> str:
     raw = manifest.raw
     (sizes,) = np.frombuffer(sections["sizes"], ewm.SIZES)
     steps, calls = (np.frombuffer(sections[n], d) for n, d in (("steps", ewm.STEP), ("calls", ewm.CALL)))
+    arena, scratch, weights = (_bytes(int(sizes[f"{space}_bytes"])) for space in ("arena", "scratch", "weight"))
+    memory = f"arena {arena}, scratch {scratch} a thread, weights {weights}"
     facts = [
         ("target", f"{manifest.target}, mode {manifest.mode}, {raw['triple']}, {raw['isa']} kernels"),
         ("precision", manifest.precision),
         ("rate", f"{manifest.rate_hz:g} Hz"),
         ("threads", str(raw["threads"])),
-        ("memory", f"arena {_bytes(sizes['arena_bytes'])}, scratch {_bytes(sizes['scratch_bytes'])} a thread, weights {_bytes(sizes['weight_bytes'])}"),
+        ("memory", memory),
         ("planner", _planner(raw["planner"])),
         ("edgewm", raw["edgewm"]),
         ("SHA-256", manifest.sha256),
     ]  # fmt: skip
-    names = raw.get("kernels") or [f"kernel {i}" for i in range(int(calls["kernel"].max(initial=-1)) + 1)]
+    names = raw.get("kernels") or [f"kernel {i}" for i in range(int(calls["kernel"].max(initial=0)) + 1)]
     parts = [f"bundle of {_bytes(len(data))}\n" + "\n".join(_columns(facts))]
     parts.append("\n".join(["ports", *_columns([_port_row(p) for p in manifest.ports])]))
     parts.append("\n".join(["sections", *_columns([(n, _bytes(len(s))) for n, s in sections.items()])]))
@@ -290,7 +306,9 @@ def bundle_text(bundle: Path, kernels: bool = False) -> str:
     return "\n\n".join(parts)
 
 
-def _bundle_entry(name: str, steps: np.ndarray, calls: np.ndarray, names: Sequence[str], work: int | None, kernels: bool) -> str:
+def _bundle_entry(
+    name: str, steps: np.ndarray, calls: np.ndarray, names: Sequence[str], work: int | None, kernels: bool
+) -> str:
     regions = steps[steps["kind"] == ewm.REGION]
     indices = [c for r in regions for c in range(int(r["first_call"]), int(r["first_call"] + r["calls"]))]
     loops = [f"{s['count']} rounds" for s in steps if s["kind"] == ewm.REPEAT]
@@ -312,7 +330,8 @@ def _bundle_entry(name: str, steps: np.ndarray, calls: np.ndarray, names: Sequen
             lines.append(f"{indent}region of {_count(int(step['lanes']), 'lane')}, tiles of {step['tile']}")
             for call in calls[int(step["first_call"]) : int(step["first_call"] + step["calls"])]:
                 dims = "x".join(str(d) for d in call["dim"][: call["rank"]])
-                lines.append(f"{indent}{INDENT}{names[int(call['kernel'])]} {dims}, {_count(int(call['operands']), 'operand')}")
+                operands = _count(int(call["operands"]), "operand")
+                lines.append(f"{indent}{INDENT}{names[int(call['kernel'])]} {dims}, {operands}")
     return "\n".join(lines)
 
 
@@ -322,7 +341,8 @@ def _bundle_entry(name: str, steps: np.ndarray, calls: np.ndarray, names: Sequen
 def _port_row(port: Port) -> tuple[str, ...]:
     bounds = "" if port.low is None and port.high is None else f"within [{port.low}, {port.high}]"
     safe = f"safe {list(port.safe)}" if port.safe else ""
-    return port.name, port.kind, f"{port.dtype}{list(port.shape)}", " ".join(w for w in (port.unit, bounds, port.control, safe) if w)
+    words = " ".join(w for w in (port.unit, bounds, port.control, safe) if w)
+    return port.name, port.kind, f"{port.dtype}{list(port.shape)}", words
 
 
 def _planner(planner: dict) -> str:

@@ -65,6 +65,10 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return lead >= 0 and all(d in (1, t) for d, t in zip(shape, to[lead:], strict=True))
 
 
+def _hashed(x: Node) -> Node:
+    return e.mulhi(e.bitcast(x, "u32"), e.const(0x9E3779B9, "u32"))
+
+
 UNARY: tuple[Callable[[Node], Node], ...] = (
     e.neg, e.absolute, e.rint, e.floor, e.tanh, e.erf, e.gelu, e.silu, e.sigmoid, e.softplus,
     lambda x: e.exp(e.minimum(x, 20.0)),
@@ -76,7 +80,7 @@ UNARY: tuple[Callable[[Node], Node], ...] = (
     lambda x: e.cast(e.cast(e.maximum(e.minimum(x, 100.0), -100.0), "i32"), "f32"),
     lambda x: e.bitcast(e.bit_and(e.bitcast(x, "u32"), 0xFFFFF000), "f32"),
     lambda x: e.bitcast(e.shl(e.shr(e.bitcast(x, "u32"), 12), 12), "f32"),
-    lambda x: e.mul(e.cast(e.bitcast(e.shr(e.mulhi(e.bitcast(x, "u32"), e.const(0x9E3779B9, "u32")), 8), "i32"), "f32"), 2.0**-24),
+    lambda x: e.mul(e.cast(e.bitcast(e.shr(_hashed(x), 8), "i32"), "f32"), 2.0**-24),
 )  # fmt: skip
 BINARY: tuple[Callable[[Node, Node], Node], ...] = (
     e.add, e.sub, e.mul, e.maximum, e.minimum,
@@ -311,8 +315,9 @@ def drawn(count: int, draw_seed: int, strategy: st.SearchStrategy[Graph] | None 
 
     @seed(draw_seed)
     @settings(
-        max_examples=2 * count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-    )
+        max_examples=2 * count, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     @given(strategy if strategy is not None else graphs())
     def collect(graph: Graph) -> None:
         found[graph] = None
@@ -390,13 +395,14 @@ def transformer(samples: int, tokens: int, width: int, heads: int, head_width: i
 
         centred = e.sub(x, e.mean(x, -1))
         normed = e.mul(centred, e.div(1.0, e.sqrt(e.add(e.mean(e.mul(centred, centred), -1), 1e-5))))
-        qkv = e.add(e.mul(e.matmul(normed, w("qkv", d, 3 * heads * head_width)), d**-0.5), w("b", 3 * heads * head_width))
+        inner = heads * head_width
+        qkv = e.add(e.mul(e.matmul(normed, w("qkv", d, 3 * inner)), d**-0.5), w("b", 3 * inner))
         qkv = e.permute(e.reshape(qkv, (s, t, 3, heads, head_width)), (2, 0, 3, 1, 4))
         q, k, v = (e.reshape(e.narrow(qkv, 0, j, j + 1), (s, heads, t, head_width)) for j in range(3))
         causal = e.less_equal(e.iota((t, t), 1), e.iota((t, t), 0))
         scores = e.select(causal, e.mul(e.matmul(q, e.permute(k, (0, 1, 3, 2))), head_width**-0.5), -1e30)
         o = e.permute(e.matmul(e.softmax(scores, -1), v), (0, 2, 1, 3))
-        x = e.add(x, e.add(e.matmul(e.reshape(o, (s, t, heads * head_width)), w("out", heads * head_width, d)), w("ob", d)))
+        x = e.add(x, e.add(e.matmul(e.reshape(o, (s, t, inner)), w("out", inner, d)), w("ob", d)))
         rows = e.reshape(x, (s * t, d))
         hidden = e.gelu(e.add(e.mul(e.matmul(rows, w("fc1", d, 4 * d)), d**-0.5), w("fb", 4 * d)))
         return e.add(x, e.reshape(e.mul(e.matmul(hidden, w("fc2", 4 * d, d)), 0.1), (s, t, d)))

@@ -209,7 +209,9 @@ def test_flops_count_loops_and_products() -> None:
 
 REFUSED = {
     "sum": (lambda: make("sum", e.input("x", (2,)), axis=1), "axis 1 of 1"),
-    "matmul": (lambda: e.matmul(e.input("x", (2, 3)), e.input("y", (2, 3))), "needs (..., m, k) and (..., k, n) of one dtype"),
+    "matmul": (
+        lambda: e.matmul(e.input("x", (2, 3)), e.input("y", (2, 3))), "needs (..., m, k) and (..., k, n) of one dtype"
+    ),
     "matmul of u32": (lambda: e.matmul(*[e.input("x", (2, 2), "u32")] * 2), "needs f32 or i8"),
     "add": (lambda: e.add(e.input("x", (2,)), e.input("y", (2,), "i32")), "dtypes differ: f32, i32"),
     "broadcast": (lambda: e.add(e.input("x", (2,)), e.input("y", (3,))), "shape mismatch"),

@@ -64,7 +64,9 @@ def test_its_board_answers_with_the_bits_of_this_machine(qemu_orin: list[str], p
 def test_its_board_keeps_a_pace(qemu_orin: list[str], threads: str) -> None:
     """20 periods of planning and acting under an emulator: times mean nothing, counts and exit status do."""
     folder = tiny.bundle("orin", "w8a8")
-    done = tick(qemu_orin, folder, "--ticks", "20", "--rate-hz", "10", "--warmup", "1", "--threads", threads, "--json", "-")
+    done = tick(
+        qemu_orin, folder, "--ticks", "20", "--rate-hz", "10", "--warmup", "1", "--threads", threads, "--json", "-"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["target"], found["ticks"], found["plan_error"]) == ("aarch64-neon", 20, 0)
@@ -117,10 +119,14 @@ def for_level(isa: str, precision: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("isa", LEVELS)
-def test_every_level_of_this_machine_plans_with_the_bits_that_orin_carries(isa: str, precision: str, tmp_path: Path) -> None:
+def test_every_level_of_this_machine_plans_with_the_bits_that_orin_carries(
+    isa: str, precision: str, tmp_path: Path
+) -> None:
     inputs = example_inputs(tiny.lowered(precision), "plan", seed=0)
     recorded = golden(tiny.bundle("orin", precision))["plan"]
-    assert {k: v for k, v in recorded.items() if k.startswith("input")} == {f"input {k}": v.tobytes() for k, v in inputs.items()}
+    assert {k: v for k, v in recorded.items() if k.startswith("input")} == {
+        f"input {k}": v.tobytes() for k, v in inputs.items()
+    }
     wanted = {k.removeprefix("result "): v for k, v in recorded.items() if k.startswith("result")}
     folder = for_level(isa, precision, tmp_path)
     for threads in (1, 2):

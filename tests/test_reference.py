@@ -18,6 +18,15 @@ from edgewm.errors import EdgewmError
 from edgewm.reference import data, world
 
 
+@pytest.fixture
+def one_thread():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def shipped():
     pytest.importorskip("torch_world")
@@ -135,11 +144,11 @@ def tiny_config() -> dict:
         "sigreg": {"lamb": 0.09, "num_slices": 16},
     }
     phases = [
-        {"steps": 4, "learning_rate": [1e-3, 1e-3], "sigreg_weight": 0.09, "chained_weight": 0.0},
+        {"steps": 2, "learning_rate": [1e-3, 1e-3], "sigreg_weight": 0.09, "chained_weight": 0.0},
         {"steps": 2, "learning_rate": [1e-3, 1e-5], "sigreg_weight": 0.02, "chained_weight": 1.0},
     ]
-    config["training"] |= {"phases": phases, "layouts_per_batch": 2, "windows_per_layout": 4, "save_every_steps": 2}
-    config["training"]["batch_norm_batches"] = 2
+    config["training"] |= {"phases": phases, "layouts_per_batch": 2, "windows_per_layout": 2, "save_every_steps": 3}
+    config["training"]["batch_norm_batches"] = 1
     return config
 
 
@@ -147,17 +156,17 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path):
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, one_thread):
     pytest.importorskip("torch_world")
     from edgewm.reference import train
 
     config = tiny_config()
     train.train(config, tmp_path / "whole")
-    assert train.settings(config["training"], 5)[1:] == (0.02, 1.0)
-    train.train(config, tmp_path / "cut", stop_after=3)
-    (tmp_path / "cut" / ".step-000004.partial").mkdir()  # what a kill while saving leaves behind
+    assert train.settings(config["training"], 3)["sigreg_weight"] == 0.02
+    train.train(config, tmp_path / "cut", stop_after=2)
+    (tmp_path / "cut" / ".step-000003.partial").mkdir()  # what a kill while saving leaves behind
     train.train(config, tmp_path / "cut", resume=True)
-    for name in ("weights.safetensors", "step-000006/model.safetensors"):
+    for name in ("weights.safetensors", "step-000004/model.safetensors"):
         assert sha256(tmp_path / "whole" / name) == sha256(tmp_path / "cut" / name)
 
 
@@ -195,7 +204,7 @@ def test_the_checkpoint_has_the_declared_shapes(shipped):
 def test_latents_say_where_the_disc_is(shipped):
     from edgewm.reference.evaluate import probe
 
-    r2 = probe(shipped, seed=1, n_fit=600, n_test=200)
+    r2 = probe(shipped, seed=1, n_fit=400, n_test=100)
     assert min(r2["x"], r2["y"]) > 0.95
 
 

@@ -10,7 +10,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from fixtures_models import seeded
+from torch import Tensor
 from torch_world.models import LeWM
 from torch_world.nn import CLSEncoder
 
@@ -25,11 +27,12 @@ PLANNER = Planner(
     samples=40, iterations=2, elites=5, horizon=3, action_block=2, commit_steps=2, first_candidate_is_mean=False,
     low=-1.0, high=1.0,
 )  # fmt: skip
+SPEED = Port("speed", "observation", (1, 2), unit="m/s", low=-2.0, high=2.0, max_age_ns=FRESH_NS)
 ACTION = Port("action", "action", (2,), unit="m/s", low=-1.0, high=1.0, control="velocity", safe=(0.0, 0.0))
 
 
 def lewm() -> Model:
-    """torch-world's LeWM at width 16: 16 px frames in 4 patches, 1 block, window 2; a safe action, 50 Hz.
+    """torch-world's LeWM at width 16, its own speed beside 16 px frames of 4 patches; 1 block, window 2; a safe action.
 
     Some products are over 72, 66 and 68 inputs: w8a8 leaves short ones alone, and these end with and without a tail.
     """
@@ -38,8 +41,13 @@ def lewm() -> Model:
     module = seeded(LeWM(encoder, action_dim=4, **sizes))
     pixels = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
     model = torch_world.lewm(module, (16, 16), 4, PLANNER, ACTION, **pixels, rate_hz=50.0)
-    camera, *others = model.ports
-    return replace(model, ports=(replace(camera, max_age_ns=FRESH_NS), *others))
+    camera, goal, action = model.ports
+    ports = (replace(camera, max_age_ns=FRESH_NS), SPEED, goal, replace(SPEED, name="goal_speed", kind="goal"), action)
+
+    def encode(m: torch.nn.Module, frame: Tensor, speed: Tensor) -> Tensor:
+        return model.encode(m, frame) + speed.unsqueeze(1).expand(1, 8, 2).reshape(1, 16)
+
+    return replace(model, ports=ports, encode=encode)
 
 
 def careless() -> Model:

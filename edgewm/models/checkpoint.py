@@ -91,7 +91,7 @@ def fill(module: torch.nn.Module, weights: Mapping[str, Tensor], where: str, unu
             raise EdgewmError(f"weight {name} has shape {shapes}", where, fix)
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise EdgewmError(f"weight {name} has dtype {tensor.dtype}", where, "save it as floating point")
-        check_finite(name, tensor)
+        check_finite(name, tensor, where)
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()}, strict=False)
     module.eval().requires_grad_(False)
 

@@ -17,15 +17,17 @@ from .fuse_kernels import fuse_kernels
 from .lift_reshapes import lift_reshapes
 from .prune_rows import prune_rows
 from .quantize_products import quantize_products
+from .reuse_prefixes import reuse_prefixes
 from .share_rows import share_rows
 
 Step = Callable[[Program], Program]
 
 EXACT: tuple[Step, ...] = (
     lift_reshapes,  # products over all rows at once, whatever batch dimensions upstream merged
-    prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
     share_rows,  # what depends on one action alone, once for each action and not for each window it stands in
     fold_constants,  # masks, positions, scales and random-number counters become weights
+    reuse_prefixes,  # a growing window's earlier rows are computed once
+    prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
 )
 LOWERING: tuple[Step, ...] = (
     quantize_products,  # by the recipe; the only step that changes values

@@ -14,6 +14,7 @@ from ..program import Graph, Node, Program, order, users
 
 EXPENSIVE = frozenset({"exp", "log", "erf", "tanh", "sin2pi", "cos2pi", "div", "sqrt"})
 DEPTH_LIMIT = 120  # element-wise nodes on one path of a body; beyond that a value is stored
+OPERAND_LIMIT = 10  # operands of one part of a kernel; an op has three sources and a call 32 operands
 MATCHED = ("attention", "product_i8")  # families recognised by their reference, largest first
 REPEATABLE = ("product_i8",)  # two cores may each compute what they share: rows are quantized where they are read
 SERIAL = ("topk", "take")  # one thread, once
@@ -86,7 +87,7 @@ class _Partition:
     def _interior(self, family: str, root: Node, bound: dict[str, Node]) -> set[Node] | None:
         """The nodes between the core's root and its leaves, or None where the family's kernel cannot take them."""
         if family == "attention":
-            dot = _score_dot(bound["scores"])
+            dot = score_dot(bound["scores"])
             return None if dot is None else _between(root, dot, {dot, bound["v"]})
         if bound["w"].op != "weight":
             return None
@@ -98,32 +99,50 @@ class _Partition:
 
     def grow_epilogues(self) -> None:
         claimed: set[Node] = set(self.inside)
+        position = {node: i for i, node in enumerate(self.nodes)}
         for core, (family, _) in self.core.items():
-            self.chain[core] = chain = [core]
-            while family not in SERIAL and chain[-1] not in self.outputs:
-                readers = set(self.users[chain[-1]])
-                if len(readers) != 1:
-                    break
-                (user,) = readers
-                if TABLE[user.op].kind != "elementwise" or user.shape != core.shape or user in claimed:
-                    break
-                chain.append(user)
-                claimed.add(user)
+            self.chain[core] = [core] if family in SERIAL else self._epilogue(core, claimed, position)
+            claimed.update(self.chain[core])
+
+    def _epilogue(self, core: Node, claimed: set[Node], position: dict[Node, int]) -> list[Node]:
+        """The core and the element-wise nodes behind it, up to the last one that all its readers lead to (x in gelu(x)
+        has two, which meet again)."""
+        members, length = [core], 1
+        pending = set(self.users[core])
+        reads: dict[Node, frozenset[Node]] = {core: frozenset()}
+        while pending and members[-1] not in self.outputs and len(members) < DEPTH_LIMIT:
+            node = min(pending, key=position.__getitem__)
+            if TABLE[node.op].kind != "elementwise" or node.shape != core.shape or node in claimed:
+                break
+            reads[node] = _operands(node, reads)
+            if len(reads[node]) > OPERAND_LIMIT:
+                break
+            pending.remove(node)
+            members.append(node)
+            if not pending:
+                length = len(members)
+            pending.update(self.users[node])
+        return members[:length]
 
     def choose_stored(self) -> set[Node]:
         stored = set(self.core_of)
         absorbed = self.inside.union(*map(set, self.chain.values())) - stored
         depth: dict[Node, int] = {}
+        reads: dict[Node, frozenset[Node]] = {}  # of what is computed where it is read: the operands it brings along
         for node in self.nodes:
             kind = TABLE[node.op].kind
             if node in stored or node in absorbed:
                 continue
             depth[node] = 1 + max((depth.get(s, 0) for s in node.sources), default=0)
+            if kind == "view" and node.sources[0] in reads:
+                reads[node] = reads[node.sources[0]]
             if kind == "elementwise":
+                reads[node] = _operands(node, reads)
                 shared = node.op in EXPENSIVE and len(set(self.users[node])) > 1
-                if shared or depth[node] > DEPTH_LIMIT:
+                if shared or depth[node] > DEPTH_LIMIT or len(reads[node]) > OPERAND_LIMIT:
                     stored.add(node)
                     depth[node] = 0
+                    del reads[node]
             elif kind == "concat":
                 stored.add(node)
             if kind == "concat" or node.op == "repeat":
@@ -133,7 +152,7 @@ class _Partition:
             if family in SERIAL:
                 stored.update(self._needed(core.sources))
             elif family == "attention":  # keys and values are read many times: never computed again
-                stored.update(self._needed((_score_dot(bound["scores"]).sources[1], bound["v"])))
+                stored.update(self._needed((score_dot(bound["scores"]).sources[1], bound["v"])))
         return stored
 
     def _needed(self, nodes) -> list[Node]:
@@ -193,7 +212,7 @@ class _Partition:
         return load("product_i8").reference(x, w, t), {"left": Graph({"x": x}), "packed": (w["name"], t["name"])}
 
     def _attention(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
-        dot = _score_dot(bound["scores"])
+        dot = score_dot(bound["scores"])
         q = body.expression(dot.sources[0])
         k, v = body.param(self.done[dot.sources[1]]), body.param(self.done[bound["v"]])
         score = body.expression(bound["scores"], stop={dot: e.input("dot", dot.shape)})
@@ -257,6 +276,12 @@ class _Body:
         return make("kernel", *self.sources, family=family, body=Graph({"y": y}), **parts)
 
 
+def _operands(node: Node, reads: dict[Node, frozenset[Node]]) -> frozenset[Node]:
+    """What an element-wise node reads: its sources, or what those bring along."""
+    own = (reads.get(s, frozenset() if s.op == "const" else frozenset((s,))) for s in node.sources)
+    return frozenset().union(*own)
+
+
 def _under_views(node: Node) -> Node:
     while TABLE[node.op].kind == "view":
         node = node.sources[0]
@@ -278,7 +303,7 @@ def _between(root: Node, leaf: Node, stops: set[Node]) -> set[Node]:
     return {node for node, reaches in reach.items() if reaches}
 
 
-def _score_dot(scores: Node) -> Node | None:
+def score_dot(scores: Node) -> Node | None:
     """The one product q k^T under an element-wise expression of attention scores, or None."""
     dots: list[Node] = []
     seen: set[Node] = set()

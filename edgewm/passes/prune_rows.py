@@ -88,7 +88,7 @@ def _makes(node: Node, rows: Demand) -> bool:
     if node.op == "concat":
         return rows.axis != node["axis"]
     if node.op == "reshape":
-        return _same_axis(node, rows.axis) is not None
+        return same_axis(node, rows.axis) is not None
     return False
 
 
@@ -103,7 +103,7 @@ def _wanted(node: Node, i: int, rows: Demand) -> Demand:
     if node.op == "permute":
         return Rows(node["axes"][rows.axis], rows.start, rows.stop)
     if node.op == "reshape":
-        return Rows(_same_axis(node, rows.axis), rows.start, rows.stop)
+        return Rows(same_axis(node, rows.axis), rows.start, rows.stop)
     if node.op == "matmul" and i == 1 and rows.axis == len(node.shape) - 2:
         return None
     axis = rows.axis - (len(node.shape) - len(source.shape))  # broadcast sources have fewer axes, or axes of length 1
@@ -112,7 +112,7 @@ def _wanted(node: Node, i: int, rows: Demand) -> Demand:
     return Rows(axis, rows.start, rows.stop)
 
 
-def _same_axis(node: Node, axis: int) -> int | None:
+def same_axis(node: Node, axis: int) -> int | None:
     """The source's axis that this axis of a reshape is, with the same length and the same elements before it."""
     before = 1
     for d in node.shape[:axis]:

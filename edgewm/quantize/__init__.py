@@ -44,6 +44,8 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
         recipe = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise EdgewmError(f"not JSON: {fault}", str(path), 'write {"weight name": "w8a8", ...}') from fault
+    if not isinstance(recipe, dict):
+        raise EdgewmError(f"the recipe is a {type(recipe).__name__}", str(path), 'write {"weight name": "w8a8", ...}')
     products = set().union(*map(_products, program.entries.values()))
     for name, kind in recipe.items():
         if name not in products:

@@ -21,7 +21,7 @@ PLANNER = {
     "elites": 12,
     "horizon": 5,
     "action_block": 5,
-    "commit_steps": 1,
+    "commit_steps": 5,
     "std": 1.0,
     "bounds": (-1.0, 1.0),
     "objective": "final",

@@ -18,11 +18,12 @@ STYLES = (0.55, 0.75, 0.90, 1.0)
 
 
 def trajectories(
-    rng: np.random.Generator, n: int, steps: int, layouts: Array | None = None
+    rng: np.random.Generator, n: int, steps: int, layouts: Array | None = None, straight_share: float = 0.0
 ) -> tuple[Array, Array, Array]:
     """Layouts `(n, 2)`, actions `(n, steps, 2)` in [-1, 1], states `(n, steps + 1, 2)` in metres.
 
     A third of the discs start close to the door: that is where the dynamics are hard and a uniform start is rare.
+    Of those that seek a target, `straight_share` ignore the wall: they show what a planner would like to be false.
     """
     layouts = world.sample_layouts(rng, n) if layouts is None else layouts
     at = world.sample_positions(rng, layouts)
@@ -35,6 +36,7 @@ def trajectories(
     jitter = rng.uniform(0.0, 0.6, (n, 1)).astype(np.float32)
     held = rng.uniform(-1.5, 1.5, (n, 2)).astype(np.float32)
     wander = rng.normal(0, 1, (n, 2)).astype(np.float32)
+    straight = rng.random((n, 1)) < straight_share if straight_share else np.zeros((n, 1), bool)
     actions, states = np.zeros((n, steps, 2), np.float32), np.zeros((n, steps + 1, 2), np.float32)
     states[:, 0] = at
     for t in range(steps):
@@ -45,7 +47,8 @@ def trajectories(
         arrived = np.linalg.norm(target - at, axis=1) < world.STEP_M
         if arrived.any():
             target[arrived] = world.sample_positions(rng, layouts[arrived])
-        seek = speed * steer(layouts, at, target) + jitter * noise
+        way = np.where(straight, towards(at, target), steer(layouts, at, target))
+        seek = speed * way + jitter * noise
         action = np.choose(style[:, None], [seek, held + 0.3 * jitter * noise, noise, wander])
         actions[:, t] = np.clip(action, -1, 1)
         at = world.move(layouts, at, actions[:, t])
@@ -59,12 +62,17 @@ def steer(layouts: Array, at: Array, target: Array) -> Array:
     in_line = np.abs(at[:, 1] - layouts[:, 1]) < world.DOOR_HALF_M - world.RADIUS_M
     beyond = np.where(at[:, 0] < layouts[:, 0], np.float32(0.2), np.float32(-0.2))
     door = layouts + np.stack([np.where(in_line, beyond, -beyond / 2), np.zeros_like(beyond)], 1)
-    delta = np.where(other_room[:, None], door, target) - at
+    return towards(at, np.where(other_room[:, None], door, target))
+
+
+def towards(at: Array, target: Array) -> Array:
+    """Direction `(B, 2)` as the crow flies, largest component 1 until the last step."""
+    delta = target - at
     return (delta / np.maximum(np.abs(delta).max(1, keepdims=True), world.STEP_M)).astype(np.float32)
 
 
 def batch(
-    seed: int, step: int, n_layouts: int, windows: int, frames: int, action_block: int
+    seed: int, step: int, n_layouts: int, windows: int, frames: int, action_block: int, straight_share: float = 0.0
 ) -> tuple[Array, Array, Array]:
     """`windows` windows in each of `n_layouts` layouts, of `frames` observations, one every `action_block` periods.
 
@@ -75,7 +83,7 @@ def batch(
     rng = np.random.default_rng([_TRAINING, seed, step % 2**63])
     size = n_layouts * windows
     layouts = np.repeat(world.sample_layouts(rng, n_layouts), windows, 0)
-    _, actions, states = trajectories(rng, size, frames * action_block, layouts)
+    _, actions, states = trajectories(rng, size, frames * action_block, layouts, straight_share)
     states = states[:, : frames * action_block : action_block]
     arena = np.repeat(world.draw_arena(layouts), frames, 0)
     pixels = world.to_uint8(world.draw_disc(arena, states.reshape(-1, 2)))

@@ -198,7 +198,7 @@ def card(result: dict[str, Any], config: dict[str, Any]) -> str:
     terms = ("prediction", "chained", "sigreg")
     phases = [
         f"| {p['steps']} | {p['learning_rate'][0]:g} to {p['learning_rate'][1]:g} over {p.get('over', p['steps'])} "
-        f"| {p['sigreg_weight']} | {p['chained_weight']} |"
+        f"| {p['sigreg_weight']} | {p['chained_weight']} | {100 * p.get('straight_share', 0):.0f} % |"
         for p in t["phases"]
     ]
     return f"""# Reference model: LeWM on TwoRoom
@@ -223,8 +223,8 @@ with other work. Next-embedding error plus SIGReg within each layout, then also 
 {m["history"]} model actions. Last step: {", ".join(f"{k} {done['last'][k]:.4f}" for k in terms)}. No pretrained
 weights, no labels, no reward.
 
-| steps | learning rate | SIGReg weight | chained weight |
-|---|---|---|---|
+| steps | learning rate | SIGReg weight | chained weight | seekers that ignore the wall |
+|---|---|---|---|---|
 {chr(10).join(phases)}
 
 **Planner.** {planner["kind"].upper()}: {planner["samples"]} samples, {planner["iterations"]} iterations,

@@ -46,6 +46,13 @@ CONFIG: dict[str, Any] = {
             {"steps": 600, "learning_rate": [1e-3, 1e-5], "sigreg_weight": 0.09, "chained_weight": 1.0},
             {"steps": 200, "learning_rate": [6e-4, 1e-5], "over": 500, "sigreg_weight": 0.02, "chained_weight": 1.0},
             {"steps": 300, "learning_rate": [4e-4, 1e-5], "sigreg_weight": 0.008, "chained_weight": 1.0},
+            {
+                "steps": 350,
+                "learning_rate": [5e-4, 1e-5],
+                "sigreg_weight": 0.008,
+                "chained_weight": 1.0,
+                "straight_share": 0.6,
+            },
         ],
         "warmup_steps": 100,
         "weight_decay": 1e-3,
@@ -62,16 +69,17 @@ def total_steps(t: dict[str, Any]) -> int:
     return sum(phase["steps"] for phase in t["phases"])
 
 
-def settings(t: dict[str, Any], step: int) -> tuple[float, float, float]:
-    """Learning rate, weight of SIGReg and weight of the chained error at `step`."""
+def settings(t: dict[str, Any], step: int) -> dict[str, Any]:
+    """The phase that `step` is in, with `learning_rate` as the one number that holds there."""
     begins = 0
     for phase in t["phases"]:
         if step < begins + phase["steps"]:
             break
         begins += phase["steps"]
     first, last = phase["learning_rate"]
-    rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * (step - begins) / phase.get("over", phase["steps"])))
-    return rate * min(1.0, (step + 1) / t["warmup_steps"]), phase["sigreg_weight"], phase["chained_weight"]
+    progress = (step - begins) / phase.get("over", phase["steps"])
+    rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+    return phase | {"learning_rate": rate * min(1.0, (step + 1) / t["warmup_steps"])}
 
 
 def make_optimizer(model: LeWM, t: dict[str, Any]) -> torch.optim.AdamW:
@@ -103,22 +111,23 @@ def train_step(
     model: LeWM, optimizer: torch.optim.Optimizer, config: dict[str, Any], step: int, device: torch.device
 ) -> dict[str, float]:
     """One update, a function of the weights, the optimizer state and `(seed, step)`."""
-    t, m = config["training"], config["model"]
-    n_layouts, windows = t["layouts_per_batch"], t["windows_per_layout"]
-    pixels, actions, _ = data.batch(t["seed"], step, n_layouts, windows, m["history"] + 1, m["action_block"])
+    t, m, now = config["training"], config["model"], settings(config["training"], step)
+    n_layouts, frames = t["layouts_per_batch"], m["history"] + 1
+    pixels, actions, _ = data.batch(
+        t["seed"], step, n_layouts, t["windows_per_layout"], frames, m["action_block"], now.get("straight_share", 0.0)
+    )
     torch.manual_seed((t["seed"] << 32) + step)  # SIGReg's slices
-    rate, sigreg_weight, chained_weight = settings(t, step)
     inputs = normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(actions).to(device)
     terms = loss_terms(model, *inputs, n_layouts)
-    loss = terms["prediction"] + sigreg_weight * terms["sigreg"] + chained_weight * terms["chained"]
+    loss = terms["prediction"] + now["sigreg_weight"] * terms["sigreg"] + now["chained_weight"] * terms["chained"]
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = now["learning_rate"]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t["gradient_clip"])
     optimizer.step()
     found = {"loss": loss, **terms, "gradient_norm": norm}
-    return {k: v.item() for k, v in found.items()} | {"learning_rate": rate}
+    return {k: v.item() for k, v in found.items()} | {"learning_rate": now["learning_rate"]}
 
 
 # --- states on disk -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ DOOR_Y_M = (0.25, 0.75)
 GOAL_RADIUS_M = 0.06  # success: the centres come this close at any time ...
 MAX_STEPS = 100  # ... within this many periods
 MIN_TASK_M = 0.35  # straight-line distance between start and goal
-CROSSING_SHARE = 0.7  # share of tasks whose goal is in the other room
+CROSSING_SHARE = 0.55  # share of tasks whose goal is in the other room
 
 # sRGB in [0, 1]
 _ROOM_LEFT, _ROOM_RIGHT = np.float32([0.90, 0.93, 0.97]), np.float32([0.97, 0.94, 0.88])

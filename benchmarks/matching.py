@@ -1,0 +1,46 @@
+"""How long kernels take to be found: one JSON line for a causal transformer of about 5,000 nodes.
+
+    python benchmarks/matching.py [--layers 92] [--times 5]
+
+`seconds` is the median time of `fuse_kernels`, on a graph that no earlier run has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import programs
+
+from edgewm.passes import EXACT, run
+from edgewm.passes.fuse_kernels import fuse
+
+
+def measure(layers: int, width: int) -> tuple[int, int, float]:
+    """Nodes before, kernels after, and seconds of one fusion."""
+    (graph,) = run(programs.transformer(4, 3, width, 2, 4, layers), EXACT).entries.values()
+    began = time.perf_counter()
+    fused = fuse(graph)
+    seconds = time.perf_counter() - began
+    return len(graph.order()), sum(n.op == "kernel" for n in fused.order()), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=92)
+    parser.add_argument("--times", type=int, default=5)
+    given = parser.parse_args()
+    runs = [measure(given.layers, 8 + i) for i in range(given.times)]  # another width: nothing is interned yet
+    nodes, kernels, _ = runs[0]
+    seconds = statistics.median(s for _, _, s in runs)
+    print(json.dumps({"name": "matching", "nodes": nodes, "kernels": kernels, "seconds": round(seconds, 3)}))
+
+
+if __name__ == "__main__":
+    main()
