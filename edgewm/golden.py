@@ -42,10 +42,13 @@ def record(program: Program, sections: Mapping[str, bytes], board: Target, seed:
             for name in names:
                 inputs = example_inputs(program, name, seed)
                 records.append((name, inputs, runtime.run_entry(name, **inputs)))
-    return b"".join(ewm.golden_record(n, _by_port(sections, n, i, o)) for n, i, o in records)
+    return b"".join(ewm.golden_record(n, by_port(sections, n, i, o)) for n, i, o in records)
 
 
-def _by_port(sections: Mapping[str, bytes], entry: str, inputs: Mapping, outputs: Mapping) -> list[tuple[int, np.ndarray]]:
+def by_port(
+    sections: Mapping[str, bytes], entry: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> list[tuple[int, np.ndarray]]:
+    """Arrays by port name as `format.golden_record` takes them: by port index, inputs before results."""
     entries = np.frombuffer(sections["entries"], ewm.ENTRY)
     ports = np.frombuffer(sections["ports"], ewm.PORT)
     indices = np.frombuffer(sections["entry_ports"], "<u4")

@@ -9,7 +9,7 @@ slides, positions shift, no piece is found, and the window stays whole, in one p
 
 from __future__ import annotations
 
-import functools
+import hashlib
 
 import numpy as np
 
@@ -20,22 +20,44 @@ from ..program import Graph, Node, Program, order
 from .fuse_kernels import score_dot
 from .prune_rows import same_axis
 
+VIEWS, CHEAP, PRODUCTS = range(3)  # how far a cut goes
+SMALL = 1 << 14  # elements of a weight that is compared by content
+
 
 def reuse_prefixes(program: Program) -> Program:
-    entries = {name: _Reuse(graph, program.weights).build() for name, graph in program.entries.items()}
-    cut.cache_clear()  # it holds every node it saw
-    return program.with_(entries=entries)
+    store = _Constants(dict(program.weights))
+    entries = {name: _Reuse(graph, store).build() for name, graph in program.entries.items()}
+    return program.with_(entries=entries, weights=store.weights)
+
+
+class _Constants:
+    """Small weights by content: rows of a position table are one node however they were cut out of it."""
+
+    def __init__(self, weights: dict[str, np.ndarray]):
+        self.weights = weights
+        self.names = {self.content(w): name for name, w in reversed(weights.items()) if w.size <= SMALL}
+
+    def content(self, value: np.ndarray) -> tuple:
+        return value.shape, str(value.dtype), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+
+    def leaf(self, value: np.ndarray, dtype: str) -> Node:
+        key = self.content(value)
+        if key not in self.names:
+            self.names[key] = f"constant/{key[2][:16]}"
+            self.weights[self.names[key]] = np.ascontiguousarray(value)
+        return e.weight(self.names[key], value.shape, dtype)
 
 
 class _Reuse:
-    def __init__(self, graph: Graph, weights: dict[str, np.ndarray]):
-        self.graph, self.weights = graph, weights
+    def __init__(self, graph: Graph, store: _Constants):
+        self.graph, self.store = graph, store
         self.built: set[Node] = set()
         self.new: dict[Node, Node] = {}
+        self.cuts: dict[tuple, Node] = {}
 
     def build(self) -> Graph:
         for node in self.graph.order():
-            attrs = {k: _Reuse(v, self.weights).build() if isinstance(v, Graph) else v for k, v in node.attrs}
+            attrs = {k: _Reuse(v, self.store).build() if isinstance(v, Graph) else v for k, v in node.attrs}
             made = self.rebuilt(node.op, [self.new[s] for s in node.sources], attrs)
             self.new[node] = made
             self.built.update(order(made) if made.op == "concat" else (made,))
@@ -45,16 +67,19 @@ class _Reuse:
         if op == "concat":
             return concat(sources, attrs["axis"])
         if op == "slice":
-            return cut(sources[0], attrs["axis"], attrs["start"], attrs["stop"])
+            node = self.cut(sources[0], attrs["axis"], attrs["start"], attrs["stop"], VIEWS)
+            return (self.split(node) if node.op == "slice" else None) or node
         node = make(op, *sources, **attrs)
+        if op == "weight" and node.size <= SMALL:
+            return self.store.leaf(self.store.weights[attrs["name"]], node.dtype)
         if op == "where" and self.all_true(sources[0]) and sources[1].shape == node.shape:
             return sources[1]
         bound = match("attention", node)
         if bound:
             return self.attention(node, bound) or node
-        return self.split(node, attrs) or node
+        return self.split(node) or node
 
-    def split(self, node: Node, attrs: dict) -> Node | None:
+    def split(self, node: Node) -> Node | None:
         """The op piece by piece, if the first piece is known already; known pieces first, the rest in one."""
         found = next(((i, s) for i, s in enumerate(node.sources) if s.op == "concat"), None)
         axis = found and _result_axis(node, *found)
@@ -64,11 +89,11 @@ class _Reuse:
         lengths = [p.shape[found[1]["axis"]] for p in found[1].sources]
         while start < node.shape[axis]:
             stop = start + lengths[len(pieces)]
-            piece = _rows_of(node, axis, start, stop)
+            piece = self.rows_of(node, axis, start, stop)
             if piece not in self.built:
                 if not pieces:
                     return None
-                pieces.append(_rows_of(node, axis, start, node.shape[axis]))
+                pieces.append(self.rows_of(node, axis, start, node.shape[axis]))
                 break
             pieces.append(piece)
             start = stop
@@ -79,7 +104,7 @@ class _Reuse:
         dot = score_dot(bound["scores"])
         if dot is None or dot.sources[0].op != "concat":
             return None
-        queries, keys, values = *dot.sources, bound["v"]
+        queries = dot.sources[0]
         axis = len(node.shape) - 2
         if queries["axis"] != axis or len(queries.shape) != len(node.shape):
             return None
@@ -95,7 +120,7 @@ class _Reuse:
                 if not pieces:
                     return None
                 rest = self.query_rows(node, bound, dot, seen, start, node.shape[axis])
-                pieces.append(rest if rest is not None else cut(node, axis, start, node.shape[axis]))
+                pieces.append(rest if rest is not None else self.cut(node, axis, start, node.shape[axis]))
                 break
             pieces.append(piece)
             start = stop
@@ -118,13 +143,13 @@ class _Reuse:
             return None
         axis = len(node.shape) - 2
         scores = bound["scores"].sources[1]
-        scores = cut(cut(scores, axis, start, stop), axis + 1, 0, keys)
+        scores = self.cut(self.cut(scores, axis, start, stop, PRODUCTS), axis + 1, 0, keys, PRODUCTS)
         if not rows[:, :keys].all():
-            mask = cut(cut(e.expand(bound["scores"].sources[0], node.shape[:-1] + seen.shape[1:]), axis, start, stop), axis + 1, 0, keys)
+            mask = self.cut(self.cut(e.expand(bound["scores"].sources[0], node.shape[:-1] + seen.shape[1:]), axis, start, stop), axis + 1, 0, keys)
             scores = make("where", mask, scores, bound["scores"].sources[2])
         if score_dot(scores) is None:
             return None
-        return e.matmul(e.softmax(scores, -1), cut(bound["v"], axis, 0, keys))
+        return e.matmul(e.softmax(scores, -1), self.cut(bound["v"], axis, 0, keys))
 
     def all_true(self, mask: Node) -> bool:
         value = self.constant(mask)
@@ -137,69 +162,80 @@ class _Reuse:
         nodes = order(node)
         if any(n.op == "input" or TABLE[n.op].kind == "control" for n in nodes):
             return None
-        return run(Graph({"y": node}), {}, self.weights)["y"]
+        return run(Graph({"y": node}), {}, self.store.weights)["y"]
+
+    def cut(self, x: Node, axis: int, start: int, stop: int, through: int = 1) -> Node:
+        """x[start:stop] along an axis, taken towards the leaves, so that equal rows are equal nodes.
+
+        `through` says how far: VIEWS only tidies slices and concatenations, CHEAP goes through element-wise ops too, PRODUCTS
+        also through products and reductions.
+        """
+        key = (x, axis, start, stop, through)
+        if key not in self.cuts:
+            self.cuts[key] = x if (start, stop) == (0, x.shape[axis]) else self.made_cut(*key)
+        return self.cuts[key]
+
+    def made_cut(self, x: Node, axis: int, start: int, stop: int, through: int) -> Node:
+        if x.op == "weight" and x.size <= SMALL:
+            return self.store.leaf(np.take(self.store.weights[x["name"]], range(start, stop), axis), x.dtype)
+        if x.op == "slice" and x["axis"] == axis:
+            return self.cut(x.sources[0], axis, x["start"] + start, x["start"] + stop, through)
+        if x.op == "slice" and x["axis"] > axis:
+            return e.narrow(self.cut(x.sources[0], axis, start, stop, through), x["axis"], x["start"], x["stop"])
+        if x.op == "concat" and x["axis"] == axis:
+            pieces, at = [], 0
+            for piece in x.sources:
+                low, high = max(start, at), min(stop, at + piece.shape[axis])
+                if low < high:
+                    pieces.append(self.cut(piece, axis, low - at, high - at, through))
+                at += piece.shape[axis]
+            return concat(pieces, axis)
+        kind = TABLE[x.op].kind
+        cheap = kind == "elementwise" or x.op in ("permute", "expand") or (x.op == "reshape" and same_axis(x, axis) is not None)
+        dear = (x.op == "matmul" and axis >= len(x.shape) - 2) or (kind == "reduction" and axis != x["axis"])
+        if (cheap and through == CHEAP and self.made_of_cuts(x)) or ((cheap or dear) and through == PRODUCTS):
+            return self.rows_of(x, axis, start, stop, through)
+        return e.narrow(x, axis, start, stop)
+
+    def made_of_cuts(self, x: Node) -> bool:
+        """Whether an element-wise value comes from slices and concatenations alone: cutting it computes nothing twice."""
+        if x.op in ("slice", "concat", "const") or (x.op == "weight" and x.size <= SMALL):
+            return True
+        cheap = TABLE[x.op].kind in ("elementwise", "view")
+        return cheap and all(s.shape == () or len(s.shape) < len(x.shape) or self.made_of_cuts(s) for s in x.sources)
+
+    def rows_of(self, node: Node, axis: int, start: int, stop: int, through: int = 1) -> Node:
+        """The op on those rows of its sources that make rows [start, stop) of its axis."""
+        attrs, rank = dict(node.attrs), len(node.shape)
+        if node.op == "permute":
+            return e.permute(self.cut(node.sources[0], node["axes"][axis], start, stop, through), node["axes"])
+        if node.op in ("reshape", "expand"):
+            shape = list(node.shape)
+            shape[axis] = stop - start
+            if node.op == "reshape":
+                return e.reshape(self.cut(node.sources[0], same_axis(node, axis), start, stop, through), shape)
+            return e.expand(self.aligned(node.sources[0], node, axis, start, stop, through), shape)
+        if node.op == "matmul":
+            a, b = node.sources
+            if axis == rank - 1:
+                return e.matmul(a, self.cut(b, len(b.shape) - 1, start, stop, through))
+            return e.matmul(self.cut(a, len(a.shape) - 2, start, stop, through), b)
+        if node.op == "slice":
+            return e.narrow(self.cut(node.sources[0], axis, start, stop, through), node["axis"], node["start"], node["stop"])
+        return make(node.op, *(self.aligned(s, node, axis, start, stop, through) for s in node.sources), **attrs)
+
+    def aligned(self, source: Node, node: Node, axis: int, start: int, stop: int, through: int) -> Node:
+        """The rows of a broadcast source; all of it where it has one row for all."""
+        own = axis - (len(node.shape) - len(source.shape))
+        if own < 0 or source.shape[own] != node.shape[axis]:
+            return source
+        return self.cut(source, own, start, stop, through)
 
 
 def concat(pieces: list[Node], axis: int) -> Node:
     """Flat: a concatenation inside a concatenation of the same axis is part of it."""
     flat = [p for piece in pieces for p in (piece.sources if piece.op == "concat" and piece["axis"] == axis else (piece,))]
     return e.concat(flat, axis)
-
-
-@functools.lru_cache(maxsize=None)
-def cut(x: Node, axis: int, start: int, stop: int) -> Node:
-    """x[start:stop] along an axis, taken as near to the leaves as it goes, so that equal rows are equal nodes."""
-    if (start, stop) == (0, x.shape[axis]):
-        return x
-    if x.op == "slice" and x["axis"] == axis:
-        return cut(x.sources[0], axis, x["start"] + start, x["start"] + stop)
-    if x.op == "slice" and x["axis"] > axis:
-        return e.narrow(cut(x.sources[0], axis, start, stop), x["axis"], x["start"], x["stop"])
-    if x.op == "concat" and x["axis"] == axis:
-        pieces, at = [], 0
-        for piece in x.sources:
-            low, high = max(start, at), min(stop, at + piece.shape[axis])
-            if low < high:
-                pieces.append(cut(piece, axis, low - at, high - at))
-            at += piece.shape[axis]
-        return concat(pieces, axis)
-    kind = TABLE[x.op].kind
-    if kind == "elementwise" or (x.op == "matmul" and axis >= len(x.shape) - 2) or x.op in ("permute", "expand"):
-        return _rows_of(x, axis, start, stop)
-    if kind == "reduction" and axis != x["axis"]:
-        return _rows_of(x, axis, start, stop)
-    if x.op == "reshape" and same_axis(x, axis) is not None:
-        return _rows_of(x, axis, start, stop)
-    return e.narrow(x, axis, start, stop)
-
-
-def _rows_of(node: Node, axis: int, start: int, stop: int) -> Node:
-    """The op on those rows of its sources that make rows [start, stop) of its axis."""
-    attrs, rank = dict(node.attrs), len(node.shape)
-    if node.op == "permute":
-        return e.permute(cut(node.sources[0], node["axes"][axis], start, stop), node["axes"])
-    if node.op in ("reshape", "expand"):
-        shape = list(node.shape)
-        shape[axis] = stop - start
-        if node.op == "reshape":
-            return e.reshape(cut(node.sources[0], same_axis(node, axis), start, stop), shape)
-        return e.expand(_aligned(node.sources[0], node, axis, start, stop), shape)
-    if node.op == "matmul":
-        a, b = node.sources
-        if axis == rank - 1:
-            return e.matmul(a, cut(b, len(b.shape) - 1, start, stop))
-        return e.matmul(cut(a, len(a.shape) - 2, start, stop), b)
-    if node.op == "slice":
-        return e.narrow(cut(node.sources[0], axis, start, stop), node["axis"], node["start"], node["stop"])
-    return make(node.op, *(_aligned(s, node, axis, start, stop) for s in node.sources), **attrs)
-
-
-def _aligned(source: Node, node: Node, axis: int, start: int, stop: int) -> Node:
-    """The rows of a broadcast source; all of it where it has one row for all."""
-    own = axis - (len(node.shape) - len(source.shape))
-    if own < 0 or source.shape[own] != node.shape[axis]:
-        return source
-    return cut(source, own, start, stop)
 
 
 def _result_axis(node: Node, i: int, source: Node) -> int | None:

@@ -31,13 +31,18 @@ def share(graph: Graph) -> Graph:
 
 
 def _overlapping(graph: Graph) -> set[tuple[Node, int]]:
-    """(value, axis) whose distinct slices add up to more than the axis."""
+    """(value, axis) whose distinct slices, and the whole where it is read too, add up to more than the axis."""
     length: dict[tuple[Node, int], int] = {}
+    whole: set[Node] = set(graph.outputs.values())
     for node in graph.order():
         if node.op == "slice":
             key = (node.sources[0], node["axis"])
             length[key] = length.get(key, 0) + node.shape[node["axis"]]
-    return {(x, axis) for (x, axis), rows in length.items() if rows > x.shape[axis]}
+        else:
+            whole.update(node.sources)
+    return {
+        (x, axis) for (x, axis), rows in length.items() if rows + (x.shape[axis] if x in whole else 0) > x.shape[axis]
+    }
 
 
 def _lifted(node: Node, worth: set[tuple[Node, int]]) -> Node | None:
