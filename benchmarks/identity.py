@@ -1,6 +1,6 @@
 """The same bits everywhere: one model's plans by every set of CPU kernels, on one thread and on two.
 
-    python benchmarks/identity.py [--model reference] [--plans 10] [--json FILE] [--no-record]
+    python benchmarks/identity.py [--model reference] [--plans 3] [--json FILE] [--no-record]
 
 For fp32 and w8a8 the plan is compiled for each instruction set this machine has and for Jetson Orin, which qemu plays
 where this is no aarch64 machine. Every bundle plans from the same observations, goals, seeds and counters; a plan is
@@ -142,7 +142,7 @@ def row(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference", help="what is planned with")
-    parser.add_argument("--plans", type=int, default=10, help="how many")
+    parser.add_argument("--plans", type=int, default=3, help="how many (an emulated one takes half a minute)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows there as well")
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="append the figures")

@@ -41,7 +41,7 @@ PortInfo = _struct(
     bytes=c_uint64,
     **_many("low high", c_float),
     max_age_ns=c_uint64,
-    **_many("axes action_block", c_uint32),
+    **_many("axes action_block commit_steps", c_uint32),
     name=c_char * 24,
 )
 Options = _struct(

@@ -7,8 +7,6 @@ instead of the camera. Time in the loop is the simulator's own: a plan takes eff
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,8 @@ import numpy as np
 
 from . import report, statistics
 from .errors import EdgewmError
-from .film import FILMED_EPISODES, Film
+from .film import FILMED_EPISODES, Film, check_place
+from .imports import function_of
 from .judge.sides import Observation, Side, named, search
 from .manifest import Manifest, read_manifest
 from .program import Planner, Port
@@ -43,21 +42,11 @@ def world_of(env: str) -> Callable[[int], Any]:
         from .reference import world
 
         return world.make
-    name, _, function = env.partition(":")
-    if not function:
+    if not env.partition(":")[2]:
         raise EdgewmError(
             f"no simulator {env!r}", "--env", "give reference, or module:function that makes one from a seed"
         )
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(name), function)
-    except ModuleNotFoundError as fault:
-        raise EdgewmError(
-            f"no module named {fault.name}", env, "give module:function as Python would import it from here"
-        ) from fault
-    except AttributeError as fault:
-        raise EdgewmError(f"{name} has no {function!r}", env, "name a function of that module") from fault
+    return function_of(env)
 
 
 def play(world: Any, seed: int, policy: Policy) -> Iterator[tuple[Observation, Step]]:
@@ -131,12 +120,14 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Act in `episodes` fresh worlds; the figures, and a film of the first few episodes in `gif`.
 
-    Raises EdgewmError for a bundle or simulator that does not fit.
+    Raises EdgewmError for a bundle or simulator that does not fit, or a film that cannot be written.
     """
     from .binding import Runtime
 
     make, manifest, clock = world_of(env), read_manifest(bundle), [0]
     _fits(make(seed), env, manifest)
+    if gif:
+        check_place(gif)
     film = Film(manifest) if gif else None
     successes, plan_ms, periods = 0, [], []
     with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:

@@ -1,4 +1,4 @@
-"""Places for buffers: tile-local ones in each thread's scratch, the rest in one arena, each reused when its value is dead.
+"""Places for buffers: tile-local ones in each thread's scratch, the rest in one arena, reused once a value is dead.
 
 Scratch is for values whose every reader stands in the region that writes them, lane for lane: they need one tile. An
 arena value is alive from the step that writes it to the last that reads it; a value from before a loop that the loop
@@ -28,7 +28,7 @@ class Use:
 
 
 def bytes_of(buffer: Buffer, tile: int) -> int:
-    """Size in the buffer's own space, a multiple of 64; a dense one has a tile to spare, as if its lanes were padded."""
+    """Size in the buffer's own space, a multiple of 64; a dense one has a tile to spare, as if padded."""
     if buffer.lanes:
         padded = tile if buffer.space == "scratch" else -(-buffer.lanes // tile) * tile
         elements = buffer.elements * padded

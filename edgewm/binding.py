@@ -61,6 +61,7 @@ class PortView:
     max_age_ns: int
     axes: int
     action_block: int
+    commit_steps: int
 
     @property
     def bytes(self) -> int:
@@ -290,7 +291,7 @@ class Runtime:
         self._c.ewm_port(self._model, index, byref(p))
         return PortView(
             index, p.name.decode(), KINDS[p.kind], tuple(p.dim[: p.rank]), np.dtype(DTYPES[p.dtype]), p.low, p.high,
-            p.max_age_ns, p.axes, p.action_block,
+            p.max_age_ns, p.axes, p.action_block, p.commit_steps,
         )  # fmt: skip
 
     def _read_entry(self, index: int) -> tuple[str, tuple[int, tuple[int, ...]]]:

@@ -97,7 +97,9 @@ def build(
 # ---------------------------------------------------------------------------------------------- steps
 
 
-def capture(model: str, overrides: Mapping[str, int | None], rate_hz: float | None, heads: list[str] | None) -> tuple[Program, float, dict[str, str]]:
+def capture(
+    model: str, overrides: Mapping[str, int | None], rate_hz: float | None, heads: list[str] | None
+) -> tuple[Program, float, dict[str, str]]:
     """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it was read from."""
     from . import models
 
@@ -132,7 +134,8 @@ def check_safe(program: Program, board: Target) -> None:
             raise EdgewmError(
                 f"the action port {port.name!r} declares no safe action",
                 f"building for {board.name}, a robot target",
-                f"declare safe=(...) of {port.shape[-1]} numbers in the model's action port, or build for host",
+                f"declare safe=(...) of {port.shape[-1]} numbers in the model's action port (for a checkpoint as action.safe in "
+                "robot.json beside its config.json), or build for host",
             )
 
 
@@ -226,7 +229,9 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise EdgewmError("the output is a file", where, "give -o a directory")
     if out.is_dir() and any(out.iterdir()) and not (out / "model.ewm").is_file():
-        raise EdgewmError("the output directory holds other files", where, "give -o an empty directory or an old bundle")
+        raise EdgewmError(
+            "the output directory holds other files", where, "give -o an empty directory or an old bundle"
+        )
     there = next(p for p in out.resolve().parents if p.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -41,7 +41,11 @@ def _call(node: Node, arguments: str) -> str:
     if node.op == "const":
         value = const_value(node)
         if node.dtype == "f32":
-            return f"splat({value.hex()}f)" if abs(value) != float("inf") else f"splat({'-' if value < 0 else ''}__builtin_inff())"
+            return (
+                f"splat({value.hex()}f)"
+                if abs(value) != float("inf")
+                else f"splat({'-' if value < 0 else ''}__builtin_inff())"
+            )
         return f"splat(({C_TYPE[node.dtype]}){int(value)}{'u' if node.dtype == 'u32' else ''})"
     if node.op == "cast":
         return f"to_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"
@@ -164,8 +168,10 @@ def fold_functor(terms: Sequence[Functor], combine: str, epilogue: Functor, out_
     signature = "const View* v, int64_t k, int r, Tile t"
     return (
         f"  static constexpr int operands = {out + 1};\n"
-        f"  static inline {register} first({signature}) {{\n    (void)k, (void)t;\n    {text}\n    return {begin};\n  }}\n"
-        f"  static inline {register} next({register} acc, {signature}) {{\n    (void)t;\n    {text}\n    return {step};\n  }}\n"
+        f"  static inline {register} first({signature}) {{\n"
+        f"    (void)k, (void)t;\n    {text}\n    return {begin};\n  }}\n"
+        f"  static inline {register} next({register} acc, {signature}) {{\n"
+        f"    (void)t;\n    {text}\n    return {step};\n  }}\n"
         f"  static inline void store(const View* v, int r, Tile t, {register} acc) {{\n"
         f"    (void)r, (void)t;\n    {lines}\n    {store(out_dtype, out_mode, out, '0', result)}\n  }}\n"
     )

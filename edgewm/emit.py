@@ -148,7 +148,7 @@ def _port(program: Program, name: str, layout: Layout, is_result: bool) -> np.vo
 
 
 def _is(port: Port, wanted: str | None, name: str, layout: Layout) -> bool:
-    """Whether a declared port is this one: the action that leaves the plan, or an input of that name, shape and dtype."""
+    """Whether a declared port is this one: the action leaving the plan, or an input of that name, shape, dtype."""
     if wanted:
         return port.kind == wanted
     return (port.name, tuple(port.shape), port.dtype) == (name, layout.shape, layout.buffer.dtype)
@@ -158,6 +158,7 @@ def _action(program: Program, port: Port, layout: Layout, row: np.void) -> None:
     block = program.planner.action_block
     axes = layout.shape[-1] // block
     row["control"], row["axes"], row["action_block"] = ewm.CONTROLS[port.control or "velocity"], axes, block
+    row["commit_steps"] = program.planner.commit_steps
     row["slew"], row["has_safe"] = port.slew, len(port.safe) > 0
     for key, values, default in (("safe", port.safe, 0.0), ("scale", port.scale, 1.0), ("offset_", port.offset, 0.0)):
         row[key][:axes] = values or (default,) * axes
@@ -216,7 +217,8 @@ def _operand(tables: Tables, schedule: Schedule, call: Call, operand: Operand) -
     base = buffer.offset_bytes
     if buffer.space == "weights":
         base = _weight_offset(tables, schedule, buffer)
-    row["space"], row["dtype"], row["is_output"] = SPACES[buffer.space], ewm.DTYPES[_stored(buffer.dtype)], operand.is_output
+    row["space"], row["dtype"] = SPACES[buffer.space], ewm.DTYPES[_stored(buffer.dtype)]
+    row["is_output"] = operand.is_output
     row["gathered"] = operand.mode == "G"
     p, c = operand.offset
     row["offset"] = base + (p * padded + c) * size
@@ -270,7 +272,10 @@ def instantiate(source: Source, call: Call) -> tuple[int, list[Operand]]:
     if call.family == "copy":
         leaf = input_leaf("p0", (1,), out.buffer.dtype)
         functor = Functor(Graph({"y": leaf}), modes["epilogue"], "i")
-        return source.kernel("map", source.functor(run_functor(functor, out.buffer.dtype, out.mode))), [*bound["epilogue"], out]
+        return source.kernel("map", source.functor(run_functor(functor, out.buffer.dtype, out.mode))), [
+            *bound["epilogue"],
+            out,
+        ]
     node, dtype = call.node, out.buffer.dtype
     epilogue = Functor(node["epilogue"], modes["epilogue"], "i")
     if call.family == "map":
@@ -280,7 +285,11 @@ def instantiate(source: Source, call: Call) -> tuple[int, list[Operand]]:
         parts = [p for p in ("left", "right") if p in call.groups]
         terms = [Functor(node[p], modes[p], "k") for p in parts]
         text = fold_functor(terms, node["combine"], epilogue, dtype, out.mode)
-        return source.kernel("reduce", source.functor(text)), [*(o for p in parts for o in bound[p]), *bound["epilogue"], out]
+        return source.kernel("reduce", source.functor(text)), [
+            *(o for p in parts for o in bound[p]),
+            *bound["epilogue"],
+            out,
+        ]
     prologue = source.functor(value_functor(Functor(node["left"], modes["left"], "i"), is_direct(call)))
     ending = source.functor(store_functor(epilogue, dtype, out.mode))
     packed = [o for _, o in call.groups["packed"]]

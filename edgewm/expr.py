@@ -152,7 +152,9 @@ def take(x: Node, index: Node) -> Node:
     return make("take", x, index)
 
 
-def repeat(count: int, body: Graph, carries: dict[str, Node], invariants: dict[str, Node] | None = None) -> dict[str, Node]:
+def repeat(
+    count: int, body: Graph, carries: dict[str, Node], invariants: dict[str, Node] | None = None
+) -> dict[str, Node]:
     """Run `body` `count` times; its outputs of the carries' names feed the next round. Returns every output by name.
 
     Inside, `input` leaves of those names are the carries and invariants, and `counter` (u32 scalar) is the round.

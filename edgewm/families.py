@@ -1,6 +1,7 @@
 """How each kernel family is called: which axes its loops walk, how its operands lie, what workspace it needs.
 
-A function a family: `(low, node, env, flow, order_hint)` appends the call to `flow` and returns the layout of its result.
+A function a family: `(low, node, env, flow, order_hint)` appends the call to `flow` and returns the layout of its
+result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def call_map(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     loops = [a for a in range(len(shape)) if a != lane] or [-1]
     inputs = low.bind(node, "epilogue", env, shape, lane, loops)
     dims = [shape[a] if a >= 0 else 1 for a in loops]
-    low.push(flow, Call("map", node, dims, shape[lane], {"epilogue": inputs}, low.operand(out, shape, lane, loops, True)))
+    result = low.operand(out, shape, lane, loops, True)
+    low.push(flow, Call("map", node, dims, shape[lane], {"epilogue": inputs}, result))
     return out if node.shape else reshape(out, ())
 
 
@@ -41,7 +43,9 @@ def call_reduce(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     axis = node["axis"]
     (x,) = node["left"].outputs.values()
     full = x.shape
-    lane = low.lane_axis(out_shape, [a for a in range(len(full)) if a != axis] or [axis], operand_layouts(node, env, full))
+    lane = low.lane_axis(
+        out_shape, [a for a in range(len(full)) if a != axis] or [axis], operand_layouts(node, env, full)
+    )
     if len(full) == 1:  # a whole vector: the one lane is a new axis
         return call_reduce_vector(low, node, env, flow, full)
     out = low.value(out_shape, node.dtype, lane, _outer(order_hint, out_shape, lane))
@@ -50,7 +54,14 @@ def call_reduce(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
         "left": low.bind(node, "left", env, full, lane, loops),
         "epilogue": low.bind(node, "epilogue", env, out_shape, lane, loops),
     }
-    call = Call("reduce", node, [full[a] for a in loops], out_shape[lane], groups, low.operand(out, out_shape, lane, loops, True))
+    call = Call(
+        "reduce",
+        node,
+        [full[a] for a in loops],
+        out_shape[lane],
+        groups,
+        low.operand(out, out_shape, lane, loops, True),
+    )
     low.push(flow, call)
     return out
 
@@ -64,7 +75,8 @@ def call_reduce_vector(low: Lowering, node: Node, env, flow, full) -> Layout:
         groups[part] = []
         for name in names:
             here = broadcast(env[params[name]], (length,))
-            groups[part].append((name, Operand(here.buffer, here.offset, ZERO, [here.strides[0] if length > 1 else ZERO])))
+            stride = here.strides[0] if length > 1 else ZERO
+            groups[part].append((name, Operand(here.buffer, here.offset, ZERO, [stride])))
     low.push(flow, Call("reduce", node, [full[0]], 1, groups, Operand(out.buffer, ZERO, LANE, [ZERO], True)))
     return out
 
@@ -112,7 +124,9 @@ def call_product(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
         "packed": packed(low, node, shape, outer, k, lane),
         "epilogue": low.bind(node, "epilogue", env, shape, lane, [*outer, rank - 1, -1]),
     }
-    call = Call(node["family"], node, dims, shape[lane], groups, low.operand(out, shape, lane, [*outer, rank - 1, -1], True))
+    call = Call(
+        node["family"], node, dims, shape[lane], groups, low.operand(out, shape, lane, [*outer, rank - 1, -1], True)
+    )
     call.flops = 2 * int(np.prod(shape, dtype=np.int64)) * k
     low.push(flow, call)
     shared = tuple(d for d, s in zip(call.dims[:-2], groups["packed"][0][1].strides, strict=False) if s == ZERO)
@@ -173,7 +187,9 @@ def call_attention(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     call.flops = 4 * int(np.prod(s_space, dtype=np.int64)) * d
     low.push(flow, call)
     shared = [o.mode == "B" for _, o in groups["packed"]]
-    size = low.workspace_bytes("attention", keys=j, depth=d, width=shape[-1], keys_shared=shared[0], values_shared=shared[1])
+    size = low.workspace_bytes(
+        "attention", keys=j, depth=d, width=shape[-1], keys_shared=shared[0], values_shared=shared[1]
+    )
     call.workspace = low.buffer("u8", size, 0)
     return out
 

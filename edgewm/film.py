@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def enlarged(image: Array, size_px: int) -> Array:
 
 def is_picture(value: Array) -> bool:
     return value.dtype == np.uint8 and value.ndim >= 3 and value.shape[-1] == 3
+
+
+def check_place(path: Path) -> None:
+    """EdgewmError when no film can be written there; nothing is left behind."""
+    if path.is_dir():
+        raise EdgewmError("the film's place is a directory", str(path), "give --gif a file, such as run.gif")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as fault:
+        raise _unwritten(path, fault) from fault
+
+
+def _unwritten(path: Path, fault: OSError) -> EdgewmError:
+    return EdgewmError(f"the film cannot be written: {fault.strerror}", str(path), "give --gif a writable place")
 
 
 class Film:
@@ -89,17 +105,20 @@ class Film:
         self._frames += [last] * frames
 
     def save(self, path: Path) -> None:
-        """Write the film beside its place and rename it there. EdgewmError when nothing was filmed."""
+        """Write the film beside its place and rename it there. EdgewmError when nothing was filmed, or writing fails."""
         if not self._frames:
             raise EdgewmError("nothing was filmed", str(path), "run at least one episode")
         palette = self._frames[0].quantize(128)
         frames = [f.quantize(palette=palette, dither=self._image.Dither.NONE) for f in self._frames]
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         duration_ms = 10 * round(self._every * self._period_ms / 10)  # GIF counts hundredths of a second
-        frames[0].save(
-            beside, "GIF", save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, optimize=False
-        )
-        beside.replace(path)
+        timing = {"duration": duration_ms, "loop": 0, "optimize": False}
+        try:
+            frames[0].save(beside, "GIF", save_all=True, append_images=frames[1:], **timing)
+            beside.replace(path)
+        except OSError as fault:
+            beside.unlink(missing_ok=True)
+            raise _unwritten(path, fault) from fault
 
 
 def _flat(picture: Array) -> Array:

@@ -67,7 +67,7 @@ PORT = np.dtype(
         ("scale", "<f4", 16),
         ("offset_", "<f4", 16),
         ("has_safe", "<u4"),
-        ("reserved", "<u4"),
+        ("commit_steps", "<u4"),
     ]
 )
 ENTRY = np.dtype([("name", "S24"), ("first_step", "<u4"), ("steps", "<u4"), ("first_port", "<u4"), ("ports", "<u4")])

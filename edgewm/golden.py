@@ -1,7 +1,7 @@
 """Golden answers: recorded inputs and what each entry answers in canonical arithmetic, replayed wherever a bundle runs.
 
-By the arithmetic contract every target gives the same bits, so a bundle for this machine records them (the tests compare
-that bundle with the oracle); a board that answers otherwise is broken, and `edgewm-tick --golden` says so.
+By the arithmetic contract every target gives the same bits, so a bundle for this machine records them (the tests
+compare that bundle with the oracle); a board that answers otherwise is broken, and `edgewm-tick --golden` says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .target import Target, resolve
 ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
 
 
-def record(program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]) -> bytes:
+def record(
+    program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]
+) -> bytes:
     """Section `golden` for a file of these sections: one record for each entry worth replaying."""
     from .build import compile_bundle, example_inputs, manifest_of, pack  # noqa: F401
     from .emit import schedule_program

@@ -52,7 +52,9 @@ def _evaluate(node: Node, values: Mapping[Node, object], inputs: Arrays, weights
 def _leaf(node: Node, given: Arrays, real: bool) -> np.ndarray:
     name = node["name"]
     if name not in given:
-        raise EdgewmError(f"no {node.op} named {name!r} was given", f"interp, {node!r}", f"pass an array of shape {node.shape}")
+        raise EdgewmError(
+            f"no {node.op} named {name!r} was given", f"interp, {node!r}", f"pass an array of shape {node.shape}"
+        )
     value = np.asarray(given[name])
     if value.shape != node.shape:
         raise EdgewmError(

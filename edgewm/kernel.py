@@ -1,7 +1,7 @@
 """Find kernel families and recognise their cores in a graph.
 
-A family is `kernels/<maths>.py`; its `reference`, written in ops, is documentation, oracle and pattern at once. A core is
-matched by unifying the reference with the graph and then *rebuilding* the reference on what was bound: nodes are
+A family is `kernels/<maths>.py`; its `reference`, written in ops, is documentation, oracle and pattern at once. A core
+is matched by unifying the reference with the graph and then *rebuilding* the reference on what was bound: nodes are
 hash-consed, so the match holds exactly when the rebuilt node is the node.
 """
 
@@ -16,6 +16,7 @@ from types import ModuleType
 from .errors import EdgewmError
 from .paths import KERNELS
 from .program import Node
+
 
 @functools.cache
 def load(family: str) -> ModuleType:

@@ -121,4 +121,8 @@ def reshape(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
 
 def dtype_of(array: np.ndarray) -> str:
     """edgewm's name of an array's dtype."""
-    return {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind] if array.itemsize == 4 else {"i": "i8", "u": "u8"}[array.dtype.kind]
+    return (
+        {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind]
+        if array.itemsize == 4
+        else {"i": "i8", "u": "u8"}[array.dtype.kind]
+    )

@@ -61,7 +61,11 @@ class Lowering:
             if node.op == "weight":
                 env[node] = self.constant(self.weights[node["name"]], node["name"])
             elif node.op == "const":
-                value = np.full((1,), float.fromhex(node["value"]) if node.dtype == "f32" else int(node["value"], 16), _numpy(node.dtype))
+                value = np.full(
+                    (1,),
+                    float.fromhex(node["value"]) if node.dtype == "f32" else int(node["value"], 16),
+                    _numpy(node.dtype),
+                )
                 env[node] = reshape(self.constant(value, f"const/{node.dtype}/{node['value']}"), ())
             elif kind == "view":
                 made = view(env[node.sources[0]], node)
@@ -77,9 +81,13 @@ class Lowering:
             elif node.op == "get":
                 pass  # filled by repeat
             else:
-                raise EdgewmError(f"{node!r} was not fused into a kernel", "schedule", "this is a fault of edgewm; report it")
+                raise EdgewmError(
+                    f"{node!r} was not fused into a kernel", "schedule", "this is a fault of edgewm; report it"
+                )
 
-    def value(self, node_shape: tuple[int, ...], dtype: str, lane_axis: int, outer=None, pinned: bool = False) -> Layout:
+    def value(
+        self, node_shape: tuple[int, ...], dtype: str, lane_axis: int, outer=None, pinned: bool = False
+    ) -> Layout:
         shape = node_shape or (1,)
         rest = int(np.prod([d for a, d in enumerate(shape) if a != lane_axis], dtype=np.int64))
         return in_lanes(self.buffer(dtype, rest, shape[lane_axis], pinned=pinned), shape, lane_axis, outer)
@@ -110,7 +118,16 @@ class Lowering:
 
         return min(allowed, key=cost)
 
-    def bind(self, node: Node, part: str, env, shape: tuple[int, ...], lane: int, loops: list[int], graph_key: str | None = None):
+    def bind(
+        self,
+        node: Node,
+        part: str,
+        env,
+        shape: tuple[int, ...],
+        lane: int,
+        loops: list[int],
+        graph_key: str | None = None,
+    ):
         """Operands for the parameters a part reads, broadcast to `shape`; `loops` are the axes of the call's loops."""
         params = {f"p{i}": s for i, s in enumerate(node.sources)}
         graph: Graph = node[part]
@@ -120,7 +137,7 @@ class Lowering:
         return bound
 
     def layout(self, source: Node, env, shape: tuple[int, ...], lane: int) -> Layout:
-        """A source's layout broadcast to the call's index space; constants that vary along the lanes are laid in lanes."""
+        """A source's layout broadcast to the call's index space; constants varying along the lanes are laid in lanes."""
         here = broadcast(env[source], shape)
         if here.buffer.space == "weights" and lane >= 0 and here.strides[lane] != ZERO and not here.buffer.lanes:
             return self.constant_in_lanes(here, lane)
@@ -136,7 +153,9 @@ class Lowering:
         padded = -(-small.shape[-1] // self.tile) * self.tile
         full = np.zeros((*small.shape[:-1], padded), small.dtype)
         full[..., : small.shape[-1]] = small
-        name = f"{here.buffer.name}@{here.offset[1]}:{','.join(map(str, here.shape))}:{','.join(map(str, strides))}:{lane}"
+        name = (
+            f"{here.buffer.name}@{here.offset[1]}:{','.join(map(str, here.shape))}:{','.join(map(str, strides))}:{lane}"
+        )
         if name not in self.constants:
             self.constants[name] = np.ascontiguousarray(full)
             elements = int(np.prod(small.shape[:-1], dtype=np.int64))
@@ -166,7 +185,7 @@ class Lowering:
         flow.append(call)
 
     def readable(self, layout: Layout, shape: tuple[int, ...], lane: int, flow: list) -> Layout:
-        """Keys or values as attention reads them: lanes as neighbours, or the same for all; a copy where they are not."""
+        """Keys or values as attention reads them: lanes as neighbours or the same for all, or else a copy."""
         here = broadcast(layout, shape)
         if lane < 0 or here.strides[lane] == ZERO:
             return here
@@ -183,7 +202,11 @@ class Lowering:
         shape = target.shape or (1,)
         if not target.shape:
             source, target = reshape(source, (1,)), reshape(target, (1,))
-        own = [a for a in range(len(shape)) if target.strides[a] == LANE and target.buffer.lanes == shape[a] and target.offset[1] == 0]
+        own = [
+            a
+            for a in range(len(shape))
+            if target.strides[a] == LANE and target.buffer.lanes == shape[a] and target.offset[1] == 0
+        ]
         neighbours = [a for a in range(len(shape)) if source.strides[a] == LANE and source.buffer.lanes]
         lane = (own or neighbours or [max(range(len(shape)), key=lambda a: shape[a])])[0]
         if source.buffer.space == "weights" and source.strides[lane] != ZERO and not source.buffer.lanes:
@@ -197,7 +220,9 @@ class Lowering:
     def copied(self, source: Layout, node: Node, flow: list) -> Layout:
         """A reshape that no strides express: a new value, written through the inverse reshape."""
         shape = node.shape
-        for lane in sorted(range(len(shape)), key=lambda a: (-(-shape[a] // self.tile) * self.tile / shape[a], -shape[a])):
+        for lane in sorted(
+            range(len(shape)), key=lambda a: (-(-shape[a] // self.tile) * self.tile / shape[a], -shape[a])
+        ):
             out = self.value(shape, node.dtype, lane)
             back = reshape(out, source.shape)
             if back is not None:
@@ -212,7 +237,9 @@ class Lowering:
         if not allowed:  # a vector: dense, written through masked stores
             out = dense(self.buffer(node.dtype, node.size, 0), shape)
         else:
-            out = self.value(shape, node.dtype, self.lane_axis(shape, allowed, [s for s in sources if len(s.shape) == len(shape)]))
+            out = self.value(
+                shape, node.dtype, self.lane_axis(shape, allowed, [s for s in sources if len(s.shape) == len(shape)])
+            )
         start = 0
         for s in sources:
             step = out.strides[axis]
@@ -227,7 +254,14 @@ class Lowering:
             out = dense(self.buffer("i32", node.size, 0), node.shape)
             cost = env[node.sources[0]]
             groups = {"epilogue": [("cost", Operand(cost.buffer, cost.offset, ZERO, [cost.strides[0], ZERO]))]}
-            call = Call("topk", node, [cost.shape[0], node["k"]], 1, groups, Operand(out.buffer, ZERO, ZERO, [ZERO, (0, 1)], True))
+            call = Call(
+                "topk",
+                node,
+                [cost.shape[0], node["k"]],
+                1,
+                groups,
+                Operand(out.buffer, ZERO, ZERO, [ZERO, (0, 1)], True),
+            )
         else:
             source, index = env[node.sources[0]], env[node.sources[1]]
             out = dense(self.buffer(node.dtype, node.size, 0), node.shape)
@@ -236,7 +270,9 @@ class Lowering:
                 ("source", Operand(source.buffer, source.offset, ZERO, list(source.strides))),
                 ("index", Operand(index.buffer, index.offset, ZERO, [index.strides[0], *[ZERO] * rest])),
             ]}
-            call = Call("take", node, list(node.shape), 1, groups, Operand(out.buffer, ZERO, ZERO, list(out.strides), True))
+            call = Call(
+                "take", node, list(node.shape), 1, groups, Operand(out.buffer, ZERO, ZERO, list(out.strides), True)
+            )
         flow.append(call)
         return out
 

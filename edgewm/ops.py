@@ -20,7 +20,15 @@ import numpy as np
 from .errors import EdgewmError
 from .program import Graph, Node, intern
 
-NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "u32": np.uint32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}
+NUMPY = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "i32": np.int32,
+    "u32": np.uint32,
+    "i8": np.int8,
+    "u8": np.uint8,
+    "bool": np.bool_,
+}
 BYTES = {"f32": 4, "i32": 4, "u32": 4, "i8": 1, "u8": 1, "bool": 4}
 FLOATS = ("f32",)
 
@@ -52,7 +60,9 @@ def make(op: str, *sources: Node, **attrs: Any) -> Node:
     """The interned node of `op` on `sources`; EdgewmError when shapes or dtypes do not fit the op's rule."""
     row = TABLE.get(op)
     if row is None:
-        raise EdgewmError(f"no op named {op!r}", "the op table", "write it with the ops of edgewm/ops.py or add a row there")
+        raise EdgewmError(
+            f"no op named {op!r}", "the op table", "write it with the ops of edgewm/ops.py or add a row there"
+        )
     frozen = tuple(sorted(attrs.items()))
     try:
         shape, dtype = row.rule(attrs, *sources)
@@ -78,7 +88,11 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         if not doubtful.any():
             return narrow
         addend = np.broadcast_to(np.asarray(c, np.float64), wide.shape)
-        p, s, t = product[doubtful] if product.shape == wide.shape else np.broadcast_to(product, wide.shape)[doubtful], wide[doubtful], addend[doubtful]
+        p, s, t = (
+            product[doubtful] if product.shape == wide.shape else np.broadcast_to(product, wide.shape)[doubtful],
+            wide[doubtful],
+            addend[doubtful],
+        )
         # round to odd in float64, then to nearest even in float32: innocuous double rounding (Boldo & Melquiond, 2008)
         bv = s - p
         error = (p - (s - bv)) + (t - bv)
@@ -92,7 +106,7 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def _matmul_canonical(attrs: dict, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype == np.int8:  # exact: |sum| < 2^53, and BLAS is fast only in floating point
         return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
-    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1])
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = np.zeros(shape, np.float32)
     for k in range(a.shape[-1]):
         out = fma32(a[..., :, k, None], b[..., k, None, :], out)
@@ -179,7 +193,7 @@ def _reduced(attrs: dict, x: Node) -> Typed:
     axis = attrs["axis"]
     if not 0 <= axis < len(x.shape):
         raise ValueError(f"axis {axis} of {len(x.shape)}")
-    return x.shape[:axis] + (1,) + x.shape[axis + 1 :], x.dtype
+    return (*x.shape[:axis], 1, *x.shape[axis + 1:]), x.dtype
 
 
 def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
@@ -187,7 +201,7 @@ def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
         raise ValueError("needs (..., m, k) and (..., k, n) of one dtype")
     if a.dtype not in ("f32", "i8"):
         raise ValueError("needs f32 or i8")
-    return np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1]), "f32" if a.dtype == "f32" else "i32"
+    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), "f32" if a.dtype == "f32" else "i32"
 
 
 def _reshape_rule(attrs: dict, x: Node) -> Typed:
@@ -212,7 +226,7 @@ def _slice_rule(attrs: dict, x: Node) -> Typed:
     axis, start, stop = attrs["axis"], attrs["start"], attrs["stop"]
     if not 0 <= start < stop <= x.shape[axis]:
         raise ValueError("range outside the axis")
-    return x.shape[:axis] + (stop - start,) + x.shape[axis + 1 :], x.dtype
+    return (*x.shape[:axis], stop - start, *x.shape[axis + 1:]), x.dtype
 
 
 def _concat_rule(attrs: dict, *xs: Node) -> Typed:
@@ -220,7 +234,7 @@ def _concat_rule(attrs: dict, *xs: Node) -> Typed:
     rest = {(x.shape[:axis], x.shape[axis + 1 :], x.dtype) for x in xs}
     if len(rest) != 1:
         raise ValueError("shapes differ beside the axis, or dtypes differ")
-    return xs[0].shape[:axis] + (sum(x.shape[axis] for x in xs),) + xs[0].shape[axis + 1 :], xs[0].dtype
+    return (*xs[0].shape[:axis], sum(x.shape[axis] for x in xs), *xs[0].shape[axis + 1:]), xs[0].dtype
 
 
 def _take_rule(attrs: dict, x: Node, index: Node) -> Typed:
@@ -330,7 +344,12 @@ _elementwise("where", np.where, _where)
 _row("fma", "elementwise", _float_only, lambda a, x, y, z: fma32(x, y, z), real=lambda a, x, y, z: x * y + z, flops=2)
 _row("mulhi", "elementwise", _unsigned_only, _mulhi, flops=1)
 _row("cast", "elementwise", lambda a, x: (x.shape, a["dtype"]), _cast, flops=1)
-_row("bitcast", "elementwise", lambda a, x: (x.shape, a["dtype"]), lambda a, x: np.asarray(x, order="C").view(NUMPY[a["dtype"]]))
+_row(
+    "bitcast",
+    "elementwise",
+    lambda a, x: (x.shape, a["dtype"]),
+    lambda a, x: np.asarray(x, order="C").view(NUMPY[a["dtype"]]),
+)
 
 _row("reshape", "view", _reshape_rule, _view(lambda a, x: x.reshape(a["shape"])))
 _row("permute", "view", _permute_rule, _view(lambda a, x: x.transpose(a["axes"])))

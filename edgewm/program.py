@@ -60,7 +60,8 @@ def intern(op: str, sources: tuple[Node, ...], attrs: Attrs, shape: tuple[int, .
 def order(roots: Node | Iterable[Node]) -> list[Node]:
     """Every node the roots need, sources before users, in one deterministic order."""
     done: dict[Node, None] = {}
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed((roots,) if isinstance(roots, Node) else tuple(roots))]
+    ends = (roots,) if isinstance(roots, Node) else tuple(roots)
+    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(ends)]
     while stack:
         node, expanded = stack.pop()
         if node in done:

@@ -1,7 +1,7 @@
 """What the runtime runs: calls with strided operands, grouped in regions, and loops of them.
 
-Consecutive calls whose data never crosses lanes form a region: a thread runs the whole region for one tile of lanes, and
-what lives only inside it lives in that thread's scratch. A barrier stands between regions.
+Consecutive calls whose data never crosses lanes form a region: a thread runs the whole region for one tile of lanes,
+and what lives only inside it lives in that thread's scratch. A barrier stands between regions.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def group(flow: list, tile: int) -> list[Step]:
 
 def merge_loops(call: Call) -> None:
     """Walk adjacent loops as one where every operand's strides allow it; a family's own inner loops stay."""
-    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "product_i8": 2, "attention": 4}.get(call.family, len(call.dims))
+    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "product_i8": 2, "attention": 4}.get(
+        call.family, len(call.dims)
+    )
     operands = call.operands()
     a = 0
     while a + 1 < len(call.dims) - inner:

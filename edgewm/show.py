@@ -33,8 +33,8 @@ def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
     """Text of a bundle (a directory with model.ewm) or of a model's program at `stage`.
 
     `stage` is capture (default), exact, quantize (as w8a8), fuse or schedule (as fp32, for this machine), or the name
-    of one step of the pipeline. `kernels` adds what each kernel computes, and each call's operands. EdgewmError for what
-    is neither.
+    of one step of the pipeline. `kernels` adds what each kernel computes, and each call's operands. EdgewmError for
+    what is neither.
     """
     if (Path(path) / "model.ewm").is_file():
         if stage not in (None, "schedule"):

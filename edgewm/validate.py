@@ -15,7 +15,7 @@ from . import report
 from .errors import EdgewmError
 from .judge import closed_loop, gates, horizon, picture, plan
 from .judge.sides import compiled, upstream
-from .judge.sources import Source, source_of
+from .judge.sources import Source, source_of, wanted
 from .manifest import Manifest, read_manifest
 from .program import Port
 
@@ -91,7 +91,8 @@ def judge(
     result: dict[str, Any] = {"precision": manifest.precision, "seed": seed, "suites": list(suite), "gates": []}
     result |= dict.fromkeys(("plan", "horizon", "closed_loop"))
     if "plan" in suite:
-        pairs = _needs(source.contexts, "contexts", "contexts to plan in")(contexts, seed)
+        data = f"give --data FILE.safetensors with the arrays {wanted(model)}"
+        pairs = _needs(source.contexts, "contexts", "contexts to plan in", data)(contexts, seed)
         result["plan"], rows = plan.run(full, small, planner, model.action_dim, pairs, contexts, seed, progress)
         result["gates"] += rows
     if "horizon" in suite:
@@ -150,11 +151,11 @@ def _same_model(manifest: Manifest, model: Any, against: str) -> None:
             )  # fmt: skip
 
 
-def _needs(found: Any, name: str, what: str) -> Any:
+def _needs(found: Any, name: str, what: str, otherwise: str = "leave this suite out") -> Any:
     if found is None:
         raise EdgewmError(
             f"nothing like {what} for this model", "--against",
-            f"define {name}() beside the model's function (see edgewm/judge/sources.py), or leave this suite out",
+            f"{otherwise}; or give module:function and define {name}() in that module (edgewm/judge/sources.py)",
         )  # fmt: skip
     return found
 

@@ -17,7 +17,20 @@ from math import prod
 
 import numpy as np
 
+from edgewm import expr as e
+from edgewm.program import Node
+
 LANES = 16  # of one vector in the C++ sources, whatever the machine's registers hold
+
+
+def reference(x: Node, w: Node) -> Node:
+    """`x` (..., m, k) f32, `w` (..., k, n) f32 to (..., m, n) f32."""
+    return e.matmul(x, w)
+
+
+def placeholders(rank: int) -> tuple[Node, Node]:
+    """Leaves of the reference for a result of `rank` dimensions."""
+    return e.input("x", (*(2,) * (rank - 2), 3, 5)), e.input("w", (5, 7))
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ MUTATIONS = [
     ("ports", ewm.PORT, 0, "feedback", 9, "feedback 9"),
     ("ports", ewm.PORT, 8, "axes", 17, "17 axes"),
     ("ports", ewm.PORT, 8, "action_block", 2, "block 2 x axes 2"),
+    ("ports", ewm.PORT, 8, "commit_steps", 4, "commit_steps 4"),
     ("ports", ewm.PORT, 8, "slew", -1.0, "slew -1"),
     ("ports", ewm.PORT, 8, "safe", 1000.0, "safe value 1000"),
     ("ports", ewm.PORT, 8, "scale", np.inf, "scale inf"),

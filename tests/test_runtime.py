@@ -45,7 +45,7 @@ def test_entries_are_bit_identical_for_any_number_of_threads(threads: int) -> No
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_plans_feed_their_mean_and_counter_back(threads: int) -> None:
+def test_plans_feed_their_mean_back(threads: int) -> None:
     with opened([1000 * MS], threads=threads) as runtime:
         observe(runtime)
         mean = COLD

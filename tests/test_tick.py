@@ -76,6 +76,18 @@ def test_a_paced_run_accounts_for_every_period(mode: str) -> None:
     assert {c["kernel"] for c in report["calls"]} == {"add", "mul", "tally"}
 
 
+@pytest.mark.parametrize("mode", ["--inline", "--async"])
+def test_plans_come_as_often_as_the_file_commits_to_or_in_every_period(mode: str) -> None:
+    ticks, commit, plans = 100, fixture.COMMIT, {}
+    for replan in ("commit", "free"):
+        report = json.loads(tick("--ticks", ticks, "--rate-hz", 100, mode, "--replan", replan, "--json", "-").stdout)
+        assert (report["replan"], report["commit_steps"]) == (replan, commit if replan == "commit" else 0)
+        plans[replan], acts = report["plans"], report["act_ns"]["count"]
+        if mode == "--inline":  # a stalled machine skips periods, so there may be fewer actions than ticks
+            assert plans[replan] == acts if replan == "free" else acts // commit <= plans[replan]
+    assert 0 < plans["commit"] <= ticks // commit + 1 and plans["commit"] < plans["free"] <= ticks + 1
+
+
 def test_a_deadline_in_the_past_plans_nothing_but_still_publishes() -> None:
     report = json.loads(tick("--ticks", 50, "--rate-hz", 500, "--plan-deadline-ms", 1e-6, "--json", "-").stdout)
     assert report["plan_iterations"]["max"] == 0
@@ -86,10 +98,11 @@ def test_a_deadline_in_the_past_plans_nothing_but_still_publishes() -> None:
     ("arguments", "what"),
     [
         (["--fast"], "unknown argument"),
-        (["--rate-hz", "0"], "a flag needs a number in its range"),
-        (["--rate-hz", "20x"], "a flag needs a number in its range"),
-        (["--threads", "65"], "a flag needs a number in its range"),
-        (["--ticks"], "a flag needs a number in its range"),
+        (["--rate-hz", "0"], "a flag needs a value in its range"),
+        (["--rate-hz", "20x"], "a flag needs a value in its range"),
+        (["--threads", "65"], "a flag needs a value in its range"),
+        (["--replan", "often"], "a flag needs a value in its range"),
+        (["--ticks"], "a flag needs a value in its range"),
         (["--ticks", "1", "--json", "/nowhere/at/all.json"], "No such file or directory"),
     ],
 )

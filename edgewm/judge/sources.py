@@ -8,7 +8,6 @@ of what to reach.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgewmError
+from ..imports import module_of
 from .sides import Observation
 
 Array = np.ndarray
@@ -44,7 +44,7 @@ def source_of(against: str, model: Any, data: Path | None = None) -> Source:
 
         found = Source(world.contexts, world.rollouts, world.make, reference_gallery)
     elif ":" in against and not Path(against).exists():
-        module = importlib.import_module(against.partition(":")[0])
+        module = module_of(against)
         found = Source(*(getattr(module, name, None) for name in ("contexts", "rollouts", "make")))
     if data is not None:
         pairs = recorded(data, model)
@@ -57,6 +57,13 @@ def _is_reference(against: str) -> bool:
 
     path = Path(against)
     return (path if path.is_dir() else path.parent).resolve() == PATH
+
+
+def wanted(model: Any) -> str:
+    """The arrays that `recorded` reads, in words."""
+    kinds = {"u8": "uint8", "f32": "float32", "i32": "int32"}
+    ports = (*model.ports_of("observation"), *model.ports_of("goal"))
+    return ", ".join(f"{p.name} (N, {', '.join(map(str, p.shape[1:]))}) {kinds[p.dtype]}" for p in ports)
 
 
 def recorded(data: Path, model: Any) -> list[tuple[Observation, Observation]]:
@@ -73,6 +80,8 @@ def recorded(data: Path, model: Any) -> list[tuple[Observation, Observation]]:
         rows = arrays.get(port.name)
         if rows is None:
             raise EdgewmError(f"no array {port.name!r}", str(data), f"record one (N, ...) for port {port.name!r}")
+        if rows.ndim == 0 or len(rows) == 0:
+            raise EdgewmError(f"array {port.name!r} has no rows", str(data), f"record rows of shape {port.shape}")
         if rows[0].size != int(np.prod(port.shape)):
             raise EdgewmError(
                 f"rows of {port.name!r} have shape {rows.shape[1:]}", str(data), f"record rows of shape {port.shape}"

@@ -47,7 +47,8 @@ def load(spec: str) -> Model:
 
 
 def _checkpoint(path: Path) -> Model:
-    """The model in a directory, or in one weights file with its directory's config.json."""
+    """The model in a directory, or in one weights file of it; any JSON file of a directory stands for the directory."""
+    path = path.parent if path.suffix == ".json" and path.is_file() else path
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     for family in FAMILIES:
@@ -73,7 +74,8 @@ def capture_model(model: Model, planner: Planner | None = None) -> Program:
     if model.action_dim % planner.action_block:
         raise EdgewmError(
             f"a model action of {model.action_dim} numbers is no block of {planner.action_block} periods",
-            "planner settings", "give the action_block the model was trained with",
+            "planner settings",
+            "give the action_block the model was trained with (for a checkpoint in robot.json beside its config.json)",
         )  # fmt: skip
     weights: Store = {}
     entries = {}

@@ -25,13 +25,21 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise EdgewmError("no config.json", str(path), "give a checkpoint directory that holds config.json and weights")
+    return read_object(file)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. EdgewmError when it cannot be read, is not JSON, or holds something else."""
+    fix = "export the checkpoint again" if file.name == "config.json" else "write it as a JSON object"
     try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise EdgewmError(f"config.json is not JSON: {fault}", str(file), "export the checkpoint again") from fault
-    if not isinstance(config, dict):
-        raise EdgewmError("config.json holds no object", str(file), "export the checkpoint again")
-    return config
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise EdgewmError(f"{file.name} is not JSON: {fault}", str(file), fix) from fault
+    except OSError as fault:
+        raise EdgewmError(f"{file.name} cannot be read: {fault.strerror}", str(file), "make it a readable file") from fault
+    if not isinstance(found, dict):
+        raise EdgewmError(f"{file.name} holds no object", str(file), fix)
+    return found
 
 
 def weights_file(path: Path) -> Path:

@@ -8,38 +8,24 @@ and methods `decode_<head>(z)`.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from ..errors import EdgewmError
+from ..imports import function_of
 from ..program import Planner
 from .model import Model, example
 
 
 def load(spec: str) -> Model:
     """The Model that `module:function` returns, or what its torch module declares. EdgewmError when it is neither."""
-    name, _, function = spec.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        call = getattr(importlib.import_module(name), function)
-    except ModuleNotFoundError as fault:
-        fix = "give module:function as Python would import it from here"
-        raise EdgewmError(f"no module named {fault.name}", spec, fix) from fault
-    except AttributeError as fault:
-        raise EdgewmError(f"{name} has no {function!r}", spec, "name a function of that module") from fault
-    found = call()
+    found = function_of(spec)()
     if isinstance(found, Model):
         return found
     if isinstance(found, torch.nn.Module):
         return from_module(found, spec)
     fix = "return an edgewm.models.Model or a torch.nn.Module with ports"
-    raise EdgewmError(f"{function} returned a {type(found).__name__}", spec, fix)
+    raise EdgewmError(f"{spec.partition(':')[2]} returned a {type(found).__name__}", spec, fix)
 
 
 def from_module(module: torch.nn.Module, where: str) -> Model:

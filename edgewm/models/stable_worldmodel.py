@@ -20,6 +20,7 @@ from ..program import Planner, Port
 from .checkpoint import fill, read_weights, sha256
 from .lewm_modules import MLP, Embedder, LeWM, Predictor, ViT
 from .model import Model
+from .robot import with_robot
 
 FAMILY = "stable_worldmodel.lewm"
 ROOTS = ("stable_worldmodel.wm.lewm.LeWM", "stable_worldmodel.wm.lewm.lewm.LeWM")
@@ -53,7 +54,7 @@ def load(path: Path, config: dict[str, Any], file: Path) -> Model:
     """The checkpoint directory's model. EdgewmError for an unknown target or key, or a weight that does not fit."""
     module, image_px, action_dim = build(config, str(path / "config.json"))
     fill(module, rename(read_weights(file)), str(file), unused=("encoder.embeddings.mask_token",))
-    return replace(lewm(module, image_px, action_dim), files=sha256(path / "config.json", file))
+    return with_robot(replace(lewm(module, image_px, action_dim), files=sha256(path / "config.json", file)), path)
 
 
 def rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,8 +18,10 @@ from ..errors import EdgewmError
 from ..program import Planner, Port
 from .checkpoint import fill, read_weights, sha256
 from .model import Model
+from .robot import with_robot
 
 FAMILY = "torch_world.lewm"
+PLANNER = Planner(first_candidate_is_mean=False, iterations=10)
 
 
 def lewm(
@@ -35,7 +37,7 @@ def lewm(
 ) -> Model:
     """A trained `torch_world.models.LeWM` as a Model: frames are uint8 (1, height, width, 3), turned into
     `(pixels * scale - mean) / std`; `action_dim` is one model action's; `action` declares the robot's port."""
-    planner = planner or Planner(first_candidate_is_mean=False, iterations=10)
+    planner = planner or PLANNER
     latent = module.pos_embed.shape[-1]
 
     def encode(m: torch.nn.Module, pixels: Tensor) -> Tensor:
@@ -75,7 +77,6 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def load(path: Path, config: dict[str, Any], file: Path) -> Model:
     """The checkpoint that `edgewm.reference.train` writes. EdgewmError for a wrong config, weight or shape."""
-    from ..reference import PLANNER, world
     from ..reference.model import build
 
     try:
@@ -87,15 +88,6 @@ def load(path: Path, config: dict[str, Any], file: Path) -> Model:
         where = str(path / "config.json")
         raise EdgewmError(f"config.json lacks {fault}", where, "export the checkpoint again") from fault
     fill(module, read_weights(file), str(file), unused=("sigreg.",))
-    low, high = PLANNER["bounds"]
-    planner = Planner(
-        samples=PLANNER["samples"], iterations=PLANNER["iterations"], elites=PLANNER["elites"],
-        horizon=PLANNER["horizon"], action_block=block, commit_steps=PLANNER["commit_steps"] * block,
-        var_scale=PLANNER["std"], low=low, high=high, first_candidate_is_mean=False,
-    )  # fmt: skip
-    action = Port(
-        "action", "action", (m["env_action_dim"],), unit=f"{world.STEP_M / world.PERIOD_S:g} m/s", low=low, high=high,
-        rate_hz=1 / world.PERIOD_S, control="velocity", safe=(0.0,) * m["env_action_dim"],
-    )  # fmt: skip
-    model = lewm(module, shape, action_dim, planner, action, **pixels, rate_hz=1 / world.PERIOD_S)
-    return replace(model, files=sha256(path / "config.json", file))
+    planner = replace(PLANNER, action_block=block, commit_steps=block)
+    model = lewm(module, shape, action_dim, planner, **pixels)
+    return with_robot(replace(model, files=sha256(path / "config.json", file)), path, trained_block=block)

@@ -35,7 +35,7 @@ def fold_constants(program: Program) -> Program:
 
         def replace(node: Node, sources: tuple[Node, ...]) -> Node:
             new = make(node.op, *sources, **dict(node.attrs))
-            worth = constant.get(node) and TABLE[node.op].kind in FOLDABLE or node.op == "iota"
+            worth = (constant.get(node) and TABLE[node.op].kind in FOLDABLE) or node.op == "iota"
             if worth:
                 if node not in replaced:
                     replaced[node] = _as_weight(node, program.weights, weights)

@@ -80,7 +80,9 @@ class _Partition:
         for node in reversed(self.nodes):
             if node not in homes or node in self.core or node in self.outputs:
                 continue
-            if all(any(u in home for home in homes[node]) and (u in inside or u in self.core) for u in self.users[node]):
+            if all(
+                any(u in home for home in homes[node]) and (u in inside or u in self.core) for u in self.users[node]
+            ):
                 inside.add(node)
         return inside
 
@@ -205,7 +207,7 @@ class _Partition:
 
     def _product(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         x, w = body.expression(core.sources[0]), body.param(self.done[core.sources[1]])
-        return e.matmul(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
+        return load("product").reference(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
 
     def _product_i8(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         x, w, t = body.expression(bound["x"]), body.param(bound["w"]), body.param(bound["t"])

@@ -1,8 +1,8 @@
 """Move reshapes of the leading dimensions behind row-wise ops, where they meet their inverse and vanish.
 
-Upstream code flattens batch and time before a row-wise module (BatchNorm, an MLP) and unflattens after it. A row-wise op
-does not care how its rows are arranged: op(reshape(x)) = reshape(op(x)). Values keep the shape they were born with, so
-that one axis (candidates, tokens) can stay in vector lanes all the way.
+Upstream code flattens batch and time before a row-wise module (BatchNorm, an MLP) and unflattens after it. A row-wise
+op does not care how its rows are arranged: op(reshape(x)) = reshape(op(x)). Values keep the shape they were born with,
+so that one axis (candidates, tokens) can stay in vector lanes all the way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compute only the rows that somebody reads: a slice moves towards the leaves until rows are made.
 
-A predictor returns a latent for every token of its window and the planner reads the last; an encoder's last block serves
-one CLS token. Demand flows from the outputs to the leaves: where every reader of a value wants the same range of one
-axis, and the op makes those rows from the same rows of its sources, only they are computed. Keys and values of an
+A predictor returns a latent for every token of its window and the planner reads the last; an encoder's last block
+serves one CLS token. Demand flows from the outputs to the leaves: where every reader of a value wants the same range of
+one axis, and the op makes those rows from the same rows of its sources, only they are computed. Keys and values of an
 attention are read by every query, so their demand is whole; its queries, projections and MLP shrink.
 """
 
@@ -96,7 +96,9 @@ def _wanted(node: Node, i: int, rows: Demand) -> Demand:
     """What the op reads of its source i to make `rows` of its value."""
     source = node.sources[i]
     if node.op == "slice":
-        start, stop = (node["start"], node["stop"]) if rows is None else (node["start"] + rows.start, node["start"] + rows.stop)
+        start, stop = (
+            (node["start"], node["stop"]) if rows is None else (node["start"] + rows.start, node["start"] + rows.stop)
+        )
         return Rows(node["axis"], start, stop) if (start, stop) != (0, source.shape[node["axis"]]) else None
     if rows is None:
         return None

@@ -41,7 +41,7 @@ def quantize_products(program: Program) -> Program:
 
 
 def quantize_weight(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 for each output channel: `w` (..., in, out) f32 to (int8 of that shape, f32 scale (..., 1, out))."""
+    """Symmetric int8 by output channel: `w` (..., in, out) f32 to (int8 of that shape, f32 scale (..., 1, out))."""
     scale = (np.abs(w).max(axis=-2, keepdims=True) / np.float32(127)).astype(np.float32)
     scale = np.maximum(scale, np.float32(2.0**-100))
     return np.clip(np.rint(w / scale), -127, 127).astype(np.int8), scale

@@ -1,10 +1,10 @@
 """Compute a causal prefix once: while a rollout's window grows, the rows it had before are what they were.
 
-A window of T tokens begins with the window of T - 1 tokens, at the same positions, under the same actions. A row-wise op
-of a concatenation is the concatenation of the op of its pieces; a causal attention row reads only keys up to its own.
-So each value of the longer window is split into its pieces, and a piece that an earlier window already computed is the
-very same node. Nothing is assumed: a piece is reused only when building it gives a node that exists. Once the window
-slides, positions shift, no piece is found, and the window stays whole, in one product over all its rows.
+A window of T tokens begins with the window of T - 1 tokens, at the same positions, under the same actions. A row-wise
+op of a concatenation is the concatenation of the op of its pieces; a causal attention row reads only keys up to its
+own. So each value of the longer window is split into its pieces, and a piece that an earlier window already computed is
+the very same node. Nothing is assumed: a piece is reused only when building it gives a node that exists. Once the
+window slides, positions shift, no piece is found, and the window stays whole, in one product over all its rows.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Reuse:
         return concat(pieces, axis)
 
     def attention(self, node: Node, bound: dict[str, Node]) -> Node | None:
-        """Rows of queries with the keys they may see; masked keys add exact zeros, so leaving them out changes nothing."""
+        """Rows of queries with the keys they may see; masked keys add exact zeros: leaving them out changes nothing."""
         dot = score_dot(bound["scores"])
         if dot is None or dot.sources[0].op != "concat":
             return None
@@ -145,7 +145,12 @@ class _Reuse:
         scores = bound["scores"].sources[1]
         scores = self.cut(self.cut(scores, axis, start, stop, PRODUCTS), axis + 1, 0, keys, PRODUCTS)
         if not rows[:, :keys].all():
-            mask = self.cut(self.cut(e.expand(bound["scores"].sources[0], node.shape[:-1] + seen.shape[1:]), axis, start, stop), axis + 1, 0, keys)
+            mask = self.cut(
+                self.cut(e.expand(bound["scores"].sources[0], node.shape[:-1] + seen.shape[1:]), axis, start, stop),
+                axis + 1,
+                0,
+                keys,
+            )
             scores = make("where", mask, scores, bound["scores"].sources[2])
         if score_dot(scores) is None:
             return None
@@ -167,8 +172,8 @@ class _Reuse:
     def cut(self, x: Node, axis: int, start: int, stop: int, through: int = 1) -> Node:
         """x[start:stop] along an axis, taken towards the leaves, so that equal rows are equal nodes.
 
-        `through` says how far: VIEWS only tidies slices and concatenations, CHEAP goes through element-wise ops too, PRODUCTS
-        also through products and reductions.
+        `through` says how far: VIEWS only tidies slices and concatenations, CHEAP goes through element-wise ops too,
+        PRODUCTS also through products and reductions.
         """
         key = (x, axis, start, stop, through)
         if key not in self.cuts:
@@ -191,14 +196,18 @@ class _Reuse:
                 at += piece.shape[axis]
             return concat(pieces, axis)
         kind = TABLE[x.op].kind
-        cheap = kind == "elementwise" or x.op in ("permute", "expand") or (x.op == "reshape" and same_axis(x, axis) is not None)
+        cheap = (
+            kind == "elementwise"
+            or x.op in ("permute", "expand")
+            or (x.op == "reshape" and same_axis(x, axis) is not None)
+        )
         dear = (x.op == "matmul" and axis >= len(x.shape) - 2) or (kind == "reduction" and axis != x["axis"])
         if (cheap and through == CHEAP and self.made_of_cuts(x)) or ((cheap or dear) and through == PRODUCTS):
             return self.rows_of(x, axis, start, stop, through)
         return e.narrow(x, axis, start, stop)
 
     def made_of_cuts(self, x: Node) -> bool:
-        """Whether an element-wise value comes from slices and concatenations alone: cutting it computes nothing twice."""
+        """Whether an element-wise value comes from slices and concats alone: cutting it computes nothing twice."""
         if x.op in ("slice", "concat", "const") or (x.op == "weight" and x.size <= SMALL):
             return True
         cheap = TABLE[x.op].kind in ("elementwise", "view")
@@ -221,7 +230,9 @@ class _Reuse:
                 return e.matmul(a, self.cut(b, len(b.shape) - 1, start, stop, through))
             return e.matmul(self.cut(a, len(a.shape) - 2, start, stop, through), b)
         if node.op == "slice":
-            return e.narrow(self.cut(node.sources[0], axis, start, stop, through), node["axis"], node["start"], node["stop"])
+            return e.narrow(
+                self.cut(node.sources[0], axis, start, stop, through), node["axis"], node["start"], node["stop"]
+            )
         return make(node.op, *(self.aligned(s, node, axis, start, stop, through) for s in node.sources), **attrs)
 
     def aligned(self, source: Node, node: Node, axis: int, start: int, stop: int, through: int) -> Node:
@@ -234,7 +245,9 @@ class _Reuse:
 
 def concat(pieces: list[Node], axis: int) -> Node:
     """Flat: a concatenation inside a concatenation of the same axis is part of it."""
-    flat = [p for piece in pieces for p in (piece.sources if piece.op == "concat" and piece["axis"] == axis else (piece,))]
+    flat = [
+        p for piece in pieces for p in (piece.sources if piece.op == "concat" and piece["axis"] == axis else (piece,))
+    ]
     return e.concat(flat, axis)
 
 
@@ -242,11 +255,19 @@ def _result_axis(node: Node, i: int, source: Node) -> int | None:
     """The axis of the result along which the op of a concatenation is a concatenation of ops; None where it is not."""
     axis, kind, rank = source["axis"], TABLE[node.op].kind, len(node.shape)
     if kind == "elementwise":
-        return axis + rank - len(source.shape) if source.shape[axis] == node.shape[axis + rank - len(source.shape)] else None
+        return (
+            axis + rank - len(source.shape)
+            if source.shape[axis] == node.shape[axis + rank - len(source.shape)]
+            else None
+        )
     if kind == "reduction":
         return axis if axis != node["axis"] else None
     if node.op == "matmul":
-        return axis if i == 0 and axis == rank - 2 and len(source.shape) == rank and len(node.sources[1].shape) == 2 else None
+        return (
+            axis
+            if i == 0 and axis == rank - 2 and len(source.shape) == rank and len(node.sources[1].shape) == 2
+            else None
+        )
     if node.op == "permute":
         return node["axes"].index(axis)
     if node.op == "slice":

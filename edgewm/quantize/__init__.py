@@ -39,7 +39,9 @@ def _products(graph: Graph) -> set[str]:
 
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     if not path.is_file():
-        raise EdgewmError(f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(NAMED)}, or a JSON file")
+        raise EdgewmError(
+            f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(NAMED)}, or a JSON file"
+        )
     try:
         recipe = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
@@ -49,7 +51,9 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     products = set().union(*map(_products, program.entries.values()))
     for name, kind in recipe.items():
         if name not in products:
-            raise EdgewmError(f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them")
+            raise EdgewmError(
+                f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them"
+            )
         if kind not in FORMATS:
             raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(FORMATS)}")
     return {n: k for n, k in recipe.items() if k != "fp32"}

@@ -68,6 +68,7 @@ extern "C" int ewm_port(const ewm_model* model, uint32_t port, ewm_port_info* in
   out.max_age_ns = p.max_age_ns;
   out.axes = p.axes;
   out.action_block = p.action_block;
+  out.commit_steps = p.commit_steps;
   memcpy(out.name, p.name, sizeof(out.name));
   return hand_out(info, out);
 }

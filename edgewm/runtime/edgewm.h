@@ -101,6 +101,7 @@ typedef struct ewm_port_info {
   float low, high;
   uint64_t max_age_ns;
   uint32_t axes, action_block; /* ACTION: numbers in one robot action; control periods in one model action */
+  uint32_t commit_steps;       /* ACTION: control periods played of a plan before the next starts; 0: when it can */
   char name[24];
 } ewm_port_info;
 

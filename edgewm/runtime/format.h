@@ -65,7 +65,7 @@ struct Port {
   float scale[16];   // ACTION: robot = model * scale + offset
   float offset_[16];
   uint32_t has_safe;
-  uint32_t reserved;
+  uint32_t commit_steps;  // ACTION: control periods played of a plan before the next one starts; 0: as soon as it can
 };
 static_assert(sizeof(Port) == 296, "");
 

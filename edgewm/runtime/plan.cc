@@ -63,12 +63,8 @@ void feed_back(ewm_loop& loop, const Entry& entry) {
   for (uint32_t k = 0; k < entry.ports; k++) {
     uint32_t index = m.entry_ports[entry.first_port + k];
     const Port& p = m.ports[index];
-    if (p.kind != STATE) continue;
-    if (p.feedback != EWM_NONE) {
-      memcpy(loop.kept[index].value, loop.arena + m.ports[p.feedback].offset, port_bytes(p));
-    } else if (strcmp(p.name, "counter") == 0 && p.dtype == U32) {
-      ++*reinterpret_cast<uint32_t*>(loop.kept[index].value);
-    }
+    if (p.kind != STATE || p.feedback == EWM_NONE) continue;
+    memcpy(loop.kept[index].value, loop.arena + m.ports[p.feedback].offset, port_bytes(p));
   }
 }
 

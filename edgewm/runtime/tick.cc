@@ -2,6 +2,9 @@
 //
 // Releases are absolute: t0 + k periods. An action's lateness runs from the release it was meant for, so a stall counts
 // against every period it swallowed, those that never got an action of their own included.
+//
+// A plan starts when as many periods of the chunk in play have passed as the file commits to; the chunk goes on until the
+// next one is there. With `--replan free` it starts in each period that the planning thread is free in.
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -23,7 +26,7 @@ struct Arguments {
   double rate_hz, deadline_ms;
   uint64_t ticks, warmup;
   uint32_t threads, hold_periods, ramp_periods;
-  bool async, spin, golden, kernels;
+  bool async, spin, golden, kernels, free;
 };
 
 struct Input {
@@ -39,7 +42,11 @@ struct Run {
   uint64_t period_ns, t0;
   Input inputs[64];
   uint32_t input_count;
-  uint32_t stop;  // set by the control thread, read by the planning thread
+  uint32_t stop;           // set by the control thread, read by the planning thread; so are
+  uint32_t taken, stopped;  // the chunk in play (the low half of its generation), and the latched stop,
+  uint64_t due;             // and the tick the next plan starts in, written before `taken`
+  uint32_t planned;         // the chunk published last
+  uint32_t commit;          // periods; 0: plan whenever free
   int plan_error;
   ewm_fault fault;
   uint64_t first_plan_ns, late_plans, misses, elapsed_ns, published;
@@ -97,16 +104,31 @@ void plan() {
   if (error != EWM_OK) return;
   add(run.plan, info.end_ns - info.start_ns);
   if (info.of != 0) add(run.iterations, info.iterations);
+  run.planned = uint32_t(info.generation);
   run.late_plans += info.late;
   run.published++;
 }
 
-// Plans at the beginning of each period it is free in.
-void* plan_always(void*) {
-  while (!__atomic_load_n(&run.stop, __ATOMIC_ACQUIRE)) {
-    plan();
-    uint64_t now = now_ns();
-    sleep_until(now < run.t0 ? run.t0 : release((now - run.t0) / run.period_ns + 1));
+// Whether a plan starts in this tick. A stopped loop takes no chunk: it goes on planning for the time that takes.
+bool due(uint64_t tick) {
+  if (run.commit == 0 || __atomic_load_n(&run.stopped, __ATOMIC_RELAXED)) return true;
+  return __atomic_load_n(&run.taken, __ATOMIC_ACQUIRE) == run.planned && tick >= run.due;
+}
+
+// After each action: which chunk it is of, and, where that is a new one, when the next is wanted.
+void note_played(const ewm_act_info& info, uint64_t tick) {
+  if (info.state == EWM_STOPPED) __atomic_store_n(&run.stopped, 1, __ATOMIC_RELAXED);
+  if (uint32_t(info.generation) == run.taken) return;
+  run.due = tick + run.commit;
+  __atomic_store_n(&run.taken, uint32_t(info.generation), __ATOMIC_RELEASE);
+}
+
+void* plan_when_due(void*) {
+  for (uint64_t tick = 0; !__atomic_load_n(&run.stop, __ATOMIC_ACQUIRE);) {
+    sleep_until(release(tick));
+    if (due(tick)) plan();
+    uint64_t current = (now_ns() - run.t0) / run.period_ns;
+    tick = current + 1;
   }
   return nullptr;
 }
@@ -140,10 +162,11 @@ int drive() {
   for (Histogram* h : all)
     if (!clear(*h, a.ticks)) return complain("out of memory", "samples", "ask for fewer ticks");
   run.late_plans = run.published = 0;
+  run.taken = run.planned;  // by the last action before the start: the first tick plans
   ewm_profile(run.loop, run.step_ns, a.kernels ? run.call_ns : nullptr);
   run.t0 = now_ns() + run.period_ns;
   pthread_t planner;
-  if (a.async && pthread_create(&planner, nullptr, plan_always, nullptr) != 0)
+  if (a.async && pthread_create(&planner, nullptr, plan_when_due, nullptr) != 0)
     return complain("cannot make the planning thread", "edgewm-tick", "raise the limit of threads, or use --inline");
   for (uint64_t tick = 0, done = 0; done < a.ticks;) {
     sleep_until(release(tick));
@@ -151,11 +174,12 @@ int drive() {
     uint64_t current = (began - run.t0) / run.period_ns;
     if (current > tick) tick = current < a.ticks ? current : a.ticks - 1;
     observe(release(tick) < began ? release(tick) : began);
-    if (!a.async) plan();
+    if (!a.async && due(tick)) plan();
     uint64_t called = now_ns();
     ewm_act(run.loop, release(tick), action, &info);
     uint64_t ended = now_ns();
     add(run.act, ended - called);
+    note_played(info, tick);
     if (info.state != EWM_WAITING && info.state != EWM_STOPPED) add(run.age, info.age_ns + (ended - release(tick)));
     for (; done <= tick; done++) {
       add(run.late, ended - release(done));
@@ -203,8 +227,9 @@ void print_report(const ewm_model_info& about, bool locked, FILE* out) {
   ewm_stats(run.loop, &n);
   fprintf(out,
           "{\"schema_version\": 1, \"target\": \"%s\", \"mode\": \"%s\", \"rate_hz\": %.9g, \"ticks\": %llu, "
-          "\"threads\": %u, ",
-          ewm_target(), a.async ? "async" : "inline", a.rate_hz, (ull)a.ticks, a.threads);
+          "\"threads\": %u, \"replan\": \"%s\", \"commit_steps\": %u, ",
+          ewm_target(), a.async ? "async" : "inline", a.rate_hz, (ull)a.ticks, a.threads,
+          run.commit == 0 ? "free" : "commit", run.commit);
   fprintf(out, "\"spin\": %s, \"memory_locked\": %s, \"elapsed_ns\": %llu, \"first_plan_ns\": %llu,\n",
           a.spin ? "true" : "false", locked ? "true" : "false", (ull)run.elapsed_ns, (ull)run.first_plan_ns);
   fprintf(out, " \"misses\": %llu, \"plans\": %llu, \"late_plans\": %llu, \"plan_error\": %d, \"plans_per_s\": %.9g,\n",
@@ -266,10 +291,10 @@ bool number(const char* text, double low, double high, double* to) {
 
 int parse(int argc, char** argv, Arguments& a) {
   const char usage[] =
-      "edgewm-tick BUNDLE [--rate-hz R] [--ticks N] [--warmup N] [--threads T] [--inline|--async] [--spin] "
-      "[--plan-deadline-ms X] "
-      "[--hold-periods N] [--ramp-periods N] [--kernels] [--json FILE] [--golden]";
-  a = Arguments{nullptr, nullptr, 50, 0, 3000, 3, 1, 3, 10, true, false, false, false};
+      "edgewm-tick BUNDLE [--rate-hz 50] [--ticks 3000] [--warmup 3] [--threads 1] [--async|--inline] [--spin] "
+      "[--replan commit|free] [--plan-deadline-ms X] [--hold-periods 3] [--ramp-periods 10] [--kernels] "
+      "[--json FILE] [--golden]";
+  a = Arguments{nullptr, nullptr, 50, 0, 3000, 3, 1, 3, 10, true, false, false, false, false};
   for (int i = 1; i < argc; i++) {
     const char *flag = argv[i], *next = i + 1 < argc ? argv[i + 1] : nullptr;
     double value = 0;
@@ -288,6 +313,8 @@ int parse(int argc, char** argv, Arguments& a) {
       good = number(next, 0, 1e9, &value), a.ramp_periods = uint32_t(value), i++;
     else if (strcmp(flag, "--plan-deadline-ms") == 0)
       good = number(next, 0, 1e9, &a.deadline_ms), i++;
+    else if (strcmp(flag, "--replan") == 0)
+      a.free = next != nullptr && strcmp(next, "free") == 0, good = a.free || (next && strcmp(next, "commit") == 0), i++;
     else if (strcmp(flag, "--json") == 0)
       good = next != nullptr, a.json = next, i++;
     else if (strcmp(flag, "--inline") == 0)
@@ -304,7 +331,7 @@ int parse(int argc, char** argv, Arguments& a) {
       a.model = flag;
     else
       return complain("unknown argument", flag, usage);
-    if (!good) return complain("a flag needs a number in its range", flag, usage);
+    if (!good) return complain("a flag needs a value in its range", flag, usage);
   }
   return a.model != nullptr ? 0 : complain("no bundle given", "edgewm-tick", usage);
 }
@@ -332,6 +359,9 @@ int start(const Arguments& a, ewm_model_info& about) {
   options.ramp_periods = a.ramp_periods;
   if (ewm_init(run.model, arena, bytes, a.threads, &options, &run.loop, &run.fault) != EWM_OK)
     return complain(run.fault);
+  ewm_port_info action;
+  action.size = sizeof(action);
+  if (!a.free && ewm_port(run.model, about.action_port, &action) == EWM_OK) run.commit = action.commit_steps;
   run.step_ns = static_cast<uint64_t*>(calloc(about.steps + 1, sizeof(uint64_t)));
   run.call_ns = static_cast<uint64_t*>(calloc(about.calls + 1, sizeof(uint64_t)));
   return run.step_ns != nullptr && run.call_ns != nullptr ? 0 : complain("out of memory", "profile", "free some");

@@ -47,6 +47,8 @@ int verify_action(const Port& p, ewm_fault* fault) {
          "1 to 16 axes, block 1 or more");
   EXPECT(uint64_t(p.axes) * p.action_block == p.dim[1], where, Text("block %u x axes %u", p.action_block, p.axes),
          Text("%u, its last dimension", p.dim[1]));
+  EXPECT(p.commit_steps <= uint64_t(p.dim[0]) * p.action_block, where, Text("commit_steps %u", p.commit_steps),
+         Text("at most the %llu periods of a plan", (ull)p.dim[0] * p.action_block));
   EXPECT(p.control <= TORQUE, where, Text("control %u", p.control), "position, velocity or torque");
   EXPECT(finite(p.slew) && p.slew >= 0, where, Text("slew %g", double(p.slew)), "0 or more");
   EXPECT(p.has_safe <= 1, where, Text("has_safe %u", p.has_safe), "0 or 1");
