@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from step import machine_name
+from recording import add_flags, finish
 
 from edgewm import format as ewm
 from edgewm import models
@@ -41,7 +40,6 @@ from edgewm.program import Program
 from edgewm.quantize import recipe_of
 from edgewm.target import ISAS, Target, resolve
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS, THREADS, QEMU_CPU = ("fp32", "w8a8"), (1, 2), "cortex-a76"
 Arrays = Mapping[str, np.ndarray]
 
@@ -144,8 +142,7 @@ def main() -> int:
     parser.add_argument("--model", default="reference", help="what is planned with")
     parser.add_argument("--plans", type=int, default=3, help="how many (an emulated one takes half a minute)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the rows there as well")
-    parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="append the figures")
+    add_flags(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgewm-identity-") as folder:
         rows = measure(given.model, given.plans, given.seed, Path(folder))
@@ -156,13 +153,7 @@ def main() -> int:
             f"{r['precision']:10s}{r['kernels']:32s}" + "".join(f"{c:16s}" for c in counts) + (r["digest"] or "differs")
         )
     command = f"python benchmarks/identity.py --model {given.model} --plans {given.plans}"
-    lines = [{**r, "command": command} for r in rows]
-    if given.json:
-        given.json.write_text(json.dumps({"schema_version": 1, "rows": lines}, indent=1) + "\n")
-    if given.record:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / f"{machine_name()}.jsonl").open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    finish([{**r, "command": command} for r in rows], given)
     return int(any(r[f"identical_{t}_threads"] != r["plans"] for r in rows for t in THREADS))
 
 

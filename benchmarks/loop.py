@@ -1,9 +1,10 @@
 """What the runtime's two loops cost beside the kernels: `ewm_act`, and a plan with next to nothing in it.
 
-    python benchmarks/loop.py [BUNDLE] [--rate-hz 1000] [--ticks 20000] [--threads N] [--json FILE]
+    python benchmarks/loop.py [BUNDLE] [--rate-hz 1000] [--ticks 20000] [--threads N] [--json FILE] [--no-record]
 
 Without BUNDLE the hand-made one of the tests: 32 regions in 10 rounds of a few dozen additions, so that its plan time
-is overhead. Each line is one paced run; quantiles are upper 95 % bounds, null where the samples do not support one.
+is overhead; its figures are appended to `benchmarks/results/<machine>.jsonl`, those of a BUNDLE are not. Each line is
+one paced run that plans in every period; quantiles are upper 95 % bounds, null where the samples do not support one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from recording import add_flags, finish
+
 from edgewm.profile import quantiles_ms, run_tick, sample_of
 
 ACT_LIMIT_US = 5.0
@@ -23,9 +26,10 @@ ACT_LIMIT_US = 5.0
 
 def measure(bundle: Path, rate_hz: float, ticks: int, threads: int, *flags: str) -> dict[str, object]:
     """One paced run: quantiles of `ewm_act` and of the plan in us, and futex calls for each plan."""
-    report = run_tick(bundle, rate_hz, ticks, threads, *flags)
+    report = run_tick(bundle, rate_hz, ticks, threads, "--replan", "free", *flags)
     withheld: dict = {}
-    row: dict[str, object] = {"threads": threads, "mode": report["mode"], "spin": report["spin"]}
+    name = f"{report['mode']}, {threads} thread{'s'[: threads - 1]}{', spinning' if report['spin'] else ''}"
+    row: dict[str, object] = {"table": "loop", "name": name}
     for name, key in (("act", "act_ns"), ("plan", "plan_ns")):
         found = quantiles_ms(sample_of(report[key]), withheld, name)
         row |= {f"{name}_{q}_us": None if v is None else round(v * 1e3, 2) for q, v in found.items()}
@@ -41,13 +45,15 @@ def main() -> None:
     parser.add_argument("--rate-hz", type=float, default=1000.0)
     parser.add_argument("--ticks", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path)
+    add_flags(parser)
     args = parser.parse_args()
     bundle = args.bundle
     if bundle is None:
         import runtime_fixture
 
         bundle = runtime_fixture.bundle()
+    else:
+        args.record = False  # a table of the loop's own cost holds one program
     runs = [(1, ("--inline",)), (1, ()), (args.threads, ()), (args.threads, ("--spin",))]
     rows = [measure(bundle, args.rate_hz, args.ticks, threads, *flags) for threads, flags in runs]
     for row in rows:
@@ -55,8 +61,8 @@ def main() -> None:
     print(f"libedgewm.so {(bundle / 'libedgewm.so').stat().st_size} bytes")
     worst = max((row["act_p999_us"] for row in rows if row["act_p999_us"] is not None), default=None)
     print(f"ewm_act p99.9 at most {worst} us (limit {ACT_LIMIT_US})")
-    if args.json:
-        args.json.write_text(json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n")
+    command = f"python benchmarks/loop.py --rate-hz {args.rate_hz:g} --ticks {args.ticks}"
+    finish([{**row, "command": command} for row in rows], args)
 
 
 if __name__ == "__main__":

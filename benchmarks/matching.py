@@ -1,8 +1,9 @@
 """How long kernels take to be found: one JSON line for a causal transformer of about 5,000 nodes.
 
-    python benchmarks/matching.py [--layers 92] [--times 5]
+    python benchmarks/matching.py [--layers 92] [--times 5] [--json FILE] [--no-record]
 
-`seconds` is the median time of `fuse_kernels`, on a graph that no earlier run has seen.
+Appended to `benchmarks/results/<machine>.jsonl`. `seconds` is the median time of `fuse_kernels`, on a graph that no
+earlier run has seen.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import programs
+from recording import add_flags, finish
 
 from edgewm.passes import EXACT, run
 from edgewm.passes.fuse_kernels import fuse
@@ -35,11 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=92)
     parser.add_argument("--times", type=int, default=5)
+    add_flags(parser)
     given = parser.parse_args()
     runs = [measure(given.layers, 8 + i) for i in range(given.times)]  # another width: nothing is interned yet
     nodes, kernels, _ = runs[0]
     seconds = statistics.median(s for _, _, s in runs)
-    print(json.dumps({"name": "matching", "nodes": nodes, "kernels": kernels, "seconds": round(seconds, 3)}))
+    row = {
+        "table": "matching", "name": f"{given.layers} layers", "nodes": nodes, "kernels": kernels,
+        "seconds": round(seconds, 3), "command": f"python benchmarks/matching.py --layers {given.layers}",
+    }  # fmt: skip
+    print(json.dumps(row))
+    finish([row], given)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ two), so nothing is subtracted and nothing estimated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from edgewm.arithmetic import normal
 from edgewm.build import compile_bundle, manifest_of, pack
 from edgewm.capture import capture
 from edgewm.emit import schedule_program
+from edgewm.estimate import operations
 from edgewm.host import host
 from edgewm.interp import run as interpret
 from edgewm.models import Model
-from edgewm.ops import TABLE, flops
+from edgewm.ops import TABLE
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.passes.quantize_products import quantize_products
 from edgewm.planner import plan_graph
 from edgewm.profile import run_tick
-from edgewm.program import Graph, Node, Planner, Port, Program
+from edgewm.program import Graph, Planner, Port, Program
 from edgewm.quantize import recipe_of
 from edgewm.schedule import Call, Schedule
 from edgewm.target import resolve
@@ -71,23 +72,6 @@ def work(program: Program) -> Counter[str]:
     return operations(loop["body"])
 
 
-def operations(graph: Graph) -> Counter[str]:
-    """Operations of one evaluation: products by dtype of their operands ("f32", "i8"), all else as "vector"."""
-    found: Counter[str] = Counter()
-    for node, times in _nodes(graph, 1):
-        found[node.sources[0].dtype if node.op == "matmul" else "vector"] += times * flops(node)
-    return found
-
-
-def _nodes(graph: Graph, times: int) -> Iterator[tuple[Node, int]]:
-    """Every node that computes, and how often it does."""
-    for node in graph.order():
-        if node.op in ("repeat", "kernel"):
-            yield from _nodes(node["body"], times * (node["count"] if node.op == "repeat" else 1))
-        else:
-            yield node, times
-
-
 def needed_bytes(program: Program) -> int:
     """What an iteration must at least read: each weight of the plan once."""
     return sum(program.weights[name].nbytes for name in program.entries["plan"].weights())
@@ -101,10 +85,10 @@ def limits_ms(
     Vector work is held against the peak of fused multiply-adds, so its limit is never too high.
     """
     tensor: float | None = 0.0
-    for dtype, operations in done.items():
+    for dtype, count in done.items():
         peak = machine.get(PEAKS.get(dtype, ""))
-        if dtype != "vector" and operations:
-            tensor = None if tensor is None or not peak else tensor + operations / peak / 1e6
+        if dtype != "vector" and count:
+            tensor = None if tensor is None or not peak else tensor + count / peak / 1e6
     return {
         "tensor": tensor,
         "vector": done.get("vector", 0) / machine["fp32_gflops"] / 1e6,

@@ -24,13 +24,14 @@ from . import format as ewm
 from .arena import regions
 from .emit import emit, schedule_program
 from .errors import EdgewmError
+from .estimate import estimate_ms, operations
 from .golden import record
 from .kernel import load as load_family
 from .ops import graph_flops
 from .passes import EXACT, LOWERING, run
 from .paths import KERNELS
-from .program import Planner, Program
-from .quantize import recipe_of
+from .program import Graph, Planner, Program
+from .quantize import NAMED, recipe_of
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 from .toolchain import build_runtime
@@ -38,6 +39,10 @@ from .toolchain import build_runtime
 Progress = Callable[[str, float], None]
 DEFAULT_RATE_HZ = 20.0
 MAX_THREADS = 64  # of runtime/threads.h
+# What a bundle's directory holds: the bundle, and what the verbs put beside it.
+MADE = frozenset(
+    {"model.ewm", "libedgewm.so", "edgewm-tick", "edgewm.h", "report.html", "report.json", "verdict.json"}
+)
 
 
 def build(
@@ -49,7 +54,6 @@ def build(
     precision: str = "fp32",
     planner: Mapping[str, int | None] | None = None,
     heads: list[str] | None = None,
-    calibration: str | None = None,
     place: str = "auto",
     threads: int | None = None,
     isa: str | None = None,
@@ -60,12 +64,16 @@ def build(
 ) -> dict[str, Any]:
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
+    `precision` is a name of `quantize.NAMED` or a JSON file of one's own recipe. `estimate_ms` holds advertised peaks
+    against the plan's work and is null where the board's facts do not say. After a dry run `bytes` is an estimate: the
+    weights, which are nearly all of a file.
+
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
     begun = time.perf_counter()
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
-    _refuse_options(board, place, calibration, threads)
+    _refuse_options(board, place, threads)
     if not dry_run:
         check_out(out)
     say("load", 0.0)
@@ -75,17 +83,22 @@ def build(
     say("passes", 0.3)
     program = run(program, EXACT)
     exact = flops_of(program)
-    program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
+    recipe = recipe_of(program, precision)
+    if precision not in NAMED:
+        precision = "recipe"  # a bundle names no path
+    program = run(program.with_(recipe=recipe, target=board), LOWERING)
     say("schedule", 0.5)
     cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
     schedule = schedule_program(program, board.isa)
+    weight_bytes = sum(a.nbytes for a in schedule.constants.values())
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,
-        "bytes": None, "arena_bytes": schedule.arena_bytes + cores * schedule.scratch_bytes,
+        "bytes": weight_bytes, "arena_bytes": schedule.arena_bytes + cores * schedule.scratch_bytes,
         "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
         "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
-        "weight_bytes": sum(a.nbytes for a in schedule.constants.values()), "place": "cpu",
+        "weight_bytes": weight_bytes, "place": "cpu",
+        "estimate_ms": estimate_ms(operations(plan_of(program)), weight_bytes, board, power, cores),
     }  # fmt: skip
     if not dry_run:
         say("compile", 0.55)
@@ -100,7 +113,7 @@ def build(
 def capture(
     model: str, overrides: Mapping[str, int | None], rate_hz: float | None, heads: list[str] | None
 ) -> tuple[Program, float, dict[str, str]]:
-    """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it was read from."""
+    """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it came from."""
     from . import models
 
     loaded = models.load(model)
@@ -117,7 +130,7 @@ def capture(
 
 
 def with_overrides(planner: Planner, overrides: Mapping[str, int | None]) -> Planner:
-    """The model's own planner with what the user asked for; fewer samples or actions pull elites and commitment along."""
+    """The model's own planner with what was asked for; fewer samples or actions pull elites and commitment down."""
     given = {k: v for k, v in overrides.items() if v is not None}
     merged = replace(planner, **given)
     if "elites" not in given:
@@ -134,15 +147,19 @@ def check_safe(program: Program, board: Target) -> None:
             raise EdgewmError(
                 f"the action port {port.name!r} declares no safe action",
                 f"building for {board.name}, a robot target",
-                f"declare safe=(...) of {port.shape[-1]} numbers in the model's action port (for a checkpoint as action.safe in "
-                "robot.json beside its config.json), or build for host",
+                f"declare safe=(...) of {port.shape[-1]} numbers in the model's action port (for a checkpoint: "
+                "action.safe in robot.json beside its config.json), or build for host",
             )
 
 
 def flops_of(program: Program) -> int:
     """Operations of one plan, the products' two for each multiply-add."""
-    entry = program.entries.get("plan") or next(iter(program.entries.values()))
-    return graph_flops(entry)
+    return graph_flops(plan_of(program))
+
+
+def plan_of(program: Program) -> Graph:
+    """The entry that plans; the first one of a program without."""
+    return program.entries.get("plan") or next(iter(program.entries.values()))
 
 
 def calls_of(schedule: Schedule) -> int:
@@ -152,8 +169,9 @@ def calls_of(schedule: Schedule) -> int:
 
 
 def manifest_of(
-    program: Program, board: Target, power: Mode, precision: str, rate: float, threads: int, seed: int, files: Mapping[str, str]
-) -> dict[str, Any]:
+    program: Program, board: Target, power: Mode, precision: str, rate: float, threads: int, seed: int,
+    files: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
     """What the bundle says of itself, for people and tools: no path, no time, no host name."""
     from . import __version__
 
@@ -162,15 +180,16 @@ def manifest_of(
         "schema_version": 1, "edgewm": __version__, "target": board.name, "mode": power.name, "precision": precision,
         "rate_hz": rate, "planner": asdict(program.planner), "ports": [asdict(p) for p in program.ports],
         "threads": threads, "seed": seed, "model_sha256": dict(files), "isa": board.isa, "triple": board.zig_triple,
-        "runs": {name: "cpu" for name in program.entries}, **host,
+        "runs": dict.fromkeys(program.entries, "cpu"), **host,
         "flops": {name: graph_flops(graph) for name, graph in program.entries.items()},
         "log": [asdict(replace(line, seconds=0.0)) for line in program.log],
     }  # fmt: skip
 
 
 def write(
-    program: Program, schedule: Schedule, manifest: Mapping, board: Target, out: Path, seed: int, say: Callable[[float], None]
-) -> dict[str, Any]:
+    program: Program, schedule: Schedule, manifest: Mapping, board: Target, out: Path, seed: int,
+    say: Callable[[float], None],
+) -> dict[str, Any]:  # fmt: skip
     """Emit, compile, record golden answers, and put the bundle in its place."""
     with staging(out) as folder:
         sections, paths = compile_bundle(program, schedule, manifest, board, folder)
@@ -208,17 +227,12 @@ def pack(sections: Mapping[str, bytes], board: Target, paths: Mapping[str, Any])
 # ---------------------------------------------------------------------------------------------- the place on disk
 
 
-def _refuse_options(board: Target, place: str, calibration: str | None, threads: int | None) -> None:
+def _refuse_options(board: Target, place: str, threads: int | None) -> None:
     """Options that are known, but can do nothing here."""
     if place == "gpu":
         raise EdgewmError(
             "this build places every region on the CPU", f"--place gpu for {board.name}", "use --place cpu or auto"
         )
-    if calibration is not None:
-        raise EdgewmError(
-            "no precision needs recorded observations: activations are measured at run time",
-            f"--calibration {calibration}", "leave --calibration out",
-        )  # fmt: skip
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
 
@@ -228,10 +242,14 @@ def check_out(out: Path) -> None:
     where = str(out)
     if out.exists() and not out.is_dir():
         raise EdgewmError("the output is a file", where, "give -o a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / "model.ewm").is_file():
+    held = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    strange = sorted(held - MADE)
+    if strange or (held and "model.ewm" not in held):
+        found = strange or sorted(held)
         raise EdgewmError(
-            "the output directory holds other files", where, "give -o an empty directory or an old bundle"
-        )
+            f"the output directory holds other files: {', '.join(found[:3])}{', ...' if found[3:] else ''}", where,
+            "give -o an empty directory or an old bundle: a build replaces all of it",
+        )  # fmt: skip
     there = next(p for p in out.resolve().parents if p.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -267,8 +285,9 @@ class staging:
                 parent.rmdir()
         if isinstance(fault, OSError):
             raise EdgewmError(
-                f"writing failed: {fault.strerror}", str(self.out), "free some space or give -o another place; nothing was changed"
-            ) from fault
+                f"writing failed: {fault.strerror}", str(self.out),
+                "free some space or give -o another place; nothing was changed",
+            ) from fault  # fmt: skip
 
 
 def _alive(pid: str) -> bool:
@@ -281,14 +300,14 @@ def put(folder: Path, out: Path) -> None:
     for file in folder.iterdir():
         _sync(file)
     if not out.exists():
-        os.rename(folder, out)
+        folder.rename(out)
     elif not _exchange(folder, out):
         aside = folder.with_name(folder.name + ".old")
-        os.rename(out, aside)
+        out.rename(aside)
         try:
-            os.rename(folder, out)
+            folder.rename(out)
         except OSError:
-            os.rename(aside, out)
+            aside.rename(out)
             raise
         shutil.rmtree(aside)
     _sync(out.parent)

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from .errors import EdgewmError
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "w8a8")
-PLANNERS = ("cem",)
 PLACES = ("auto", "cpu")
 LOADS = ("cpu", "memory")
 SUITES = ("plan", "horizon", "closed-loop")
@@ -67,8 +67,16 @@ def _slo(ctx: click.Context, param: click.Parameter, value: str | None) -> str |
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value != "local" and not re.fullmatch(r"ssh://[^\s/]+", value):
-        raise click.BadParameter(f"{value!r} is not one of 'local', 'ssh://user@host'.")
+    if value != "local":
+        raise click.BadParameter(
+            f"{value!r} is not 'local': only this machine is timed. On another one run the bundle's own edgewm-tick."
+        )
+    return value
+
+
+def _precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value not in PRECISIONS and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, PRECISIONS))}, nor a recipe's file.")
     return value
 
 
@@ -96,6 +104,8 @@ def verb(group: click.Group, *, seed: bool = False) -> Callable[[Callable[..., A
     def register(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def command(json_file: Path | None, **options: Any) -> int:
+            if json_file is not None:
+                _check_writable(json_file)  # a verb may take minutes
             # With JSON on stdout nothing else goes there.
             result, shown, status = function(**options)
             _print(shown, to_stderr=str(json_file) == "-")
@@ -122,6 +132,23 @@ def _print(shown: Any, to_stderr: bool) -> None:
         Console(stderr=to_stderr).print(shown)
 
 
+def _check_writable(file: Path) -> None:
+    """EdgewmError where JSON cannot go; makes nothing."""
+    try:
+        if str(file) == "-":
+            return
+        if file.exists():
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=next(p for p in file.absolute().parents if p.exists())).close()
+    except OSError as fault:
+        raise _no_json(file, fault) from fault
+
+
+def _no_json(file: Path, fault: OSError) -> EdgewmError:
+    return EdgewmError(f"cannot write JSON: {fault.strerror}", str(file), "give --json a writable file")
+
+
 def _write_json(file: Path, result: Mapping[str, Any]) -> None:
     text = json.dumps({"schema_version": SCHEMA_VERSION, **result}, indent=2, allow_nan=False) + "\n"
     if str(file) == "-":
@@ -131,7 +158,7 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     except OSError as fault:
-        raise EdgewmError(f"cannot write JSON: {fault.strerror}", str(file), "give --json a writable file") from fault
+        raise _no_json(file, fault) from fault
 
 
 @verb(cli, seed=True)
@@ -139,24 +166,22 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--target", default="host", show_default=True, help="Board, by any name of `edgewm targets`.")
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
-              help="fp32 is exact; w8a8 holds weights and activations in int8.")  # fmt: skip
-@click.option("--planner", type=click.Choice(PLANNERS), default="cem", show_default=True, help="Kind of search.")
+@click.option("--precision", callback=_precision, default="fp32", show_default=True, metavar="fp32|w8a8|FILE",
+              help="fp32 is exact; w8a8 holds weights and activations in int8; FILE is a JSON recipe.")  # fmt: skip
 @click.option("--samples", type=COUNT, help="Candidates an iteration.  [default: the model's own]")
 @click.option("--iterations", type=COUNT, help="Refits of a plan.  [default: the model's own]")
 @click.option("--elites", type=COUNT, help="Candidates a refit keeps.  [default: the model's own]")
 @click.option("--horizon", type=COUNT, help="Model actions a candidate.  [default: the model's own]")
 @click.option("--commit-steps", type=COUNT, help="Control periods played of a plan.  [default: the model's own]")
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
-@click.option("--calibration", metavar="DATA", help="Recorded observations.  [default: those of the model]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the mode's cores]")
 @click.option("--isa", help="Build for less than the CPU has: avx2 or scalar on an avx512 machine.")
 @click.option("-o", "--out", type=PATH, default=Path("out"), show_default=True, help="Where the bundle goes.")
-@click.option("--dry-run", is_flag=True, help="Say what would be built; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built and estimate its time; write nothing.")
 def build(
     model: str, samples: int | None, iterations: int | None, elites: int | None, horizon: int | None,
-    commit_steps: int | None, planner: str, **options: Any,
+    commit_steps: int | None, **options: Any,
 ) -> tuple[dict, Any, int]:  # fmt: skip
     """Compile a model for a board.
 
@@ -179,12 +204,12 @@ def build(
     return result, build_table(result), 0
 
 
-@verb(cli, seed=True)
+@verb(cli)
 @click.argument("bundle", type=PATH)
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
-@click.option("--device", default="local", show_default=True, callback=_device, help="local or ssh://user@host.")
+@click.option("--device", default="local", show_default=True, callback=_device, help="Only local: this machine.")
 @click.option("--load", type=click.Choice(LOADS), help="Also measure while other work uses this.")
 @click.option("--kernels", is_flag=True, help="Time each kernel, too.")
 @click.option("--slo", callback=_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer, 2 if undecided.")
@@ -234,19 +259,19 @@ def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 def run(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     """Let a bundle act in a simulator."""
     from .act import run as act
-    from .console import plain_table, progress_bar
+    from .console import progress_bar, run_table
 
     with progress_bar() as progress:
         result = act(bundle, progress=progress, **options)
-    return result, plain_table("closed loop", result), 0
+    return result, run_table(result), 0
 
 
 @verb(cli)
-@click.argument("path")
+@click.argument("path", metavar="PATH|MODEL")
 @click.option("--stage", help="Print the program as it was after this step.")
 @click.option("--kernels", is_flag=True, help="Print the kernel calls and their costs.")
 def show(path: str, **options: Any) -> tuple[dict, Any, int]:
-    """Print a bundle or a program.
+    """Print a bundle (PATH) or the program of a MODEL.
 
     What it computes, what each step of the compiler changed, and which kernels run.
     """
@@ -292,7 +317,10 @@ def _show(name: str) -> tuple[dict, Any, int]:
     """One board: every figure with its source."""
     from .target import resolve, to_dict, to_toml
 
-    board, _ = resolve(name)
+    try:
+        board, _ = resolve(name)
+    except EdgewmError as fault:
+        raise EdgewmError(fault.what, "NAME of `edgewm targets show`", fault.fix) from fault
     return {"target": to_dict(board)}, to_toml(board), 0
 
 
@@ -370,7 +398,7 @@ def execute(arguments: Sequence[str]) -> int:
         return 130
     except Exception as fault:
         traceback.print_exc()
-        # Who runs the passes leaves the last good program in a file and its path on the exception.
+        # `passes.run` leaves the last good program in a file and its path on the exception.
         saved = getattr(fault, "last_program", None)
         kept = f"; the last good program: {saved}" if saved else ""
         click.echo(f"this is a fault of edgewm itself{kept}", err=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 Result = Mapping[str, Any]
 SLOW_S = 2.0  # a bar appears on what takes longer
+KERNELS_SHOWN = 12
+SLO_WORDS = {True: "met", False: "NOT met", None: "not enough samples to tell"}
 
 
 def number(value: Any, unit: str = "", digits: int = 3) -> str:
@@ -52,47 +56,88 @@ def build_table(result: Result) -> Table:
         ("target", f"{result['target']}, mode {result['mode']}"),
         ("precision", str(result["precision"])),
         ("bundle", str(result.get("bundle") or "-")),
-        ("size", size(result.get("bytes"))),
+        ("weights", size(result.get("weight_bytes"))),
+        ("size", f"{size(result.get('bytes'))}{' (estimated: the weights)' if result.get('sha256') is None else ''}"),
         ("arena", size(result.get("arena_bytes"))),
         ("kernel calls per plan", number(result.get("calls"))),
         ("operations, upstream graph", number(flops.get("upstream"), "FLOP")),
         ("operations, exact program", number(flops.get("exact"), "FLOP")),
+        ("time of a plan", _estimate(result.get("estimate_ms"))),
         ("took", number(result.get("seconds"), "s")),
     ):
         made.add_row(name, text)
     return made
 
 
-def profile_table(result: Result) -> Table:
+def _estimate(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "not estimated: this target's peaks are not known"
+    return f"{number(found['low'])} to {number(found['point'], 'ms')}, {found['source']}"
+
+
+def profile_table(result: Result) -> Group:
     title = f"{result['device']}: {result['target']}, mode {result['mode']}, {number(result['rate_hz'], 'Hz')}"
     made = table(f"{title}, {number(result['ticks'])} ticks", "milliseconds", "p50", "p99", "p99.9", "max")
     for name, key in (("action late", "act_late_ms"), ("plan", "plan_ms"), ("age of the plan", "plan_age_ms")):
         row = result.get(key) or {}
         made.add_row(name, *(number(row.get(p)) for p in ("p50", "p99", "p999", "max")))
+    loaded = result.get("loaded") or {}
+    for name, key in (("action late", "act_late_ms"), ("plan", "plan_ms")) if loaded else ():
+        figures = (number(loaded[key].get(p)) for p in ("p50", "p99", "p999", "max"))
+        made.add_row(f"{name}, {loaded['load']} busy", *figures)
     rate, misses, upper = (result.get(k) for k in ("plans_per_s", "misses", "miss_rate_upper"))
-    made.caption = f"{number(rate)} plans/s; {number(misses)} misses, rate below {number(upper)}"
-    made.caption_justify = "left"
-    return made
+    lines = [f"{number(rate)} plans/s; {number(misses)} misses, rate below {number(upper)}"]
+    if loaded:
+        lines.append(f"{loaded['load']} busy: {number(loaded['misses'])} misses")
+    if result.get("peak_fraction"):
+        lines.append(f"{100 * result['peak_fraction']:.0f} % of this machine's measured peak")
+    if result.get("slo"):
+        lines.append(f"{result['slo']}: {SLO_WORDS[result['slo_met']]}")
+    if result.get("stages"):
+        shares = [f"{name} {100 * share:.0f} %" for name, share in result["stages"].items() if share >= 0.005]
+        lines.append(f"time by kernel: {', '.join(shares)}")
+    spent: Counter[str] = Counter()
+    for call in result.get("kernels", ()):
+        spent[call["kernel"]] += call["ns"]
+    whole = sum(spent.values())
+    lines += [f"  {100 * ns / whole:4.1f} %  {kernel}" for kernel, ns in spent.most_common(KERNELS_SHOWN) if whole]
+    if len(spent) > KERNELS_SHOWN:
+        lines.append(f"  and {len(spent) - KERNELS_SHOWN} more kernels: --json has every call")
+    for key, note in (result.get("withheld") or {}).items():
+        which, quantile = key.split(".")
+        name = f"{which.removesuffix('_ms')} {quantile.replace('p999', 'p99.9')}"
+        lines.append(f"withheld {name}: {number(note['samples'])} samples, {number(note['needs'])} needed")
+    return Group(made, Text("\n".join(lines)))  # a caption would be as narrow as the table
 
 
-def validate_table(result: Result) -> Table:
+def validate_table(result: Result) -> Table | Group:
     verdict = {True: "passed", False: "failed", None: "not enough evidence"}
     made = table(f"gates: {verdict[result['passed']]}", "gate", "value", "limit", "")
+    notes = []
     for gate in result.get("gates", ()):
         made.add_row(gate["name"], number(gate["value"], digits=4), number(gate["limit"]), verdict[gate["passed"]])
+        if gate.get("note"):
+            notes.append(f"{gate['name']}: {gate['note']}")
     loop = result.get("closed_loop") or {}
     for side in ("full", "compressed"):
         if loop.get(side):
-            made.add_row(f"success, {side} model", f"{loop[side]['successes']} of {loop[side]['episodes']}", "", "")
-    return made
+            made.add_row(f"success, {side} model", _successes(loop[side]), "", "")
+    return Group(made, Text("\n".join(notes))) if notes else made
 
 
-def plain_table(title: str, result: Result) -> Table:
-    """A flat result, one row a key; nested values as they are."""
-    made = table(title, "", "")
-    for key, value in result.items():
-        if key != "schema_version":
-            made.add_row(key.replace("_", " "), number(value))
+def _successes(found: Mapping[str, Any]) -> str:
+    """So many of so many, with the 95 % interval of the rate."""
+    low, high = found["wilson_95"]
+    return f"{found['successes']} of {found['episodes']} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def run_table(result: Result) -> Table:
+    made = table(f"closed loop in {result['env']}, {number(result['rate_hz'], 'Hz')}", "", "")
+    made.add_row("reached the goal", _successes(result))
+    plan, periods = result["plan_ms"], result["periods"]
+    made.add_row("plan", f"p50 {number(plan['p50'])}, max {number(plan['max'], 'ms')} of {number(plan['plans'])}")
+    made.add_row("periods an episode", f"median {number(periods['median'])}, max {number(periods['max'])}")
+    made.add_row("film", result["gif"] or "-")
     return made
 
 

@@ -105,7 +105,7 @@ class Film:
         self._frames += [last] * frames
 
     def save(self, path: Path) -> None:
-        """Write the film beside its place and rename it there. EdgewmError when nothing was filmed, or writing fails."""
+        """Write the film beside its place and rename it there. EdgewmError when nothing was filmed or writing fails."""
         if not self._frames:
             raise EdgewmError("nothing was filmed", str(path), "run at least one episode")
         palette = self._frames[0].quantize(128)

@@ -25,7 +25,7 @@ def record(
     program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]
 ) -> bytes:
     """Section `golden` for a file of these sections: one record for each entry worth replaying."""
-    from .build import compile_bundle, example_inputs, manifest_of, pack  # noqa: F401
+    from .build import compile_bundle, example_inputs, pack
     from .emit import schedule_program
 
     here, _ = resolve("host")

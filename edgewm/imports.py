@@ -27,9 +27,8 @@ def module_of(spec: str) -> ModuleType:
         raise EdgewmError(f"no module named {fault.name}", spec, fix) from fault
     except (Exception, SystemExit) as fault:  # whatever a module of the user's does when it is run
         first = (str(fault).strip().splitlines() or [""])[0]
-        raise EdgewmError(
-            f"{name} cannot be imported: {type(fault).__name__}: {first}", spec, f"mend what `python -c 'import {name}'` shows"
-        ) from fault
+        what = f"{name} cannot be imported: {type(fault).__name__}: {first}"
+        raise EdgewmError(what, spec, f"mend what `python -c 'import {name}'` shows") from fault
 
 
 def function_of(spec: str) -> Callable[..., Any]:

@@ -137,7 +137,7 @@ class Lowering:
         return bound
 
     def layout(self, source: Node, env, shape: tuple[int, ...], lane: int) -> Layout:
-        """A source's layout broadcast to the call's index space; constants varying along the lanes are laid in lanes."""
+        """A source's layout broadcast to the call's index space; constants varying along lanes are laid in lanes."""
         here = broadcast(env[source], shape)
         if here.buffer.space == "weights" and lane >= 0 and here.strides[lane] != ZERO and not here.buffer.lanes:
             return self.constant_in_lanes(here, lane)

@@ -201,7 +201,8 @@ def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
         raise ValueError("needs (..., m, k) and (..., k, n) of one dtype")
     if a.dtype not in ("f32", "i8"):
         raise ValueError("needs f32 or i8")
-    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), "f32" if a.dtype == "f32" else "i32"
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    return shape, "f32" if a.dtype == "f32" else "i32"
 
 
 def _reshape_rule(attrs: dict, x: Node) -> Typed:

@@ -14,13 +14,26 @@ from . import expr as e
 from .errors import EdgewmError
 from .program import Graph, Node, Planner
 
+MAX_HORIZON = 64  # model steps a rollout is unrolled into: kernels and compile time grow with it
+MAX_CANDIDATES_BYTES = 1 << 30  # of one iteration's candidates, float32
 
-def check(planner: Planner) -> None:
-    """EdgewmError when the settings cannot make a plan."""
+
+def check(planner: Planner, action_dim: int | None = None) -> None:
+    """EdgewmError when the settings cannot make a plan; `action_dim` is a model action's, at least its block."""
     where = "planner settings"
     for name in ("samples", "iterations", "elites", "horizon", "action_block", "commit_steps", "history"):
         if getattr(planner, name) < 1:
             raise EdgewmError(f"{name} is {getattr(planner, name)}", where, f"give {name} of at least 1")
+    if planner.horizon > MAX_HORIZON:
+        raise EdgewmError(
+            f"a horizon of {planner.horizon} model actions", where, f"plan at most {MAX_HORIZON}, and plan more often"
+        )
+    held = planner.samples * planner.horizon * (action_dim or planner.action_block) * 4
+    if held > MAX_CANDIDATES_BYTES:
+        raise EdgewmError(
+            f"{planner.samples:,} samples are {held / 2**30:.1f} GiB of candidates", where,
+            f"take fewer: they may fill {MAX_CANDIDATES_BYTES >> 30} GiB",
+        )  # fmt: skip
     if planner.kind != "cem":
         raise EdgewmError(f"no planner of kind {planner.kind!r}", where, "use cem")
     if planner.elites > planner.samples:
@@ -94,13 +107,14 @@ def plan_graph(
     the last elites, `elites` (k,) i32, ascending; and what the next plan takes: `warm_mean`, `plan_counter`.
     Raises EdgewmError when the settings do not fit.
     """
-    check(planner)
+    action_dim = score.inputs()["candidates"].shape[-1]
+    check(planner, action_dim)
     observations = encode.inputs()
     goals = goals or {name: "goal" if len(observations) == 1 else f"goal_{name}" for name in observations}
     z = next(iter(encode.outputs.values()))
     wanted = {name: e.input(goals[name], leaf.shape, leaf.dtype) for name, leaf in observations.items()}
     target = e.inline(encode, wanted)
-    samples, horizon, action_dim = score.inputs()["candidates"].shape
+    samples, horizon, _ = score.inputs()["candidates"].shape
     if (samples, horizon) != (planner.samples, planner.horizon):
         raise EdgewmError(
             f"score takes {samples} candidates of {horizon} actions", "planner settings",

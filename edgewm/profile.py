@@ -138,14 +138,13 @@ def histogram(sample: Sample) -> list[list[float]]:
 
 def profile(
     bundle: Path, *, rate_hz: float | None = None, ticks: int = 3000, threads: int | None = None,
-    device: str = "local", load: str | None = None, kernels: bool = False, slo: str | None = None, seed: int = 0,
+    device: str = "local", load: str | None = None, kernels: bool = False, slo: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the bundle at its control rate (or `rate_hz`) for `ticks` periods; with `load` once more under that load.
 
     `slo` is a bound on plan time like `p99=20ms`; `slo_met` is None where the sample cannot tell. `kernels` adds the
-    time of every call. `seed` is noted and changes nothing: nothing here is drawn at random. Raises EdgewmError for a
-    bundle of another machine, a runner that does not run, a remote device.
+    time of every call. Raises EdgewmError for a bundle of another machine, a runner that does not run, a remote device.
     """
     bundle = Path(bundle)
     if device != "local":
@@ -172,7 +171,6 @@ def profile(
         "bundle_sha256": manifest.sha256,
         "rate_hz": rate_hz,
         "threads": threads,
-        "seed": seed,
         **summarise(steady),
     }
     result["stages"] = stages(timed)
@@ -249,13 +247,18 @@ def run_tick(
             f"the runner does not start: {fault.strerror}", command[0], "build the bundle again"
         ) from fault
     began = time.monotonic()
-    while True:
-        try:
-            out, err = process.communicate(timeout=0.5)
-            break
-        except subprocess.TimeoutExpired:
-            if progress:
-                progress("ticking", min(1.0, (time.monotonic() - began) / expected_s))
+    try:
+        while True:
+            try:
+                out, err = process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if progress:
+                    progress("ticking", min(1.0, (time.monotonic() - began) / expected_s))
+    finally:  # an interrupt must not leave a process behind that keeps the cores busy
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     if process.returncode != 0:
         raise _as_told(err, " ".join(command), process.returncode)
     result = json.loads(out)

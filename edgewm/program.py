@@ -171,13 +171,12 @@ class Planner:
 
 @dataclass(frozen=True)
 class LogLine:
-    """What one step did, written by the runner: sizes before and after, and the error against the stage before."""
+    """What one step did, written by the runner: sizes before and after."""
 
     step: str
     nodes: tuple[int, int]
     weight_bytes: tuple[int, int]
     flops: tuple[int, int]
-    max_error: float | None
     seconds: float
 
 

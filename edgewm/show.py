@@ -42,6 +42,11 @@ def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
                 f"a bundle holds no stage {stage!r}", path, "give the model it was built from, or leave --stage out"
             )
         return bundle_text(Path(path), kernels)
+    if not Path(path).exists() and path != "reference" and ":" not in path:
+        raise EdgewmError(
+            f"no bundle or model {path!r}", "PATH or MODEL",
+            "give the directory `edgewm build` wrote, a checkpoint, module:function, or the word reference",
+        )  # fmt: skip
     if Path(path).is_dir() and not any(Path(path).glob("config.json")):
         raise EdgewmError(
             "neither a bundle nor a model", path,

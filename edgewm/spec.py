@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 
 from . import arithmetic  # noqa: F401  (fills the table's transcendental rows)
 from .errors import EdgewmError
 from .ops import NUMPY, TABLE
-from .program import Graph, Program, walk_graphs
+from .program import Graph, Node, Program, walk_graphs
+
+
+class BrokenProgram(Exception):
+    """A step of edgewm's own made a program that breaks a rule: nothing a user could mend."""
 
 
 def verify(program: Program, step: str) -> None:
-    """Raises EdgewmError unless every rule below holds for every node of every entry."""
+    """Raises BrokenProgram unless every rule below holds for every node of every entry.
+
+    EdgewmError for a weight that is not finite: such a checkpoint can be trained or exported again.
+    """
     for name, entry in program.entries.items():
         for graph in walk_graphs(entry):
             _verify_graph(program, graph, f"entry {name!r}, after {step}")
@@ -40,5 +49,5 @@ def _verify_graph(program: Program, graph: Graph, where: str) -> None:
             _broken(node, "shape and dtype follow from the op's rule", where)
 
 
-def _broken(node, rule: str, where: str) -> None:
-    raise EdgewmError(f"{node!r} breaks a rule: {rule}", where, "this is a fault of the step named; report it")
+def _broken(node: Node, rule: str, where: str) -> NoReturn:
+    raise BrokenProgram(f"{node!r} breaks a rule: {rule} ({where})")

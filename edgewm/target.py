@@ -156,11 +156,6 @@ class Target:
         """What `zig c++ -target` takes, glibc version included."""
         return f"{self.software.triple}.{self.software.glibc}" if self.software.glibc else self.software.triple
 
-    @property
-    def compile_flags(self) -> tuple[str, ...]:
-        """The flags of `zig c++` that name this target, its processor and its kernels (`-DEWM_NEON`)."""
-        return "-target", self.zig_triple, f"-mcpu={self.cpu.zig_cpu}", f"-DEWM_{self.isa.upper()}"
-
     def has(self, fact: str) -> bool:
         """Whether the CPU has the feature, the GPU's tensor cores the format, or the board a `gpu`."""
         gpu = ("gpu", *self.gpu.formats) if self.gpu else ()

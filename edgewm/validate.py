@@ -91,8 +91,7 @@ def judge(
     result: dict[str, Any] = {"precision": manifest.precision, "seed": seed, "suites": list(suite), "gates": []}
     result |= dict.fromkeys(("plan", "horizon", "closed_loop"))
     if "plan" in suite:
-        data = f"give --data FILE.safetensors with the arrays {wanted(model)}"
-        pairs = _needs(source.contexts, "contexts", "contexts to plan in", data)(contexts, seed)
+        pairs = _needs(source.contexts, "contexts", "contexts to plan in", _recorded(model))(contexts, seed)
         result["plan"], rows = plan.run(full, small, planner, model.action_dim, pairs, contexts, seed, progress)
         result["gates"] += rows
     if "horizon" in suite:
@@ -158,6 +157,10 @@ def _needs(found: Any, name: str, what: str, otherwise: str = "leave this suite 
             f"{otherwise}; or give module:function and define {name}() in that module (edgewm/judge/sources.py)",
         )  # fmt: skip
     return found
+
+
+def _recorded(model: Any) -> str:
+    return f"give --data FILE.safetensors with the arrays {wanted(model)}"
 
 
 def _single(ports: Sequence[Port]) -> str:

@@ -1,20 +1,16 @@
-"""Shared by all tests: tools pip cannot bring, golden files, the qemu command."""
+"""Shared by all tests: tools pip cannot bring, the qemu command."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from edgewm.doctor import TOOLS, find_tool
 
-GOLDEN = Path(__file__).parent / "golden"
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-tools", action="store_true", help="a missing tool fails its tests, not skips them")
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code gives now")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -36,21 +32,6 @@ def qemu_orin() -> list[str]:
     if command is None:
         pytest.skip(f"qemu-aarch64 is missing; {TOOLS['qemu-aarch64'].install}")
     return command
-
-
-@pytest.fixture
-def golden(request: pytest.FixtureRequest):
-    """`golden(name, text)` compares with tests/golden/name; `--update-golden` rewrites it."""
-
-    def check(name: str, text: str) -> None:
-        path = GOLDEN / name
-        if request.config.getoption("--update-golden"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        assert path.is_file(), f"no golden file {name}: run pytest --update-golden and read what it wrote"
-        assert text == path.read_text()
-
-    return check
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,8 @@ def ports() -> np.ndarray:
             _port("warm_mean", "state", "f32", (STEPS, AXES), WARM, feedback=9),
             _port(
                 "action", "action", "f32", (STEPS, AXES), ACTION, axes=AXES, action_block=1, low=-100.0, high=100.0,
-                slew=0.0, commit_steps=COMMIT, has_safe=1, safe=sixteen(1, -1), scale=sixteen(2, 0.5), offset_=sixteen(0.25, 0),
+                slew=0.0, commit_steps=COMMIT, has_safe=1, safe=sixteen(1, -1), scale=sixteen(2, 0.5),
+                offset_=sixteen(0.25, 0),
             ),
             _port("mean", "result", "f32", (STEPS, AXES), MEAN),
         ],

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from edgewm import act
+from edgewm import act, film
 from edgewm import format as ewm_format
 from edgewm.errors import EdgewmError
 from edgewm.manifest import Manifest
@@ -105,6 +105,9 @@ def test_simulators_by_name(monkeypatch):
         ("maze", "no simulator 'maze'"),
         ("mine:other", "mine has no 'other'"),
         ("nowhere9:x", "no module named nowhere9"),
+        (":x", "'' is no name of a module"),
+        ("test_act:", "no simulator 'test_act:'"),
+        ("mine:__name__", "'__name__' of mine is no function"),
     ):
         with pytest.raises(EdgewmError, match=words):
             act.world_of(env)
@@ -161,4 +164,42 @@ def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
     found = act.run(bundle, episodes=2, gif=gif, progress=lambda stage, share: done.append(share))
     assert found["episodes"] == 2 and 0 <= found["successes"] <= 2 and done == [0.5, 1.0]
     assert found["plan_ms"]["plans"] == found["counts"]["plans"] > 0
+    for place, words in ((tmp_path, "place is a directory"), (tmp_path / "no" / "a.gif", "film cannot be written")):
+        done.clear()
+        with pytest.raises(EdgewmError, match=words):
+            act.run(bundle, episodes=2, gif=place, progress=lambda stage, share: done.append(share))
+        assert not done
     assert gif.stat().st_size > 1000 and "episodes reached the goal" in (bundle / "report.html").read_text()
+
+
+def test_a_film_that_fails_to_be_written_leaves_nothing(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    made = film.Film(MANIFEST)
+    made.add(world.make(0), world.make(0).reset(0), made._every, 1.0)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image.Image, "save", full)
+    with pytest.raises(EdgewmError, match="the film cannot be written: No space left on device"):
+        made.save(tmp_path / "a.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_contexts_is_told_which_arrays_to_record(tmp_path):
+    from safetensors.numpy import save_file
+
+    from edgewm import validate
+    from edgewm.judge import sources
+
+    model = types.SimpleNamespace(
+        ports_of=lambda kind: {"observation": (PIXELS,), "goal": (GOAL,), "action": (ACTION,)}[kind]
+    )
+    words = "pixels (N, 64, 64, 3) uint8, goal (N, 64, 64, 3) uint8"
+    assert sources.wanted(model) == words
+    with pytest.raises(EdgewmError, match="nothing like contexts") as fault:
+        validate._needs(None, "contexts", "contexts to plan in", validate._recorded(model))
+    assert f"--data FILE.safetensors with the arrays {words}" in fault.value.fix
+    save_file({"pixels": np.zeros((0, 64, 64, 3), np.uint8)}, tmp_path / "a.safetensors")
+    with pytest.raises(EdgewmError, match="array 'pixels' has no rows"):
+        sources.recorded(tmp_path / "a.safetensors", model)

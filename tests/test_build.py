@@ -22,6 +22,7 @@ from edgewm import expr as e
 from edgewm import format as ewm
 from edgewm.build import build, schedule_program, write
 from edgewm.errors import EdgewmError
+from edgewm.estimate import estimate_ms
 from edgewm.passes import PIPELINE, run
 from edgewm.program import Graph, Program
 from edgewm.quantize import recipe_of
@@ -222,9 +223,24 @@ def test_a_full_disk_is_told_and_nothing_is_left(full_disk: Path, monkeypatch: p
 def test_a_dry_run_writes_nothing(tmp_path: Path, bundle: tuple[Path, dict]) -> None:
     result = build(MODEL, out=tmp_path / "out", dry_run=True)
     assert list(tmp_path.iterdir()) == []
-    assert result["bundle"] is None and result["sha256"] is None and result["bytes"] is None
+    assert result["bundle"] is None and result["sha256"] is None
+    assert result["bytes"] == result["weight_bytes"] < bundle[1]["bytes"]
     for key in ("arena_bytes", "calls", "flops", "weight_bytes", "threads", "planner"):
         assert result[key] == bundle[1][key], key
+
+
+def test_a_dry_run_estimates_where_the_boards_peaks_are_known() -> None:
+    result = build(MODEL, target="orin", dry_run=True, threads=2)
+    found, board = result["estimate_ms"], resolve("orin")[0]
+    assert found["source"] == "estimated, at advertised peaks" and 0 < found["low"] <= found["point"]
+    assert build(MODEL, target="orin", dry_run=True, threads=1)["estimate_ms"]["point"] > found["point"]
+    assert build(MODEL, target="host", dry_run=True)["estimate_ms"] is None
+    mode = board.mode_named("50W")
+    done = {"f32": 1000, "vector": 24, "i8": 4096}
+    cycles = 1024 / board.cpu.flop_per_clock.fp32 + 4096 / board.cpu.flop_per_clock.int8
+    busy_ms = cycles / (mode.cpu_cores * mode.cpu_mhz * 1e3)
+    estimated = estimate_ms(done, 10**6, board, mode, mode.cpu_cores)
+    assert estimated["point"] == pytest.approx(busy_ms + 1e3 * 10**6 / (mode.dram_gbps * 1e9))
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
@@ -238,6 +254,13 @@ def test_an_output_that_holds_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     refused("the output directory holds other files", where=str(tmp_path), out=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    for name in sorted(driver.MADE):
+        (tmp_path / name).touch()
+    refused("the output directory holds other files: thesis.tex", where=str(tmp_path), out=tmp_path)
+    (tmp_path / "thesis.tex").unlink()
+    driver.check_out(tmp_path)
+    (tmp_path / "model.ewm").unlink()
+    refused("the output directory holds other files", out=tmp_path)
 
 
 def test_a_robot_needs_a_safe_action(tmp_path: Path) -> None:
@@ -285,6 +308,7 @@ def test_a_recipe_of_ones_own_is_followed(tmp_path: Path) -> None:
     names = [n for n, a in program.weights.items() if a.ndim == 2]
     file.write_text(json.dumps({names[0]: "w8a8", names[1]: "fp32"}))
     assert recipe_of(program, str(file)) == {names[0]: "w8a8"}
+    assert build(MODEL, precision=str(file), dry_run=True)["precision"] == "recipe"
     assert recipe_of(program, "fp32") == {} == recipe_of(program, "w8a8")  # each of its products is too small to gain
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from edgewm import cli
+from edgewm import cli, console
 from edgewm.cli import cli as group
 from edgewm.errors import EdgewmError
 
@@ -47,7 +47,7 @@ def test_every_verb_takes_json_and_those_that_draw_a_seed() -> None:
     options = {c.name: {o for p in c.params for o in p.opts} for c in commands}
     assert all("--json" in found for found in options.values())
     drawing = {name for name, found in options.items() if "--seed" in found}
-    assert drawing == {"build", "profile", "validate", "run", "demo"}
+    assert drawing == {"build", "validate", "run", "demo"}
 
 
 def test_help_is_instant() -> None:
@@ -68,7 +68,6 @@ def test_help_is_instant() -> None:
         ("build reference --target orin --mode 60W", "has no power mode '60W'"),
         ("build reference --target orin --isa avx2", "cannot run 'avx2' kernels"),
         ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'w8a8'"),
-        ("build reference --planner mppi", "'mppi' is not"),
         ("build reference --place gpu", "'gpu' is not one of 'auto', 'cpu'"),
         ("build reference --samples 0", "0 is not in the range x>=1"),
         ("build reference --rate-hz 0", "0.0 is not in the range 0.001<=x<=1000000.0"),
@@ -78,10 +77,11 @@ def test_help_is_instant() -> None:
         ("build reference --bogus", "No such option"),
         ("profile out --load disk", "'disk' is not one of 'cpu', 'memory'"),
         ("profile out --slo fast", "'fast' is not like 'p99=20ms'"),
-        ("profile out --device board", "'board' is not one of 'local', 'ssh://user@host'"),
+        ("profile out --device ssh://me@board", "'ssh://me@board' is not 'local': only this machine is timed"),
         ("validate out", "Missing option '--against'"),
         ("validate out --against reference --suite plan,luck", "'luck' is not one of 'plan', 'horizon', 'closed-loop'"),
         ("targets show moon", "no target is named 'moon'"),
+        ("show nothing", "no bundle or model 'nothing'"),
         ("doctor --skip luck", "no check is named 'luck'"),
         ("frobnicate", "No such command 'frobnicate'"),
     ],
@@ -90,6 +90,11 @@ def test_refusals(line: str, message: str, capsys: pytest.CaptureFixture) -> Non
     first, _, last = refused(line.split(), capsys)
     assert message in first
     assert len(last) > len("  fix: ")
+
+
+def test_refusals_name_the_argument_that_was_given(capsys: pytest.CaptureFixture) -> None:
+    assert refused(["targets", "show", "moon"], capsys)[1] == "  where: NAME of `edgewm targets show`"
+    assert refused(["show", "nothing"], capsys)[1] == "  where: PATH or MODEL"
 
 
 def test_suites_are_those_the_judge_has() -> None:
@@ -115,6 +120,71 @@ def test_json_in_a_file_leaves_the_table(tmp_path: Path, capsys: pytest.CaptureF
 def test_json_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.execute(["targets", "list", "--json", str(tmp_path)]) == 2
     assert "cannot write JSON: Is a directory" in capsys.readouterr().err
+
+
+def test_json_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("edgewm.doctor.examine", lambda skip: pytest.fail("the verb ran"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "x.json"):
+        assert "cannot write JSON" in refused(["doctor", "--json", str(place)], capsys)[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def shown(table: object) -> str:
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_a_profile_prints_what_it_found() -> None:
+    row = {"p50": 7.0, "p99": None, "p999": None, "max": 9.0}
+    result = {
+        "device": "local", "target": "host", "mode": "AS_IS", "rate_hz": 20.0, "ticks": 200, "plans_per_s": 3.0,
+        "act_late_ms": row, "plan_ms": row, "plan_age_ms": row, "misses": 1, "miss_rate_upper": 0.02,
+        "loaded": {"load": "cpu", "act_late_ms": row, "plan_ms": row, "misses": 5}, "peak_fraction": 0.4,
+        "slo": "p99=20ms", "slo_met": None, "stages": {"product": 0.7, "map": 0.3},
+        "kernels": [{"call": 0, "kernel": "product<K0>", "ns": 3}, {"call": 1, "kernel": "map<K1>", "ns": 1}],
+        "withheld": {"plan_ms.p99": {"samples": 200, "needs": 299}},
+    }  # fmt: skip
+    text = shown(console.profile_table(result))
+    for words in (
+        "plan, cpu busy", "cpu busy: 5 misses", "40 % of this machine's measured peak",
+        "p99=20ms: not enough samples to tell", "product 70 %, map 30 %", "75.0 %  product<K0>",
+        "withheld plan p99: 200 samples, 299 needed",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_a_verdict_prints_its_notes_and_intervals() -> None:
+    gate = {"name": "spearman", "value": 0.9, "limit": 0.99, "passed": None, "note": "5 samples, 50 needed"}
+    side = {"successes": 9, "episodes": 10, "wilson_95": [0.6, 0.98]}
+    result = {"passed": None, "gates": [gate], "closed_loop": {"full": side, "compressed": side}}
+    text = shown(console.validate_table(result))
+    assert "spearman: 5 samples, 50 needed" in text and text.count("9 of 10 (60 to 98 %)") == 2
+
+
+def test_a_run_prints_its_figures_and_no_dictionaries() -> None:
+    result = {
+        "env": "reference", "rate_hz": 20.0, "episodes": 3, "successes": 3, "wilson_95": [0.44, 1.0], "gif": "a.gif",
+        "plan_ms": {"p50": 6.0, "max": 8.0, "plans": 30}, "periods": {"median": 50.0, "max": 60},
+    }  # fmt: skip
+    text = shown(console.run_table(result))
+    assert "3 of 3 (44 to 100 %)" in text and "p50 6, max 8 ms of 30" in text and "a.gif" in text and "{" not in text
+
+
+def test_the_demo_holds_its_rate_or_says_not() -> None:
+    from edgewm.demo import clock_of
+
+    timed = {"rate_hz": 20.0, "misses": 0, "plan_ms": {"p50": 30.0, "p99": None}}
+    assert clock_of(timed, 5)["holds"] and clock_of(timed, 5)["until_next_plan_ms"] == 250.0
+    assert not clock_of({**timed, "plan_ms": {"p50": 251.0, "p99": None}}, 5)["holds"]
+    assert not clock_of({**timed, "misses": 1}, 5)["holds"]
+    assert not clock_of({**timed, "plan_ms": {"p50": None, "p99": None}}, 5)["holds"]
 
 
 def test_targets_alone_lists(capsys: pytest.CaptureFixture) -> None:

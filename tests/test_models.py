@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -13,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgewm.build import build
 from edgewm.errors import EdgewmError
 from edgewm.interp import run
+from edgewm.manifest import read_manifest
 from edgewm.models import Model, capture_model, load, stable_worldmodel, synthetic
-from edgewm.program import Planner
-from edgewm.reference import PATH
+from edgewm.program import Planner, Port
 
 GOLDEN = Path(__file__).parent / "golden" / "lewm_upstream.safetensors"
 SIZES = {
@@ -155,17 +157,119 @@ def test_torch_world_checkpoint_loads(tmp_path: Path) -> None:
     model = load(str(tmp_path))
     assert model.family == "torch_world.lewm" and model.action_dim == 10 and model.window == 3
     action = model.ports_of("action")[0]
-    assert action.shape == (2,) and action.safe == (0.0, 0.0) and (action.low, action.high) == (-1.0, 1.0)
+    assert action == Port("action", "action", (2,))  # nobody has described its robot
+    assert model.planner.low is None and (model.planner.action_block, model.planner.commit_steps) == (5, 5)
+    (tmp_path / "robot.json").write_text('{"action": {"safe": [0, 0]}, "rate_hz": 20}')
+    assert load(str(tmp_path)).ports_of("action") == (Port("action", "action", (2,), safe=(0.0, 0.0), rate_hz=20.0),)
+    (tmp_path / "robot.json").write_text('{"action_block": 2}')
+    assert "action_block is 2, config.json says 5" in refusal(tmp_path)
+    (tmp_path / "robot.json").unlink()
     change(tmp_path, pos_embed=None)
     assert "missing weight pos_embed (1 in all)" in refusal(tmp_path)
 
 
-@pytest.mark.skipif(not (PATH / "config.json").is_file(), reason="the reference model is not trained yet")
 def test_the_reference_loads_by_its_word() -> None:
     model = load("reference")
     action = model.ports_of("action")[0]
     assert model.family == "torch_world.lewm" and model.planner.action_block * action.shape[0] == model.action_dim
-    assert action.control == "velocity" and len(action.safe) == action.shape[0]
+    assert (action.control, action.unit, action.safe) == ("velocity", "0.9 m/s", (0.0, 0.0))
+    assert (action.low, action.high) == (-1.0, 1.0) and all(p.rate_hz == 20.0 for p in model.ports)
+    assert model.planner == Planner(
+        samples=128, iterations=8, elites=12, horizon=5, action_block=5, commit_steps=25, low=-1.0, high=1.0,
+        first_candidate_is_mean=False,
+    )  # fmt: skip
+    assert set(model.files) == {"config.json", "robot.json", "weights.safetensors"}
+
+
+# --------------------------------------------------------------------------------------------------------- robot.json
+
+
+def describe(path: Path, **keys: object) -> Path:
+    (path / "robot.json").write_text(json.dumps(keys))
+    return path
+
+
+ROBOT = {
+    "action": {
+        "control": "velocity", "unit": "m/s", "low": -2, "high": 2, "slew": 0.5, "safe": [0, 0.5], "scale": [2, 1.5],
+        "offset": [0, 0.5],
+    },
+    "rate_hz": 10, "action_block": 2, "max_age_ms": 150,
+    "planner": {"samples": 8, "iterations": 2, "elites": 3, "horizon": 2, "commit_steps": 3, "low": -1, "high": 1},
+}  # fmt: skip
+
+
+def test_robot_json_describes_the_robot_of_a_checkpoint(checkpoint: Path) -> None:
+    bare = load(str(checkpoint))
+    model = load(str(describe(checkpoint, **ROBOT)))
+    (action,), (camera,) = model.ports_of("action"), model.ports_of("observation")
+    assert action.shape == (2,) and (action.control, action.unit, action.slew) == ("velocity", "m/s", 0.5)
+    assert (action.low, action.high, action.safe) == (-2.0, 2.0, (0.0, 0.5))
+    assert (action.scale, action.offset, action.rate_hz) == ((2.0, 1.5), (0.0, 0.5), 10.0)
+    assert (camera.rate_hz, camera.max_age_ns, camera.shape) == (10.0, 150_000_000, (1, 16, 16, 3))
+    search = {"samples": 8, "iterations": 2, "elites": 3, "horizon": 2, "commit_steps": 3, "low": -1.0, "high": 1.0}
+    assert model.planner == dataclasses.replace(bare.planner, action_block=2, **search)
+    assert model.files.items() > bare.files.items() and len(model.files["robot.json"]) == 64
+    assert load(str(checkpoint / "config.json")).ports == model.ports
+    assert load(str(describe(checkpoint, action_block=1))).planner.commit_steps == bare.planner.horizon
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"speed": 1}, "unknown key 'speed'"),
+        ({"action": {"limit": 1}}, "unknown key 'limit'"),
+        ({"planner": {"history": 3}}, "unknown key 'history'"),
+        ({"planner": [1]}, "[1] where an object is wanted"),
+        ({"action": {"safe": [0, 0, 0]}}, "safe is [0, 0, 0]"),
+        ({"action": {"scale": 2}}, "scale is 2"),
+        ({"action": {"safe": [0, "1"]}}, "safe is '1'"),
+        ({"action": {"low": float("nan")}}, "low is nan"),
+        ({"action": {"high": 10**400}}, "high is 1000"),
+        ({"action": {"offset": [0, float("inf")]}}, "offset is inf"),
+        ({"action": {"low": 1, "high": 1}}, "limits are [1, 1]"),
+        ({"action": {"high": 1, "safe": [0, 2]}}, "safe is [0.0, 2.0], the limits are [-inf, 1]"),
+        ({"action": {"slew": -1}}, "slew is -1"),
+        ({"action": {"scale": [1, 0]}}, "scale holds 0"),
+        ({"action": {"control": "thought"}}, "control is 'thought'"),
+        ({"action": {"unit": 3}}, "unit is 3"),
+        ({"action_block": 3}, "action_block is 3, a model action has 4 numbers"),
+        ({"action_block": 2.0}, "action_block is 2.0"),
+        ({"rate_hz": 0}, "rate_hz is 0"),
+        ({"rate_hz": True}, "rate_hz is True"),
+        ({"max_age_ms": -1}, "max_age_ms is -1"),
+        ({"planner": {"samples": 8}}, "30 elites of 8 samples"),
+        ({"planner": {"commit_steps": 11}}, "11 committed periods exceed the plan of 10"),
+        ({"planner": {"kind": "mppi"}}, "no planner of kind 'mppi'"),
+        ({"planner": {"warm_start": 1}}, "warm_start is 1"),
+    ],
+)
+def test_robot_json_is_held_to_what_it_may_say(checkpoint: Path, keys: dict, message: str) -> None:
+    told = refusal(describe(checkpoint, **({"action_block": 2} | keys)))
+    assert message in told and str(checkpoint / "robot.json") in told
+
+
+def test_a_robot_json_that_is_none_is_refused(checkpoint: Path) -> None:
+    for text, message in (("{", "robot.json is not JSON"), ("[]", "robot.json holds no object")):
+        (checkpoint / "robot.json").write_text(text)
+        assert message in refusal(checkpoint)
+    (checkpoint / "robot.json").unlink()
+    (checkpoint / "robot.json").mkdir()
+    assert "robot.json cannot be read" in refusal(checkpoint)
+
+
+def test_a_published_checkpoint_gets_onto_an_orin_with_its_robot(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "orin"
+    keys = {k: v for k, v in ROBOT.items() if k != "action"}
+    for action in ({}, {"control": "velocity"}):
+        with pytest.raises(EdgewmError, match="declares no safe action") as caught:
+            build(str(describe(checkpoint, **keys, action=action)), target="orin", out=out)
+        assert "safe=(...) of 2 numbers" in caught.value.fix and "action.safe in robot.json" in caught.value.fix
+    assert not out.exists()
+    built = build(str(describe(checkpoint, **ROBOT)), target="orin", out=out, threads=1)
+    manifest = read_manifest(out)
+    assert built["sha256"] == manifest.sha256 and manifest.rate_hz == 10.0
+    assert manifest.ports_of("action")[0].safe == (0.0, 0.5) and "robot.json" in manifest.raw["model_sha256"]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -263,6 +367,8 @@ def test_ones_own_module_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("edgewm.models.synthetic:lewm").family == "stable_worldmodel.lewm"
     assert "no module named no_such" in refusal("no_such:model")
     assert "fixtures_models has no 'nothing'" in refusal("fixtures_models:nothing")
+    assert "'' is no name of a module" in refusal(":x") and "'a/b' is no name" in refusal("a/b:x")
+    assert "'PLANNER' of fixtures_models is no function" in refusal("fixtures_models:PLANNER")
     monkeypatch.setattr(fixtures, "number", lambda: 3, raising=False)
     assert "number returned a int" in refusal("fixtures_models:number")
     monkeypatch.setattr(fixtures, "bare", lambda: torch.nn.Linear(1, 1), raising=False)
@@ -271,3 +377,17 @@ def test_ones_own_module_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     module.ports = module.ports[1:]
     monkeypatch.setattr(fixtures, "goalless", lambda: module, raising=False)
     assert "ports are ['goal', 'action']" in refusal("fixtures_models:goalless")
+
+
+def test_a_module_that_raises_when_imported_is_told_in_three_lines(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, code, message in (
+        ("raises9", "1 / 0", "raises9 cannot be imported: ZeroDivisionError: division by zero"),
+        ("attribute9", "import json; json.nothing", "attribute9 cannot be imported: AttributeError"),
+        ("leaves9", "raise SystemExit(3)", "leaves9 cannot be imported: SystemExit: 3"),
+        ("wrong9", "def (:", "wrong9 cannot be imported: SyntaxError"),
+        ("lacks9", "import no_such_thing9", "no module named no_such_thing9"),
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+        told = refusal(f"{name}:model")
+        assert message in told and len(told.splitlines()) == 3

@@ -7,6 +7,7 @@ import json
 import platform
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,19 @@ def test_a_whole_profile(tmp_path):
     assert arguments[1:3] == ["--rate-hz", "50.0"] and "--kernels" in arguments
     assert verb.profile(bundle, ticks=400, slo="p50=5ms")["slo_met"] is False
     assert verb.profile(bundle, ticks=400, slo="p99=50ms")["slo_met"] is None
+
+
+def test_an_interrupt_ends_the_runner(tmp_path):
+    bundle = write_bundle(tmp_path / "out", "import os, time; open(__file__ + '.pid', 'w').write(str(os.getpid()))\n"
+                          "time.sleep(60)")  # fmt: skip
+
+    def interrupt(stage: str, done: float) -> None:
+        if (bundle / "edgewm-tick.pid").is_file() and (bundle / "edgewm-tick.pid").read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verb.run_tick(bundle, 50.0, 10, 1, progress=interrupt)
+    assert not Path("/proc", (bundle / "edgewm-tick.pid").read_text()).exists()
 
 
 def test_load_is_measured_apart(tmp_path):

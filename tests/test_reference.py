@@ -179,6 +179,14 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path):
         train.train(tiny_config(), tmp_path)
 
 
+def test_its_planner_is_that_of_robot_json():
+    robot = json.loads((reference.PATH / "robot.json").read_text())
+    assert reference.PLANNER["commit_steps"] * robot["action_block"] == robot["planner"]["commit_steps"] == 25
+    assert reference.PLANNER["bounds"] == (world.World.action_low, world.World.action_high)
+    assert robot["rate_hz"] == 1 / world.PERIOD_S
+    assert robot["action"]["unit"] == f"{world.STEP_M / world.PERIOD_S:g} m/s"
+
+
 # --- checkpoint -----------------------------------------------------------------------------------------------
 
 

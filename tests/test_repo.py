@@ -111,10 +111,24 @@ def test_never_called(rule: str) -> None:
 
 
 def test_words_that_never_occur() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("targets/*.toml"), ROOT / "Makefile"]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("edgewm/reference/*.md"), ROOT / "Makefile"]
+    documents += [*ROOT.glob("scripts/*.sh"), *ROOT.glob("targets/*.toml")]
     read = _without_this(sorted({*SOURCES, *CODE, *documents, ROOT / "pyproject.toml"}))
     assert [f"{name(p)}: {hit[0]}" for p in read for hit in WORDS.finditer(p.read_text())] == []
     assert [name(p) for p in SOURCES if NAMES.search(p.read_text())] == []
+
+
+def test_links_of_readme_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    local = [link for link in re.findall(r"\]\(([^)\s#]+)", text) if "://" not in link]
+    assert local and [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_ruff_is_content() -> None:
+    if importlib.util.find_spec("ruff") is None:
+        pytest.skip("ruff is missing; pip install 'edgewm[dev]'")
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_data_is_found_beside_the_package() -> None:

@@ -129,7 +129,7 @@ def test_what_cannot_be_shown_is_refused(bundle: Path, tmp_path: Path) -> None:
         ("a bundle holds no stage 'capture'", str(bundle), "capture"),
         ("no stage 'dream'", MODEL, "dream"),
         ("neither a bundle nor a model", str(tmp_path), None),
-        ("no model 'nowhere'", "nowhere", None),
+        ("no bundle or model 'nowhere'", "nowhere", None),
     ):
         with pytest.raises(EdgewmError) as fault:
             show(path, stage=stage)

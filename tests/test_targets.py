@@ -100,7 +100,7 @@ def test_facts_instead_of_names() -> None:
     assert orin.has("dotprod") and not orin.has("i8mm") and not orin.has("fp8") and orin.has("gpu")
     assert thor.has("fp8") and thor.has("i8mm")
     assert not xavier.has("dotprod") and xavier.isa == "scalar"
-    assert orin.compile_flags == ("-target", "aarch64-linux-gnu.2.31", "-mcpu=cortex_a78ae", "-DEWM_NEON")
+    assert (orin.zig_triple, orin.cpu.zig_cpu) == ("aarch64-linux-gnu.2.31", "cortex_a78ae")
 
 
 def test_host_is_filled_from_the_machine(cores: int) -> None:

@@ -36,7 +36,7 @@ def read_object(file: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise EdgewmError(f"{file.name} is not JSON: {fault}", str(file), fix) from fault
     except OSError as fault:
-        raise EdgewmError(f"{file.name} cannot be read: {fault.strerror}", str(file), "make it a readable file") from fault
+        raise EdgewmError(f"{file.name} cannot be read: {fault.strerror}", str(file), "make it readable") from fault
     if not isinstance(found, dict):
         raise EdgewmError(f"{file.name} holds no object", str(file), fix)
     return found

@@ -14,6 +14,7 @@ observation may be.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -82,12 +83,12 @@ def _action(section: Any, axes: int, where: str) -> dict[str, Any]:
     if not low < high:
         raise EdgewmError(f"limits are [{low:g}, {high:g}]", where, "give low below high")
     if given.get("slew", 0.0) < 0:
-        raise EdgewmError(f"slew is {given['slew']:g}", where, "give the largest change in one period, or 0 for no limit")
+        raise EdgewmError(f"slew is {given['slew']:g}", where, "give the largest change a period, 0 for no limit")
     if 0.0 in given.get("scale", ()):
         raise EdgewmError("scale holds 0", where, "give how much of the robot's unit one unit of the model's action is")
     if not all(low <= value <= high for value in given.get("safe", ())):
         raise EdgewmError(
-            f"safe is {list(given['safe'])}, the limits are [{low:g}, {high:g}]", where, "give a safe action within them"
+            f"safe is {list(given['safe'])}, the limits are [{low:g}, {high:g}]", where, "give one within them"
         )
     return given
 
@@ -131,7 +132,7 @@ def _value(found: Mapping[str, Any], key: str, default: Any, where: str) -> Any:
 
 
 def _number(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise EdgewmError(f"{key} is {value!r}", where, "give a finite number")
     return float(value)
 

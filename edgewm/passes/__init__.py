@@ -6,9 +6,13 @@ step changed and writes the log; the steps themselves know nothing of that.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from ..errors import EdgewmError
 from ..ops import graph_flops
 from ..program import LogLine, Program, walk_graphs
 from ..spec import verify
@@ -36,25 +40,43 @@ LOWERING: tuple[Step, ...] = (
 PIPELINE: tuple[Step, ...] = EXACT + LOWERING
 
 
-def run(program: Program, steps: Sequence[Step] = PIPELINE, on_step: Callable[[str], None] | None = None) -> Program:
-    """The program after `steps`, with one log line each. Raises EdgewmError naming node, rule and step on a bad one."""
+def run(program: Program, steps: Sequence[Step] = PIPELINE) -> Program:
+    """The program after `steps`, with one log line each.
+
+    Raises BrokenProgram, naming node, rule and step, for a step that breaks a rule. Whatever but an EdgewmError leaves
+    a step carries `last_program`: the path of a text of the program that went into it.
+    """
     verify(program, "capture")
     for step in steps:
-        if on_step:
-            on_step(step.__name__)
         began = time.monotonic()
-        after = step(program)
-        verify(after, step.__name__)
+        try:
+            after = step(program)
+            verify(after, step.__name__)
+        except EdgewmError:
+            raise
+        except Exception as fault:
+            fault.last_program = _saved(program)  # type: ignore[attr-defined]
+            raise
         line = LogLine(
             step=step.__name__,
             nodes=(_nodes(program), _nodes(after)),
             weight_bytes=(_bytes(program), _bytes(after)),
             flops=(_flops(program), _flops(after)),
-            max_error=None,
             seconds=time.monotonic() - began,
         )
         program = after.with_(log=(*program.log, line))
     return program
+
+
+def _saved(program: Program) -> Path:
+    """A file with the program as `edgewm show` prints it."""
+    from ..show import program_text
+
+    stage = program.log[-1].step if program.log else "capture"
+    handle, name = tempfile.mkstemp(prefix="edgewm-last-program-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(program_text(program, stage, kernels=True) + "\n")
+    return Path(name)
 
 
 def _nodes(program: Program) -> int:

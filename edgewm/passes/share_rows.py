@@ -65,9 +65,11 @@ def _lifted(node: Node, worth: set[tuple[Node, int]]) -> Node | None:
             (source.sources[0], axis) in worth
         ):
             whole.append(source.sources[0])
-        elif (node.op == "matmul" and i == 1) or len(source.shape) < rank - axis:
-            whole.append(source)
-        elif source.shape[axis - rank] == 1 and node.shape[axis] != 1:  # the same for all rows
+        elif (
+            (node.op == "matmul" and i == 1)
+            or len(source.shape) < rank - axis
+            or (source.shape[axis - rank] == 1 and node.shape[axis] != 1)  # the same for all rows
+        ):
             whole.append(source)
         else:
             return None

@@ -245,8 +245,9 @@ plan every {planner["commit_steps"] * block} periods. Cost: squared distance of 
   {errors[f"copy_{horizon}"]:.4f}
 
 **Limits.** It knows this world only: one disc, one wall, one door. It is made to be compiled, judged and shown, not to
-be built upon. Success above is the torch model's; a bundle's is what `edgewm validate --suite closed-loop` finds. Push-T,
-where the robot pushes in contact, has not been trained yet: TwoRoom is the hardest task that passes so far.
+be built upon. Success above is the torch model's; a bundle's is what `edgewm validate --suite closed-loop` finds.
+Push-T, where the robot pushes in contact, has not been trained yet: this TwoRoom model is the hardest that passes so
+far.
 """
 
 

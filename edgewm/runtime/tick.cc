@@ -3,8 +3,8 @@
 // Releases are absolute: t0 + k periods. An action's lateness runs from the release it was meant for, so a stall counts
 // against every period it swallowed, those that never got an action of their own included.
 //
-// A plan starts when as many periods of the chunk in play have passed as the file commits to; the chunk goes on until the
-// next one is there. With `--replan free` it starts in each period that the planning thread is free in.
+// A plan starts when as many periods of the chunk in play have passed as the file commits to; the chunk goes on until
+// the next one is there. With `--replan free` it starts in each period that the planning thread is free in.
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -314,7 +314,8 @@ int parse(int argc, char** argv, Arguments& a) {
     else if (strcmp(flag, "--plan-deadline-ms") == 0)
       good = number(next, 0, 1e9, &a.deadline_ms), i++;
     else if (strcmp(flag, "--replan") == 0)
-      a.free = next != nullptr && strcmp(next, "free") == 0, good = a.free || (next && strcmp(next, "commit") == 0), i++;
+      a.free = next != nullptr && strcmp(next, "free") == 0,
+      good = a.free || (next != nullptr && strcmp(next, "commit") == 0), i++;
     else if (strcmp(flag, "--json") == 0)
       good = next != nullptr, a.json = next, i++;
     else if (strcmp(flag, "--inline") == 0)
