@@ -4,7 +4,8 @@
 
 Without BUNDLE the hand-made one of the tests: 32 regions in 10 rounds of a few dozen additions, so that its plan time
 is overhead; its figures are appended to `benchmarks/results/<machine>.jsonl`, those of a BUNDLE are not. Each line is
-one paced run that plans in every period; quantiles are upper 95 % bounds, null where the samples do not support one.
+one paced run that plans in every period; quantiles are upper 95 % bounds, null where the samples do not support one;
+`act_seen_p999_us` is the quantile of the samples themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from recording import add_flags, finish
 
-from edgewm.profile import quantiles_ms, run_tick, sample_of
+from edgewm.profile import quantiles_ms, ranked_ns, run_tick, sample_of
 
 ACT_LIMIT_US = 5.0
 
@@ -30,9 +31,11 @@ def measure(bundle: Path, rate_hz: float, ticks: int, threads: int, *flags: str)
     withheld: dict = {}
     name = f"{report['mode']}, {threads} thread{'s'[: threads - 1]}{', spinning' if report['spin'] else ''}"
     row: dict[str, object] = {"table": "loop", "name": name}
-    for name, key in (("act", "act_ns"), ("plan", "plan_ns")):
-        found = quantiles_ms(sample_of(report[key]), withheld, name)
-        row |= {f"{name}_{q}_us": None if v is None else round(v * 1e3, 2) for q, v in found.items()}
+    for what, key in (("act", "act_ns"), ("plan", "plan_ns")):
+        found = quantiles_ms(sample_of(report[key]), withheld, what)
+        row |= {f"{what}_{q}_us": None if v is None else round(v * 1e3, 2) for q, v in found.items()}
+    act = sample_of(report["act_ns"])
+    row["act_seen_p999_us"] = round(ranked_ns(act, -(-act.n * 999 // 1000)) / 1e3, 2)
     plans = report["plan_ns"]["count"]
     row["futex_calls_a_plan"] = round(report["stats"]["futex_calls"] / max(plans, 1), 3)
     row["held_up"] = report["stats"]["held_up"]
@@ -59,8 +62,8 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     print(f"libedgewm.so {(bundle / 'libedgewm.so').stat().st_size} bytes")
-    worst = max((row["act_p999_us"] for row in rows if row["act_p999_us"] is not None), default=None)
-    print(f"ewm_act p99.9 at most {worst} us (limit {ACT_LIMIT_US})")
+    worst = max(row["act_seen_p999_us"] for row in rows)
+    print(f"ewm_act p99.9 as seen at most {worst} us (limit {ACT_LIMIT_US})")
     command = f"python benchmarks/loop.py --rate-hz {args.rate_hz:g} --ticks {args.ticks}"
     finish([{**row, "command": command} for row in rows], args)
 

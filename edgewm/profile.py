@@ -81,6 +81,10 @@ def quantiles_ms(sample: Sample, withheld: dict[str, Any], name: str) -> dict[st
                 "samples": sample.n, "worth": round(float(effective), 1),
                 "needs": round(needs * sample.n / max(effective, 1.0)) if sample.n else needs,
             }  # fmt: skip
+    bound = None
+    for key in reversed(QUANTILES):  # what bounds a quantile bounds every lower one
+        bound = found[key] if bound is None else min(bound, bound if found[key] is None else found[key])
+        found[key] = None if found[key] is None else bound
     found["max"] = sample.max_ns / 1e6 if sample.n else None
     return found
 
