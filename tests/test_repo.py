@@ -40,7 +40,8 @@ CALLS = {
     "bare except": re.compile(r"^\s*except\s*:", re.MULTILINE),
 }
 WORDS = re.compile(
-    r"\b(TODO|FIXME|XXX|HACK)\b|\b(flaky|reruns)\b|/work/|/root/|/opt/\w*(wheels|pypi)|\bissue #?\d+\b|\bthis session\b"
+    r"\b(TODO|FIXME|XXX|HACK)\b|\b(flaky|reruns)\b|/(?:work|root)/|/opt/\w*(wheels|pypi)"
+    r"|\bissue #?\d+\b|\bthis session\b"
 )
 NAMES = re.compile(r"^class \w*(Manager|Helper|Handler|Utils?|Impl)\b", re.MULTILINE)
 CORE = ("cli", "program", "ops", "expr", "arithmetic", "interp", "target", "host", "doctor", "paths", "errors")
