@@ -29,10 +29,12 @@ from recording import add_flags, finish
 from edgewm import format as ewm
 from edgewm import models
 from edgewm.binding import Runtime
-from edgewm.build import capture, compile_bundle, example_inputs, pack, schedule_program
+from edgewm.build import capture
+from edgewm.bundle import compile_bundle, pack
 from edgewm.doctor import TOOLS, qemu_command
+from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
-from edgewm.golden import by_port
+from edgewm.golden import by_port, example_inputs
 from edgewm.host import host
 from edgewm.judge.sources import source_of
 from edgewm.passes import EXACT, LOWERING, run

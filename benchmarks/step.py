@@ -20,7 +20,8 @@ import torch
 from edgewm import expr as e
 from edgewm.arena import regions
 from edgewm.arithmetic import normal
-from edgewm.build import compile_bundle, manifest_of, pack
+from edgewm.build import manifest_of
+from edgewm.bundle import compile_bundle, pack
 from edgewm.capture import capture
 from edgewm.emit import schedule_program
 from edgewm.estimate import operations

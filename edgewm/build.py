@@ -13,28 +13,23 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from . import format as ewm
 from .arena import regions
-from .emit import emit, schedule_program
+from .bundle import compile_bundle, pack
+from .emit import schedule_program
 from .errors import EdgewmError
 from .estimate import estimate_ms, operations
 from .golden import record
-from .kernel import load as load_family
 from .ops import graph_flops
 from .passes import EXACT, LOWERING, run
-from .paths import KERNELS
 from .program import Graph, Planner, Program
 from .quantize import NAMED, recipe_of
 from .schedule import Schedule
 from .target import Mode, Target, resolve
-from .toolchain import build_runtime
 
 Progress = Callable[[str, float], None]
 DEFAULT_RATE_HZ = 20.0
@@ -202,28 +197,6 @@ def write(
     return {"bundle": str(out), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def target_name(board: Target) -> str:
-    """What file and library call the machine they are for."""
-    return f"{board.machine}-{board.isa}"
-
-
-def compile_bundle(
-    program: Program, schedule: Schedule, manifest: Mapping, board: Target, folder: Path
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The file's sections without golden answers, and the library, runner and header in `folder`."""
-    sections, source = emit(program, schedule, manifest)
-    kernels_sha256 = source.sha256()
-    text = source.text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
-    tiling = load_family("product").TILING[board.isa]
-    flags = ("-target", board.zig_triple, f"-mcpu={board.cpu.zig_cpu}", *tiling.defines)
-    build_runtime({"kernels.cc": text}, [KERNELS], flags=flags, folder=folder)
-    return sections, {"folder": folder, "kernels_sha256": kernels_sha256}
-
-
-def pack(sections: Mapping[str, bytes], board: Target, paths: Mapping[str, Any]) -> bytes:
-    return ewm.pack(sections, target_name(board), paths["kernels_sha256"])
-
-
 # ---------------------------------------------------------------------------------------------- the place on disk
 
 
@@ -258,36 +231,31 @@ def check_out(out: Path) -> None:
         raise EdgewmError(f"cannot write there: {fault.strerror}", where, "give -o a writable place") from fault
 
 
-class staging:
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
     """A directory beside `out`, gone afterwards whatever happens; a full disk becomes an EdgewmError."""
-
-    def __init__(self, out: Path):
-        self.out = out.resolve()
-
-    def __enter__(self) -> Path:
-        parent = self.out.parent
-        self.made = [p for p in (parent, *parent.parents) if not p.exists()]
-        for stale in parent.glob(f".{self.out.name}.building-*"):
-            if not _alive(stale.name.rpartition("-")[2]):
-                shutil.rmtree(stale, ignore_errors=True)
-        self.folder = parent / f".{self.out.name}.building-{os.getpid()}"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            self.folder.mkdir(parents=True)
-        except OSError as fault:
-            self.__exit__(type(fault), fault, None)
-        return self.folder
-
-    def __exit__(self, kind: type | None, fault: BaseException | None, trace: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for parent in self.made if fault is not None else ():
+    out = out.resolve()
+    parents = [p for p in out.parents if not p.exists()]  # made here, and unmade where the build fails
+    for stale in out.parent.glob(f".{out.name}.building-*"):
+        if not _alive(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = out.parent / f".{out.name}.building-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except BaseException as fault:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in parents:
             with contextlib.suppress(OSError):  # in use by now
                 parent.rmdir()
         if isinstance(fault, OSError):
             raise EdgewmError(
-                f"writing failed: {fault.strerror}", str(self.out),
+                f"writing failed: {fault.strerror}", str(out),
                 "free some space or give -o another place; nothing was changed",
             ) from fault  # fmt: skip
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:
@@ -331,20 +299,3 @@ def _sync(path: Path) -> None:
 def compile(model: str, **options: Any) -> Path:
     """`edgewm.compile(model, target=...)`: build, and where the bundle is."""
     return Path(build(model, **options)["bundle"])
-
-
-def example_inputs(program: Program, entry: str, seed: int) -> dict[str, np.ndarray]:
-    """Drawn inputs of an entry, within their ports' ranges."""
-    rng = np.random.default_rng([seed, len(entry)])
-    ports = {port.name: port for port in program.ports}
-    found = {}
-    for name, leaf in program.entries[entry].inputs().items():
-        if leaf.dtype == "u8":
-            drawn = rng.integers(0, 256, leaf.shape, np.uint8)
-        elif leaf.dtype in ("u32", "i32"):
-            drawn = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
-        else:
-            drawn = rng.standard_normal(leaf.shape).astype(np.float32)
-        bounds = (ports[name].low, ports[name].high) if name in ports else (None, None)
-        found[name] = drawn if bounds == (None, None) else np.clip(drawn, *bounds).astype(drawn.dtype)
-    return found

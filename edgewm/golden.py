@@ -15,6 +15,8 @@ import numpy as np
 
 from . import format as ewm
 from .binding import Runtime
+from .bundle import compile_bundle, pack
+from .emit import schedule_program
 from .program import Program
 from .target import Target, resolve
 
@@ -25,9 +27,6 @@ def record(
     program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]
 ) -> bytes:
     """Section `golden` for a file of these sections: one record for each entry worth replaying."""
-    from .build import compile_bundle, example_inputs, pack
-    from .emit import schedule_program
-
     here, _ = resolve("host")
     with tempfile.TemporaryDirectory(prefix="edgewm-golden-") as scratch:
         folder = Path(paths["folder"])
@@ -62,3 +61,20 @@ def by_port(
         is_result = port["kind"] in (ewm.KINDS["result"], ewm.KINDS["action"])
         found.append((int(index), (outputs if is_result else inputs)[name]))
     return sorted(found, key=lambda f: ports[f[0]]["kind"] in (ewm.KINDS["result"], ewm.KINDS["action"]))
+
+
+def example_inputs(program: Program, entry: str, seed: int) -> dict[str, np.ndarray]:
+    """Drawn inputs of an entry, within their ports' ranges."""
+    rng = np.random.default_rng([seed, len(entry)])
+    ports = {port.name: port for port in program.ports}
+    found = {}
+    for name, leaf in program.entries[entry].inputs().items():
+        if leaf.dtype == "u8":
+            drawn = rng.integers(0, 256, leaf.shape, np.uint8)
+        elif leaf.dtype in ("u32", "i32"):
+            drawn = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
+        else:
+            drawn = rng.standard_normal(leaf.shape).astype(np.float32)
+        bounds = (ports[name].low, ports[name].high) if name in ports else (None, None)
+        found[name] = drawn if bounds == (None, None) else np.clip(drawn, *bounds).astype(drawn.dtype)
+    return found

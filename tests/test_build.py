@@ -23,6 +23,7 @@ from edgewm import format as ewm
 from edgewm.build import build, schedule_program, write
 from edgewm.errors import EdgewmError
 from edgewm.estimate import estimate_ms
+from edgewm.golden import example_inputs
 from edgewm.passes import PIPELINE, run
 from edgewm.program import Graph, Program
 from edgewm.quantize import recipe_of
@@ -91,7 +92,7 @@ def test_golden_answers_are_the_oracles(bundle: tuple[Path, dict]) -> None:
     fused = run(program, PIPELINE)
     with Runtime(bundle[0]) as runtime:
         for name, graph in fused.entries.items():
-            inputs = driver.example_inputs(fused, name, seed=0)
+            inputs = example_inputs(fused, name, seed=0)
             assert programs.differing(runtime.run_entry(name, **inputs), answer(graph, inputs, fused.weights)) == []
 
 
@@ -325,7 +326,7 @@ def test_fewer_samples_pull_elites_and_commitment_along() -> None:
 def test_drawn_inputs_fit_their_ports() -> None:
     y = e.add(e.input("a", (2,)), e.cast(e.input("b", (2,), "u8"), "f32"))
     graph = Graph({"y": y, "n": e.input("c", (1,), "u32")})
-    drawn = driver.example_inputs(Program({"f": graph}, {}), "f", seed=0)
+    drawn = example_inputs(Program({"f": graph}, {}), "f", seed=0)
     assert {n: (a.dtype, a.shape) for n, a in drawn.items()} == {
         "a": (np.float32, (2,)), "b": (np.uint8, (2,)), "c": (np.uint32, (1,)),
     }  # fmt: skip

@@ -13,7 +13,9 @@ import torch
 
 from edgewm import interp
 from edgewm.binding import Runtime
-from edgewm.build import compile_bundle, example_inputs, pack, schedule_program
+from edgewm.bundle import compile_bundle, pack
+from edgewm.emit import schedule_program
+from edgewm.golden import example_inputs
 from edgewm.models import Model, capture_model, own
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Program, walk_graphs

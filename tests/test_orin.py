@@ -14,8 +14,10 @@ from test_toolchain import LIBRARY_LIMIT_BYTES, elf
 
 from edgewm import format as ewm
 from edgewm.binding import Runtime
-from edgewm.build import compile_bundle, example_inputs, pack, schedule_program
+from edgewm.bundle import compile_bundle, pack
 from edgewm.doctor import qemu_command
+from edgewm.emit import schedule_program
+from edgewm.golden import example_inputs
 from edgewm.host import host
 from edgewm.manifest import read_manifest
 from edgewm.target import ISAS, resolve

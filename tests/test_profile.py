@@ -237,3 +237,12 @@ def test_the_runners_own_words_come_through(tmp_path):
     (broken / "edgewm-tick").chmod(0o644)
     with pytest.raises(EdgewmError, match="the runner does not start"):
         verb.profile(broken)
+
+
+def test_a_lower_quantile_is_never_bounded_above_a_higher_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Correlated samples are worth least for the median: its own rank may lie above that of p99."""
+    ranks = dict(zip(verb.QUANTILES.values(), (100, 90, None), strict=True))
+    monkeypatch.setattr(verb.statistics, "effective_rank", lambda n, worth, p, confidence: ranks[p])
+    values = np.arange(1, 101) * 1_000_000
+    found = verb.quantiles_ms(verb.Sample(values, np.ones(100, np.int64), 100_000_000), {}, "plan")
+    assert (found["p50"], found["p99"], found["p999"]) == (90.0, 90.0, None)

@@ -142,3 +142,24 @@ def test_a_pass_that_ignored_positions_would_be_seen(monkeypatch: pytest.MonkeyP
     program = run(Rollout(3, 3).program(), EXACT[:3])
     monkeypatch.setattr(module._Reuse, "made_cut", first_rows)
     assert not np.array_equal(costs(program), costs(reuse_prefixes(program)))
+
+
+def test_a_query_that_sees_no_key_keeps_all_of_them() -> None:
+    """With a finite mask value its weights are uniform over every key, so leaving masked keys out would change it."""
+    rng = np.random.default_rng(3)
+    weights = {"mask": np.zeros((2, 2), np.int32), "q": rng.standard_normal((1, 1, 2, 4)).astype(np.float32)}
+
+    def attend(z: Node) -> Node:
+        tokens = z.shape[2]
+        mask = e.equal(e.narrow(e.narrow(e.weight("mask", (2, 2), "i32"), 0, 0, tokens), 1, 0, tokens), 1)
+        scores = e.select(mask, e.matmul(z, e.permute(z, (0, 1, 3, 2))), -1e31)
+        return e.matmul(e.softmax(scores, -1), z)
+
+    one, two = e.input("one", (1, 1, 1, 4)), e.input("two", (1, 1, 1, 4))
+    graph = Graph({"short": attend(one), "long": attend(e.concat([one, two], 2))})
+    program = Program({"score": graph}, weights)
+    reused = reuse_prefixes(program)
+    given = inputs(program)
+    for name in ("short", "long"):
+        before, after = (interp(p.entries["score"], given, p.weights)[name] for p in (program, reused))
+        assert np.array_equal(before, after), name

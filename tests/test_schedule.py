@@ -16,7 +16,7 @@ from edgewm import expr as e
 from edgewm import interp
 from edgewm.arena import bytes_of, regions
 from edgewm.binding import Runtime
-from edgewm.build import compile_bundle, pack
+from edgewm.bundle import compile_bundle, pack
 from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.layout import Buffer, broadcast, dense, in_lanes, reshape, view

@@ -10,6 +10,7 @@ window slides, positions shift, no piece is found, and the window stays whole, i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -85,19 +86,22 @@ class _Reuse:
         axis = found and _result_axis(node, *found)
         if axis is None:
             return None
-        start, pieces = 0, []
         lengths = [p.shape[found[1]["axis"]] for p in found[1].sources]
-        while start < node.shape[axis]:
-            stop = start + lengths[len(pieces)]
-            piece = self.rows_of(node, axis, start, stop)
-            if piece not in self.built:
-                if not pieces:
-                    return None
-                pieces.append(self.rows_of(node, axis, start, node.shape[axis]))
+        return self.known_first(lengths, axis, lambda start, stop: self.rows_of(node, axis, start, stop))
+
+    def known_first(self, lengths: list[int], axis: int, rows: Callable[[int, int], Node | None]) -> Node | None:
+        """Pieces of these lengths as long as they are known, and the rest in one; None where not even the first is."""
+        start, pieces, end = 0, [], sum(lengths)
+        for length in lengths:
+            piece = rows(start, start + length)
+            if piece is None or piece not in self.built:
                 break
             pieces.append(piece)
-            start = stop
-        return concat(pieces, axis)
+            start += length
+        rest = rows(start, end) if pieces and start < end else None
+        if not pieces or (start < end and rest is None):
+            return None
+        return concat(pieces if rest is None else [*pieces, rest], axis)
 
     def attention(self, node: Node, bound: dict[str, Node]) -> Node | None:
         """Rows of queries with the keys they may see; masked keys add exact zeros: leaving them out changes nothing."""
@@ -111,20 +115,8 @@ class _Reuse:
         seen = self.visible(bound["scores"])
         if seen is None:
             return None
-        start, pieces = 0, []
         lengths = [p.shape[axis] for p in queries.sources]
-        while start < node.shape[axis]:
-            stop = start + lengths[len(pieces)]
-            piece = self.query_rows(node, bound, dot, seen, start, stop)
-            if piece is None or piece not in self.built:
-                if not pieces:
-                    return None
-                rest = self.query_rows(node, bound, dot, seen, start, node.shape[axis])
-                pieces.append(rest if rest is not None else self.cut(node, axis, start, node.shape[axis]))
-                break
-            pieces.append(piece)
-            start = stop
-        return concat(pieces, axis)
+        return self.known_first(lengths, axis, lambda start, stop: self.query_rows(node, bound, seen, start, stop))
 
     def visible(self, scores: Node) -> np.ndarray | None:
         """(queries, keys) bool of `where(mask, s, -inf-like)`; None for any other shape of scores."""
@@ -135,11 +127,12 @@ class _Reuse:
             return None
         return np.broadcast_to(mask, scores.shape)[(0,) * (len(scores.shape) - 2)]
 
-    def query_rows(self, node: Node, bound: dict, dot: Node, seen: np.ndarray, start: int, stop: int) -> Node | None:
+    def query_rows(self, node: Node, bound: dict, seen: np.ndarray, start: int, stop: int) -> Node | None:
         """Attention of queries [start, stop) over the keys any of them sees, if those are the first ones."""
         rows = seen[start:stop]
         keys = int(rows.any(0).sum())
-        if not rows[:, :keys].any(0).all() or keys == 0:
+        # keys seen must be the first ones; a query that sees none takes the mean of all values, masked or not
+        if not rows[:, :keys].any(0).all() or not rows.any(1).all():
             return None
         axis = len(node.shape) - 2
         scores = bound["scores"].sources[1]
