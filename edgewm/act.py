@@ -20,10 +20,10 @@ from .film import FILMED_EPISODES, Film, check_place
 from .imports import function_of
 from .judge.sides import Observation, Side, named, search
 from .manifest import Manifest, read_manifest
+from .options import Progress
 from .program import Planner, Port
 
 Array = np.ndarray
-Progress = Callable[[str, float], None]
 
 
 class Step(NamedTuple):

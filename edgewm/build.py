@@ -25,13 +25,13 @@ from .errors import EdgewmError
 from .estimate import estimate_ms, operations
 from .golden import record
 from .ops import graph_flops
+from .options import Progress
 from .passes import EXACT, LOWERING, run
 from .program import Graph, Planner, Program
 from .quantize import NAMED, recipe_of
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
-Progress = Callable[[str, float], None]
 DEFAULT_RATE_HZ = 20.0
 MAX_THREADS = 64  # of runtime/threads.h
 # What a bundle's directory holds: the bundle, and what the verbs put beside it.

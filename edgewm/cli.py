@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import sys
 import tempfile
 import traceback
@@ -20,13 +19,12 @@ from typing import Any
 import click
 
 from .errors import EdgewmError
+from .options import SLO, SUITES
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "w8a8")
 PLACES = ("auto", "cpu")
 LOADS = ("cpu", "memory")
-SUITES = ("plan", "horizon", "closed-loop")
-SLO = re.compile(r"(p50|p99|p99\.?9|max)=\d+(\.\d+)?(us|ms|s)")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 PATH = click.Path(path_type=Path)
@@ -233,7 +231,8 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--suite", type=Listed(*SUITES), default="plan", show_default=True, help=f"Of {', '.join(SUITES)}.")
 @click.option("--episodes", type=COUNT, help="Of the closed loop, at most.  [default: until decided]")
 @click.option("--contexts", type=COUNT, help="Observations planned from.  [default: the suite's]")
-@click.option("--data", type=PATH, help="Recorded observations.  [default: those of the model]")
+@click.option("--data", type=PATH, help="Recorded observations, safetensors.  [default: those of the model]")
+@click.option("--env", help="Simulator: reference or module:function.  [default: the model's own]")
 @click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads that plan.")
 def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     """Does it plan as the full model does?

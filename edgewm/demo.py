@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from .console import number, size, table
 from .errors import EdgewmError
+from .options import Progress, part
 
 MODEL = "reference"
 TARGETS = {"host": ("host", "w8a8"), "host-fp32": ("host", "fp32"), "orin": ("orin", "w8a8")}
@@ -24,15 +25,6 @@ RATE_HZ = 20.0  # the simulator's own period is 50 ms
 TICKS = 600  # half a minute
 CONTEXTS = 50
 EPISODES = 3
-
-Progress = Callable[[str, float], None]
-
-
-def _part(progress: Progress | None, name: str, start: float, share: float) -> Progress | None:
-    """The progress of one step as a share of the whole."""
-    if progress is None:
-        return None
-    return lambda stage, done: progress(f"{name}: {stage}", start + share * done)
 
 
 def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str, Any]:
@@ -61,20 +53,20 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
         builds[folder] = build(
             MODEL, target=target, mode=None, rate_hz=RATE_HZ, precision=precision, planner=own, heads=None,
             place="auto", threads=None, isa=None, out=out / folder, seed=seed, dry_run=False,
-            progress=_part(progress, f"build {folder}", 0.1 * i, 0.1),
+            progress=part(progress, 0.1 * i, 0.1, f"build {folder}"),
         )  # fmt: skip
     bundle, exact, film = out / "host", out / "host-fp32", out / "demo.gif"
     paced = {"rate_hz": RATE_HZ, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
     profiles = {
-        folder.name: profile(folder, ticks=TICKS, progress=_part(progress, "profile", at, 0.15), **paced)
+        folder.name: profile(folder, ticks=TICKS, progress=part(progress, at, 0.15, "profile"), **paced)
         for at, folder in ((0.3, bundle), (0.45, exact))
     }
     gates = validate(
         bundle, against=MODEL, episodes=None, contexts=CONTEXTS, suite=["plan"], seed=seed,
-        progress=_part(progress, "validate", 0.6, 0.25),
+        progress=part(progress, 0.6, 0.25, "validate"),
     )  # fmt: skip
     seen = run(
-        bundle, env="reference", episodes=EPISODES, seed=seed, gif=film, progress=_part(progress, "act", 0.85, 0.15)
+        bundle, env="reference", episodes=EPISODES, seed=seed, gif=film, progress=part(progress, 0.85, 0.15, "act")
     )
     report = out / "report.html"
     shutil.copyfile(bundle / "report.html", report)

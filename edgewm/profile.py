@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +25,14 @@ from . import statistics
 from .abi import elf_machine
 from .errors import EdgewmError
 from .manifest import Manifest, read_manifest
+from .options import SLO, Progress, part
 
 Array = np.ndarray
-Progress = Callable[[str, float], None]
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
 SHARES_S = 2.0  # length of the run that times kernels
 QUANTILES = {"p50": 0.50, "p99": 0.99, "p999": 0.999}
-SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
 MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -162,7 +161,7 @@ def profile(
     threads = threads or manifest.threads
     share = 0.5 if load else 1.0
     before = environment()
-    steady = run_tick(bundle, rate_hz, ticks, threads, progress=_part(progress, 0.0, share))
+    steady = run_tick(bundle, rate_hz, ticks, threads, progress=part(progress, 0.0, share))
     # Timing every call disturbs what it times, so shares come from a short run of their own.
     timed = run_tick(bundle, rate_hz, max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
     result = {
@@ -183,7 +182,7 @@ def profile(
     result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], threads)
     if load:
         with hogs(load):
-            loaded = run_tick(bundle, rate_hz, ticks, threads, progress=_part(progress, share, 1 - share))
+            loaded = run_tick(bundle, rate_hz, ticks, threads, progress=part(progress, share, 1 - share))
         kept = (
             "act_late_ms",
             "plan_ms",
@@ -215,10 +214,6 @@ def parse_slo(slo: str | None) -> tuple[str, float] | None:
     if match is None:
         raise EdgewmError(f"no bound {slo!r}", "--slo", "write it like p99=20ms (p50, p99, p99.9 or max; us, ms or s)")
     return match["which"].replace(".", ""), float(match["value"]) * MS[match["unit"]]
-
-
-def _part(progress: Progress | None, start: float, share: float) -> Progress | None:
-    return None if progress is None else lambda stage, done: progress(stage, start + share * done)
 
 
 def check_machine(bundle: Path, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,29 @@ from . import report
 from .errors import EdgewmError
 from .judge import closed_loop, gates, horizon, picture, plan
 from .judge.sides import compiled, upstream
-from .judge.sources import Source, source_of, wanted
+from .judge.sources import Source, source_of, wanted, wanted_rollouts
 from .manifest import Manifest, read_manifest
+from .options import SUITES, Progress
 from .program import Port
 
-SUITES = ("plan", "horizon", "closed-loop")
 VERDICT = "verdict.json"
 EPISODES = 200  # pairs, at most: enough to decide equal models at any success rate upstream has
 SCHEMA_VERSION = 1
-Progress = Callable[[str, float], None]
 
 
 def validate(
     bundle: Path, *, against: str, suite: Sequence[str] = ("plan",), episodes: int | None = None,
-    contexts: int | None = None, data: Path | None = None, seed: int = 0, threads: int | None = None,
-    progress: Progress | None = None,
+    contexts: int | None = None, data: Path | None = None, env: str | None = None, seed: int = 0,
+    threads: int | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge the bundle against the full model; `passed` is True, False, or None for not enough evidence.
 
     `contexts` counts pairs of observation and goal (default: what the gates need), `episodes` pairs of closed-loop
-    episodes at most, `data` names recorded observations (see `judge.sources`). Raises EdgewmError when a suite cannot
-    run at all: no such model, ports that do not match, no data, a bundle for another machine.
+    episodes at most; recorded `data` (`judge.sources`) and the simulator `env` (as `act.run` takes it) come before the
+    model's own. Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a
+    bundle for another machine.
     """
-    from .act import period_of
+    from .act import period_of, world_of
     from .binding import Runtime
     from .models import load
 
@@ -47,6 +48,7 @@ def validate(
     manifest, model = read_manifest(bundle), load(against)
     _same_model(manifest, model, against)
     source = source_of(against, model, data)
+    source = source if env is None else replace(source, world=world_of(env))
     clock = [0]
     with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
         result = judge(
@@ -91,12 +93,12 @@ def judge(
     result: dict[str, Any] = {"precision": manifest.precision, "seed": seed, "suites": list(suite), "gates": []}
     result |= dict.fromkeys(("plan", "horizon", "closed_loop"))
     if "plan" in suite:
-        pairs = _needs(source.contexts, "contexts", "contexts to plan in", _recorded(model))(contexts, seed)
+        pairs = _needs(source.contexts, "contexts", "contexts to plan in", _record(wanted(model)))(contexts, seed)
         result["plan"], rows = plan.run(full, small, planner, model.action_dim, pairs, contexts, seed, progress)
         result["gates"] += rows
     if "horizon" in suite:
         observation = _single(model.ports_of("observation"))
-        found = _needs(source.rollouts, "rollouts", "recorded futures")(
+        found = _needs(source.rollouts, "rollouts", "recorded futures", _record(wanted_rollouts(model)))(
             contexts, planner.horizon * planner.action_block, seed
         )
         result["horizon"], rows = horizon.run(
@@ -104,7 +106,7 @@ def judge(
         )
         result["gates"] += rows
     if "closed-loop" in suite:
-        make = _needs(source.world, "make", "a simulator")
+        make = _needs(source.world, "make", "a simulator", "name one by --env module:function")
         full_episode, small_episode = _episodes(manifest, model, runtime, clock, full, make)
         result["closed_loop"], rows = closed_loop.run(full_episode, small_episode, episodes, seed, progress)
         result["gates"] += rows
@@ -150,7 +152,7 @@ def _same_model(manifest: Manifest, model: Any, against: str) -> None:
             )  # fmt: skip
 
 
-def _needs(found: Any, name: str, what: str, otherwise: str = "leave this suite out") -> Any:
+def _needs(found: Any, name: str, what: str, otherwise: str) -> Any:
     if found is None:
         raise EdgewmError(
             f"nothing like {what} for this model", "--against",
@@ -159,8 +161,8 @@ def _needs(found: Any, name: str, what: str, otherwise: str = "leave this suite 
     return found
 
 
-def _recorded(model: Any) -> str:
-    return f"give --data FILE.safetensors with the arrays {wanted(model)}"
+def _record(arrays: str) -> str:
+    return f"give --data FILE.safetensors with the arrays {arrays}"
 
 
 def _single(ports: Sequence[Port]) -> str:

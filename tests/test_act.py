@@ -198,7 +198,7 @@ def test_a_checkpoint_without_contexts_is_told_which_arrays_to_record(tmp_path):
     words = "pixels (N, 64, 64, 3) uint8, goal (N, 64, 64, 3) uint8"
     assert sources.wanted(model) == words
     with pytest.raises(EdgewmError, match="nothing like contexts") as fault:
-        validate._needs(None, "contexts", "contexts to plan in", validate._recorded(model))
+        validate._needs(None, "contexts", "contexts to plan in", validate._record(words))
     assert f"--data FILE.safetensors with the arrays {words}" in fault.value.fix
     save_file({"pixels": np.zeros((0, 64, 64, 3), np.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(EdgewmError, match="array 'pixels' has no rows"):

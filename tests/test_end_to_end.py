@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch_world")
 
+from safetensors.numpy import save_file
+
 from edgewm.act import run
 from edgewm.build import build
+from edgewm.judge.sources import source_of
 from edgewm.manifest import read_manifest
+from edgewm.models import load
 from edgewm.profile import profile
+from edgewm.reference import PATH
 from edgewm.validate import read_verdict, validate
 
 CONTEXTS, TICKS = 3, 40
@@ -61,6 +68,26 @@ def test_three_contexts_are_too_few_for_a_verdict_but_rank_alike(built: tuple[Pa
     (spearman,) = (gate for gate in found["gates"] if gate["name"] == "spearman_min")
     assert spearman["value"] > 0.9
     assert read_verdict(out)["bundle_sha256"] == found["bundle_sha256"]
+
+
+def test_a_checkpoint_elsewhere_is_judged_on_recorded_data_and_a_named_simulator(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, result = built
+    checkpoint = shutil.copytree(PATH, tmp_path / "mine")
+    planner, own = result["planner"], source_of("reference", load("reference"))
+    pairs = [(seen["pixels"], goal["pixels"]) for seen, goal in own.contexts(CONTEXTS, 0)]
+    periods = 2 * planner["horizon"] * planner["action_block"]
+    rolled = [(frames, actions) for frames, actions, _ in own.rollouts(CONTEXTS, periods, 0)]
+    arrays = dict(zip(("pixels", "goal"), map(np.stack, zip(*pairs, strict=True)), strict=True))
+    arrays |= dict(zip(("rollout_pixels", "rollout_action"), map(np.stack, zip(*rolled, strict=True)), strict=True))
+    save_file(arrays, tmp_path / "recorded.safetensors")
+    found = validate(
+        out, against=str(checkpoint), suite=("plan", "horizon", "closed-loop"), episodes=1, contexts=CONTEXTS,
+        data=tmp_path / "recorded.safetensors", env="reference",
+    )  # fmt: skip
+    assert found["passed"] is None and found["same_weights"] and finite(found)
+    assert found["horizon"]["trajectories"] == CONTEXTS and found["closed_loop"]["full"]["episodes"] == 1
 
 
 def test_an_episode_is_played(built: tuple[Path, dict[str, Any]]) -> None:

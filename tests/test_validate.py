@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgewm import format as ewm_format
 from edgewm import validate as verb
@@ -396,9 +397,31 @@ def test_another_models_bundle_is_refused(bundle):
     assert "the model it was built from" in fault.value.fix
 
 
-def test_recorded_data_serve_as_contexts_and_are_checked(tmp_path):
-    from safetensors.numpy import save_file
+def test_recorded_trajectories_serve_the_horizon_suite_and_are_checked(tmp_path):
+    file, rng = tmp_path / "recorded.safetensors", np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 13, 4, 4, 3), dtype=np.uint8)
+    actions = rng.uniform(-1, 1, (5, 12, 2)).astype(np.float32)
+    save_file({"rollout_pixels": frames, "rollout_action": actions}, file)
+    found = sources.source_of("some/checkpoint", model(), file)
+    assert found.contexts is None
+    for seen, played, _ in found.rollouts(3, 8, 0):
+        (which,) = {i for i in range(5) for t in range(5) if np.array_equal(frames[i, t : t + 9], seen)}
+        assert any(np.array_equal(actions[which, t : t + 8], played) for t in range(5))
+    with pytest.raises(EdgewmError, match="trajectories of 12 periods"):
+        next(found.rollouts(3, 13, 0))
+    save_file({"rollout_pixels": frames, "rollout_action": actions[:, :9].copy()}, file)
+    with pytest.raises(EdgewmError, match="5 trajectories of 13 frames and 5 of 9 actions") as fault:
+        sources.recorded(file, model())
+    assert fault.value.fix == "record T + 1 frames for T actions of each trajectory"
+    save_file({"rollout_pixels": frames}, file)
+    with pytest.raises(EdgewmError, match="no array 'rollout_action'"):
+        sources.recorded(file, model())
+    save_file({"rollout_pixels": frames, "rollout_action": np.zeros((5, 12, 3), np.float32)}, file)
+    with pytest.raises(EdgewmError, match="rows of 'rollout_action' have shape"):
+        sources.recorded(file, model())
 
+
+def test_recorded_data_serve_as_contexts_and_are_checked(tmp_path):
     file = tmp_path / "recorded.safetensors"
     frames = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
     save_file({"pixels": frames, "goal": frames[::-1].copy()}, file)

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import statistics
+from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, mean_interval, ratio_interval
 from .sides import Observation, Side, elites_of, rollout, search
 
 Array = np.ndarray
-Progress = Callable[[str, float], None]
 
 DRIFT_CANDIDATES = 6  # rollouts compared latent by latent in each context
 SHOWN = 80  # candidates of an iteration in the report's picture

@@ -1,0 +1,18 @@
+"""What the command line and the functions behind it both need to know of an option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+SUITES = ("plan", "horizon", "closed-loop")
+SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
+
+Progress = Callable[[str, float], None]  # what is being done, and the share that is done, 0 to 1
+
+
+def part(progress: Progress | None, start: float, share: float, name: str = "") -> Progress | None:
+    """The progress of one step as `share` of a whole that begins it at `start`."""
+    if progress is None:
+        return None
+    return lambda stage, done: progress(f"{name}: {stage}" if name else stage, start + share * done)
