@@ -24,35 +24,15 @@ from typing import Any
 
 import numpy as np
 from recording import add_flags, finish
+from rounding import UNIT_ROUNDOFF, rounding_steps
 
 from edgewm import models
 from edgewm.binding import Runtime
 from edgewm.build import build, capture
 from edgewm.judge.sides import compiled, search, upstream
 from edgewm.judge.sources import source_of
-from edgewm.ops import TABLE
-from edgewm.program import Graph
 
-UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
-TRANSCENDENTALS = ("exp", "log", "erf", "tanh", "sin2pi", "cos2pi")
-TRANSCENDENTAL_ULP = 8  # of one evaluation, as bounded in edgewm/arithmetic.py
 SAME_ELITES, FIRST_ACTION = 0.9, 1e-5
-
-
-def rounding_steps(graph: Graph) -> int:
-    """Roundings on the longest path of a graph: one an op, 8 a transcendental, the length for products and sums."""
-    steps: dict[Any, int] = {}
-    for node in graph.order():
-        kind = TABLE[node.op].kind
-        own = 0 if kind in ("leaf", "view", "concat") else 1
-        if node.op == "matmul":
-            own = node.sources[0].shape[-1]
-        elif node.op in TRANSCENDENTALS:
-            own = TRANSCENDENTAL_ULP
-        elif kind == "reduction":
-            own = node.sources[0].shape[node["axis"]]
-        steps[node] = own + max((steps[s] for s in node.sources), default=0)
-    return max(steps[n] for n in graph.outputs.values())
 
 
 def measure(model: str, plans: int, seed: int = 0) -> dict[str, Any]:

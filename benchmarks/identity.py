@@ -2,7 +2,7 @@
 
     python benchmarks/identity.py [--model reference] [--plans 3] [--json FILE] [--no-record]
 
-For fp32 and w8a8 the plan is compiled for each instruction set this machine has and for Jetson Orin, which qemu plays
+In each precision the plan is compiled for each instruction set this machine has and for Jetson Orin, which qemu plays
 where this is no aarch64 machine. Every bundle plans from the same observations, goals, seeds and counters; a plan is
 identical when every bit of every result is: actions, mean, deviation, cost, elites, and the state that the next plan
 takes. Orin's bundle carries the answers of the first one as golden vectors, and its own runner compares. The digest is
@@ -39,10 +39,10 @@ from edgewm.host import host
 from edgewm.judge.sources import source_of
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Program
-from edgewm.quantize import recipe_of
+from edgewm.quantize import NAMED, recipe_of
 from edgewm.target import ISAS, Target, resolve
 
-PRECISIONS, THREADS, QEMU_CPU = ("fp32", "w8a8"), (1, 2), "cortex-a76"
+THREADS, QEMU_CPU = (1, 2), "cortex-a76"
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -109,7 +109,7 @@ def measure(model: str, plans: int, seed: int, folder: Path) -> list[dict[str, A
     exact = run(capture(model, {}, None, None)[0], EXACT)
     rows = []
     levels = ISAS[host().machine]
-    for precision in PRECISIONS:
+    for precision in NAMED:
         program = run(exact.with_(recipe=recipe_of(exact, precision)), LOWERING)
         asked = questions(model, program, plans, seed)
         program = program.with_(entries={"plan": program.entries["plan"]})

@@ -1,14 +1,11 @@
 // The kernel families with functors like those a build generates for LeWM, and a clock around one of them.
 #include "attention.cc"
 #include "map.cc"
+#include "product_bf16.cc"
 #include "product_i8.cc"
 #include "reduce.cc"
 
 namespace ewm {
-
-inline f32v gelu(f32v x) {
-  return op_mul(op_mul(x, splat(0.5f)), op_add(op_erf(op_mul(x, splat(0.70710678f))), splat(1.0f)));
-}
 
 struct Plain {
   static constexpr int inputs = 1;
@@ -31,7 +28,7 @@ struct Bias {
 struct BiasGelu {
   static constexpr int operands = 2;
   static inline void store(const View* v, int64_t n, int r, Tile, f32v y) {
-    store_v<float>(v[1], n, r, gelu(op_add(y, load_b<float>(v[0], n, r))));
+    store_v<float>(v[1], n, r, op_gelu(op_add(y, load_b<float>(v[0], n, r))));
   }
 };
 struct Keep {
@@ -50,7 +47,7 @@ struct Sum {
 };
 struct Gelu {
   static constexpr int operands = 2;
-  static inline void run(const View* v, int64_t i, int r, Tile) { store_v<float>(v[1], i, r, gelu(load_v<float>(v[0], i, r))); }
+  static inline void run(const View* v, int64_t i, int r, Tile) { store_v<float>(v[1], i, r, op_gelu(load_v<float>(v[0], i, r))); }
 };
 
 const Kernel table[] = {
@@ -58,6 +55,7 @@ const Kernel table[] = {
     &product_i8<Plain, Bias>,    &product_i8<Modulated, Bias>,    &product_i8<Plain, BiasGelu>,
     &attention<Plain, Scale, Keep, op_exp, false, false>,         &attention<Plain, Scale, Keep, op_exp, true, true>,
     &reduce<Sum>,                &map<Gelu>,
+    &product_bf16<Plain, Bias>,  &product_bf16<Modulated, Bias>,  &product_bf16<Plain, BiasGelu>,
 };
 
 }  // namespace ewm

@@ -23,17 +23,18 @@ import numpy as np
 
 from edgewm.codegen import expanded_functions
 from edgewm.host import host
-from edgewm.kernel import load
+from edgewm.kernel import features, load
 from edgewm.ops import TABLE
 from edgewm.paths import KERNELS, RUNTIME
 from edgewm.peaks import measure_peaks
+from edgewm.target import compile_flags
 from edgewm.toolchain import compile_library
 
 ISA = host().isa
 PRODUCT, ATTENTION = load("product"), load("attention")
 TILE = PRODUCT.TILING[ISA].tile
 ROUNDS, ROUND_S = 9, 0.02
-GELU_FLOPS = 4 + TABLE["erf"].flops
+GELU_FLOPS = TABLE["gelu"].flops
 FRAMES, TOKENS = 3, 257
 
 
@@ -54,24 +55,28 @@ def strides_of(*extents: int) -> tuple[int, ...]:
     return tuple(prod(extents[i + 1 :]) * TILE for i in range(len(extents)))
 
 
-def product_work(name: str, k: int, n: int, integer: bool, prologue: str = "plain", gelu: bool = False) -> Work:
-    kernel = (3 if integer else 0) + (2 if gelu else 1 if prologue == "modulated" else 0)
+# By what holds the numbers: the first of its kernels in kernels.cc, its peak, and the bytes of its workspace.
+PRODUCTS = {
+    "f32": (0, "fp32_gflops", PRODUCT.workspace_bytes),
+    "bf16": (10, "bf16_gflops", PRODUCT.workspace_bf16_bytes),
+    "i8": (3, "int8_gops", PRODUCT.workspace_i8_bytes),
+}
+
+
+def product_work(name: str, k: int, n: int, dtype: str, prologue: str = "plain", gelu: bool = False) -> Work:
+    first, peak, workspace_bytes = PRODUCTS[dtype]
+    kernel = first + (2 if gelu else 1 if prologue == "modulated" else 0)
     (t_x, k_x), (t_y, n_y) = strides_of(FRAMES, k), strides_of(FRAMES, n)
     x = ("f32", FRAMES * k * TILE, 1, (t_x, 0, k_x))
     row = ("f32", FRAMES * TILE, 1, (TILE, 0, 0))
     inputs = (x, row, row, x, x) if prologue == "modulated" else (x,)
-    direct = prologue == "plain"
-    if integer:
-        weights = (("i8", PRODUCT.packed_bytes("i8", k, n, ISA), 0, ()), ("f32", n, 0, (0, 1, 0)))
-        workspace = PRODUCT.workspace_i8_bytes((FRAMES,), k, ISA, direct)
-    else:
-        weights = (("f32", PRODUCT.packed_bytes("f32", k, n, ISA) // 4, 0, ()),)
-        workspace = PRODUCT.workspace_bytes((FRAMES,), k, ISA, direct)
+    weights = (("i8", PRODUCT.packed_bytes(dtype, k, n, ISA), 0, ()),)
+    scales = (("f32", n, 0, (0, 1, 0)),) if dtype == "i8" else ()
+    workspace = workspace_bytes((FRAMES,), k, ISA, prologue == "plain")
     outputs = (("f32", n, 0, (0, 1, 0)), ("f32", FRAMES * n * TILE, 1, (t_y, n_y, 0)))
     scratch = (("f32", workspace // 4, 1, ()),) if workspace else ()
     flops = FRAMES * n * (2 * k + 1 + (GELU_FLOPS if gelu else 0))
-    peak = "int8_gops" if integer else "fp32_gflops"
-    return Work(name, kernel, (FRAMES, n, k), (*inputs, *weights, *outputs, *scratch), flops, peak)
+    return Work(name, kernel, (FRAMES, n, k), (*inputs, *weights, *scales, *outputs, *scratch), flops, peak)
 
 
 def attention_work(name: str, heads: int, queries: int, keys: int, depth: int, shared: bool) -> Work:
@@ -88,7 +93,7 @@ def attention_work(name: str, heads: int, queries: int, keys: int, depth: int, s
 
     q, y = array(queries, along(queries, i, d), True), array(queries, along(queries, i, dv), True)
     k, v = array(keys, along(keys, j, d), not shared), array(keys, along(keys, j, dv), not shared)
-    size = ATTENTION.workspace_bytes(keys, depth, depth, TILE, PRODUCT.TILING[ISA].n_block, shared, shared)
+    size = ATTENTION.workspace_bytes(keys, depth, TILE, direct=True)
     flops = heads * queries * keys * (4 * depth + TABLE["exp"].flops + 4)
     return Work(
         name, 7 if shared else 6, (heads, queries, keys, depth, depth), (q, k, v, y, ("f32", size // 4, 1, ())), flops
@@ -103,16 +108,16 @@ def row_work(name: str, kernel: int, outer: int, inner: int, flops: int, reduces
 
 def works() -> list[Work]:
     rows = []
-    for integer in (False, True):
-        kind = "product_i8" if integer else "product"
+    for dtype in PRODUCTS:
+        kind = "product" if dtype == "f32" else f"product_{dtype}"
         rows += [
-            product_work(f"{kind} norm+modulation 192 -> 3072", 192, 3072, integer, "modulated"),
-            product_work(f"{kind} 192 -> 3072", 192, 3072, integer),
-            product_work(f"{kind} 1024 -> 192", 1024, 192, integer),
-            product_work(f"{kind} 192 -> 2048", 192, 2048, integer),
-            product_work(f"{kind} 192 -> 2048 gelu", 192, 2048, integer, gelu=True),
-            product_work(f"{kind} 2048 -> 192", 2048, 192, integer),
-            product_work(f"{kind} 2048 -> 2048", 2048, 2048, integer),
+            product_work(f"{kind} norm+modulation 192 -> 3072", 192, 3072, dtype, "modulated"),
+            product_work(f"{kind} 192 -> 3072", 192, 3072, dtype),
+            product_work(f"{kind} 1024 -> 192", 1024, 192, dtype),
+            product_work(f"{kind} 192 -> 2048", 192, 2048, dtype),
+            product_work(f"{kind} 192 -> 2048 gelu", 192, 2048, dtype, gelu=True),
+            product_work(f"{kind} 2048 -> 192", 2048, 192, dtype),
+            product_work(f"{kind} 2048 -> 2048", 2048, 2048, dtype),
         ]
     return [
         *rows,
@@ -125,7 +130,7 @@ def works() -> list[Work]:
 
 def library(folder: Path) -> ctypes.CDLL:
     target = host()
-    flags = ["-target", target.zig_triple, f"-mcpu={target.cpu.zig_cpu}", *PRODUCT.TILING[ISA].defines]
+    flags = [*compile_flags(target, *features(["product_bf16"])), *PRODUCT.TILING[ISA].defines]
     text = (Path(__file__).parent / "kernels.cc").read_text()
     text = f'#include "lanes.h"\nnamespace ewm {{\n{expanded_functions()}\n}}\n{text}'
     return ctypes.CDLL(

@@ -1,6 +1,6 @@
 """How long kernels take to be found: one JSON line for a causal transformer of about 5,000 nodes.
 
-    python benchmarks/matching.py [--layers 92] [--times 5] [--json FILE] [--no-record]
+    python benchmarks/matching.py [--layers 98] [--times 5] [--json FILE] [--no-record]
 
 Appended to `benchmarks/results/<machine>.jsonl`. `seconds` is the median time of `fuse_kernels`, on a graph that no
 earlier run has seen.
@@ -35,7 +35,7 @@ def measure(layers: int, width: int) -> tuple[int, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=92)
+    parser.add_argument("--layers", type=int, default=98)
     parser.add_argument("--times", type=int, default=5)
     add_flags(parser)
     given = parser.parse_args()

@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_COLUMNS = ("table", "schema_version", "command")
-NONE_YET = "_Not measured yet: `make bench` fills this in._"
+NONE_YET = "_Not measured yet: a script of `benchmarks/` fills this in._"
 
 Row = Mapping[str, Any]
 

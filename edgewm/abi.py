@@ -53,7 +53,9 @@ Options = _struct(
     clock_state=c_void_p,
 )
 PlanStruct = _struct(
-    "PlanStruct", **_many("late iterations of", c_uint32), **_many("generation start_ns end_ns stamp_ns", c_uint64)
+    "PlanStruct",
+    **_many("late iterations of", c_uint32),
+    **_many("generation start_ns end_ns stamp_ns due_ns", c_uint64),
 )
 ActStruct = _struct(
     "ActStruct", **_many("state index limited skipped", c_uint32), **_many("generation age_ns", c_uint64)
@@ -63,7 +65,8 @@ Counts = _struct(
     reserved=c_uint32,
     **_many("plans published late stale missing refused_input result_non_finite", c_uint64),
     **_many("observed wrong_size non_finite out_of_range bad_stamp", c_uint64),
-    **_many("acts waiting fresh hold ramp stopped skipped limited chunks futex_calls held_up", c_uint64),
+    **_many("acts waiting fresh hold ramp stopped skipped limited chunks", c_uint64),
+    **_many("futex_calls held_up begun_late begun_anew", c_uint64),
 )
 
 

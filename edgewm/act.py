@@ -18,7 +18,7 @@ from . import report, statistics
 from .errors import EdgewmError
 from .film import FILMED_EPISODES, Film, check_place
 from .imports import function_of
-from .judge.sides import Observation, Side, named, search
+from .judge.sides import Memory, Observation, Side, named, replan
 from .manifest import Manifest, read_manifest
 from .options import Progress
 from .program import Planner, Port
@@ -38,14 +38,16 @@ Policy = Callable[[Observation, int], Step]  # observation, period
 
 def world_of(env: str) -> Callable[[int], Any]:
     """The simulator's maker: seed -> world. EdgewmError when there is no such thing."""
-    if env in ("reference", "tworoom"):
-        from .reference import world
+    from .reference.worlds import world_by_word
 
+    world = world_by_word(env)
+    if world is not None:
         return world.make
     if not env.partition(":")[2]:
         raise EdgewmError(
-            f"no simulator {env!r}", "--env", "give reference, or module:function that makes one from a seed"
-        )
+            f"no simulator {env!r}", "--env",
+            "give reference, reference/ and a world's name, or module:function that makes one from a seed",
+        )  # fmt: skip
     return function_of(env)
 
 
@@ -66,7 +68,8 @@ def period_of(manifest: Manifest) -> int:
 
 
 def compiled_policy(runtime: Any, clock: list[int], manifest: Manifest, goal: Observation, seed: int) -> Policy:
-    """What a robot does, through the C ABI: observe, plan every `commit_steps` periods, act.
+    """What a robot does, through the C ABI: observe, plan every `commit_steps` periods, act. A plan that follows on the
+    chunk in play is made right after that chunk's first action, and has these periods of time.
 
     `clock` holds the nanoseconds that `runtime` was given as its clock; it is moved here, a period at a time.
     """
@@ -78,35 +81,45 @@ def compiled_policy(runtime: Any, clock: list[int], manifest: Manifest, goal: Ob
     def policy(observation: Observation, period: int) -> Step:
         clock[0] = (period + 1) * period_ns  # 0 would be no time at all
         runtime.observe(clock[0], **named(observations, observation, observations))
-        plan_ms = None
-        if period % manifest.planner.commit_steps == 0:
-            began = time.perf_counter()
-            runtime.plan()
-            plan_ms = 1e3 * (time.perf_counter() - began)
+        is_due, follows = period % manifest.planner.commit_steps == 0, manifest.planner.roll_committed
+        plan_ms = planned_ms() if is_due and (period == 0 or not follows) else None
         action, _ = runtime.act(clock[0])
+        if is_due and follows:
+            plan_ms = planned_ms()
         return Step(action, plan_ms)
+
+    def planned_ms() -> float:
+        began = time.perf_counter()
+        runtime.plan()
+        return 1e3 * (time.perf_counter() - began)
 
     return policy
 
 
 def planning_policy(side: Side, planner: Planner, action: Port, goal: Observation, seed: int) -> Policy:
     """The same loop around any side: plan every `commit_steps` periods, play the plan open loop between."""
-    rng = np.random.default_rng([0xF011, seed])
+    rng, memory = np.random.default_rng([0xF011, seed]), Memory()
     target = side.encode(goal)
     axes = int(np.prod(action.shape))
     shape = (planner.iterations, planner.samples, planner.horizon, planner.action_block * axes)
     scale, offset = np.asarray(action.scale or (1.0,) * axes), np.asarray(action.offset or (0.0,) * axes)
+    coming: Array | None = None  # what follows on the chunk in play
     chunk = np.empty((0, axes))
 
+    def planned(observation: Observation, begun: int = 0) -> Array:
+        noise = rng.standard_normal(shape, np.float32)
+        return replan(side, planner, observation, target, noise, memory, begun).reshape(-1, axes) * scale + offset
+
     def policy(observation: Observation, period: int) -> Step:
-        nonlocal chunk
+        nonlocal chunk, coming
         at, plan_ms = period % planner.commit_steps, None
         if at == 0:
             began = time.perf_counter()
-            z = side.encode(observation)
-            noise = rng.standard_normal(shape, np.float32)
-            mean = search(lambda candidates: side.score(z, target, candidates), planner, noise).mean
-            chunk = mean.reshape(-1, axes) * scale + offset
+            chunk = planned(observation) if coming is None else coming
+            if planner.roll_committed:
+                if period == 0:
+                    memory.forget_frames()  # the same frame again
+                coming = planned(observation, begun=1)
             plan_ms = 1e3 * (time.perf_counter() - began)
         played = np.clip(chunk[at], action.low, action.high) if (action.low, action.high) != (None, None) else chunk[at]
         return Step(played.astype(np.float32), plan_ms)

@@ -51,15 +51,16 @@ def addmm(x, mat1=None, mat2=None, batch1=None, batch2=None, beta=1, alpha=1):
     return e.add(product, x if beta == 1 else e.mul(x, beta))
 
 
-def _patches(x: Node, size: tuple[int, ...]) -> Node:
-    """(N, C, *space) to (N, *grid, C * prod(size)): non-overlapping patches of `size`, what is left over cut off."""
+def _patches(x: Node, size: tuple[int, ...]) -> tuple[Node, list[int]]:
+    """(N, C, *space) to (N, prod(grid), C * prod(size)), and the grid: non-overlapping patches of `size`, what is left
+    over cut off."""
     grid = [d // k for d, k in zip(x.shape[2:], size, strict=True)]
     for i, (g, k) in enumerate(zip(grid, size, strict=True)):
         x = e.narrow(x, 2 + i, 0, g * k)
     n, c, rank = x.shape[0], x.shape[1], len(size)
     x = e.reshape(x, (n, c, *[d for pair in zip(grid, size, strict=True) for d in pair]))
     x = e.permute(x, (0, *[2 + 2 * i for i in range(rank)], 1, *[3 + 2 * i for i in range(rank)]))
-    return e.reshape(x, (n, *grid, c * math.prod(size)))
+    return e.reshape(x, (n, math.prod(grid), c * math.prod(size))), grid
 
 
 @row("conv1d", "conv2d", "conv3d", "convolution", raw=True)
@@ -77,21 +78,16 @@ def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
         raise Refused(f"kernel {size}, stride {stride}, padding {padding}, groups {groups}: not a patch projection")
     lone = len(x.shape) == len(size) + 1
     x = e.reshape(x, (1, *x.shape)) if lone else x
-    y = e.matmul(_patches(x, size), stored(weight, "patches", lambda w: w.flatten(1).t()))
+    patches, grid = _patches(x, size)
+    y = e.matmul(patches, stored(weight, "patches", lambda w: w.flatten(1).t()))
     y = y if bias is None else e.add(y, as_node(bias))
+    y = e.reshape(y, (y.shape[0], *grid, y.shape[-1]))
     last = len(y.shape) - 1
     y = e.permute(y, (0, last, *range(1, last)))
     return drop(y, [0]) if lone else y
 
 
 # ---------------------------------------------------------------------------------------------------------------- norms
-
-
-def normalised(x: Node, eps: float, axis: int) -> Node:
-    """(x - mean) / sqrt(variance + eps) along one axis: two passes, one division."""
-    centred = e.sub(x, e.mean(x, axis))
-    variance = e.mean(e.mul(centred, centred), axis)
-    return e.mul(centred, e.div(1.0, e.sqrt(e.add(variance, eps))))
 
 
 def _affine(x: Node, weight: Node | None, bias: Node | None) -> Node:
@@ -103,7 +99,7 @@ def _affine(x: Node, weight: Node | None, bias: Node | None) -> Node:
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     rank = len(normalized_shape)
     flat = e.reshape(x, (*x.shape[: len(x.shape) - rank], math.prod(normalized_shape)))
-    y = e.reshape(normalised(real(flat), eps, -1), x.shape)
+    y = e.reshape(e.normalised(real(flat), eps, -1), x.shape)
     return _affine(y, weight, bias)
 
 
@@ -125,7 +121,7 @@ def rms_norm(x, normalized_shape, weight=None, eps=None):
 def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
     n, c = x.shape[:2]
     flat = e.reshape(x, (n, num_groups, x.size // (n * num_groups)))
-    y = e.reshape(normalised(flat, eps, -1), x.shape)
+    y = e.reshape(e.normalised(flat, eps, -1), x.shape)
     shape = (c, *[1] * (len(x.shape) - 2))
     return _affine(y, *(v if v is None else e.reshape(v, shape) for v in (weight, bias)))
 

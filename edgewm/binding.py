@@ -74,7 +74,8 @@ class PortView:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """One plan: `iterations` of the `of` rounds that its anytime loop has; times in ns of the loop's clock."""
+    """One plan: `iterations` of the `of` rounds that its anytime loop has; times in ns of the loop's clock. Its first
+    action is to play at `due_ns`; 0: as soon as it is there."""
 
     late: bool
     iterations: int
@@ -83,6 +84,7 @@ class PlanInfo:
     start_ns: int
     end_ns: int
     stamp_ns: int
+    due_ns: int
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -18,15 +19,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from . import kit
 from .arena import regions
 from .bundle import compile_bundle, pack
 from .emit import schedule_program
 from .errors import EdgewmError
-from .estimate import estimate_ms, operations
+from .estimate.counts import plan_counts
+from .estimate.verb import SECTION, estimate_ms
 from .golden import record
 from .ops import graph_flops
 from .options import Progress
 from .passes import EXACT, LOWERING, run
+from .planner import settled
 from .program import Graph, Planner, Program
 from .quantize import NAMED, recipe_of
 from .schedule import Schedule
@@ -36,7 +40,7 @@ DEFAULT_RATE_HZ = 20.0
 MAX_THREADS = 64  # of runtime/threads.h
 # What a bundle's directory holds: the bundle, and what the verbs put beside it.
 MADE = frozenset(
-    {"model.ewm", "libedgewm.so", "edgewm-tick", "edgewm.h", "report.html", "report.json", "verdict.json"}
+    {"model.ewm", "libedgewm.so", "edgewm-tick", "edgewm.h", "kit.sh", "report.html", "report.json", "verdict.json"}
 )
 
 
@@ -47,7 +51,7 @@ def build(
     mode: str | None = None,
     rate_hz: float | None = None,
     precision: str = "fp32",
-    planner: Mapping[str, int | None] | None = None,
+    planner: Mapping[str, Any] | None = None,
     heads: list[str] | None = None,
     place: str = "auto",
     threads: int | None = None,
@@ -59,8 +63,9 @@ def build(
 ) -> dict[str, Any]:
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
-    `precision` is a name of `quantize.NAMED` or a JSON file of one's own recipe. `estimate_ms` holds advertised peaks
-    against the plan's work and is null where the board's facts do not say. After a dry run `bytes` is an estimate: the
+    `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
+    of `quantize.NAMED` or a JSON file of one's own recipe. `estimate_ms` is what `edgewm estimate` says of a plan
+    {point, low, high, source}, null where nothing is known of the board. After a dry run `bytes` is an estimate: the
     weights, which are nearly all of a file.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
@@ -87,17 +92,20 @@ def build(
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
     schedule = schedule_program(program, board.isa)
     weight_bytes = sum(a.nbytes for a in schedule.constants.values())
+    counts = plan_counts(schedule, board.isa)
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,
         "bytes": weight_bytes, "arena_bytes": schedule.arena_bytes + cores * schedule.scratch_bytes,
         "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
         "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
         "weight_bytes": weight_bytes, "place": "cpu",
-        "estimate_ms": estimate_ms(operations(plan_of(program)), weight_bytes, board, power, cores),
+        "estimate_ms": estimate_ms(counts, board, power, cores),
     }  # fmt: skip
     if not dry_run:
         say("compile", 0.55)
-        result |= write(program, schedule, manifest, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done))
+        result |= write(
+            program, schedule, manifest, counts, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done)
+        )
     say("done", 1.0)
     return {**result, "seconds": round(time.perf_counter() - begun, 3)}
 
@@ -106,7 +114,7 @@ def build(
 
 
 def capture(
-    model: str, overrides: Mapping[str, int | None], rate_hz: float | None, heads: list[str] | None
+    model: str, overrides: Mapping[str, Any], rate_hz: float | None, heads: list[str] | None
 ) -> tuple[Program, float, dict[str, str]]:
     """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it came from."""
     from . import models
@@ -124,10 +132,11 @@ def capture(
     return models.capture_model(replace(loaded, heads=kept), planner), rate, dict(loaded.files)
 
 
-def with_overrides(planner: Planner, overrides: Mapping[str, int | None]) -> Planner:
-    """The model's own planner with what was asked for; fewer samples or actions pull elites and commitment down."""
+def with_overrides(planner: Planner, overrides: Mapping[str, Any]) -> Planner:
+    """The model's own planner with what was asked for (None: nothing); fewer samples or actions pull elites and
+    commitment down. EdgewmError for a setting that the kind does not read."""
     given = {k: v for k, v in overrides.items() if v is not None}
-    merged = replace(planner, **given)
+    merged = settled(planner, given)
     if "elites" not in given:
         merged = replace(merged, elites=min(merged.elites, max(2, merged.samples // 8)))
     if "commit_steps" not in given:
@@ -182,7 +191,7 @@ def manifest_of(
 
 
 def write(
-    program: Program, schedule: Schedule, manifest: Mapping, board: Target, out: Path, seed: int,
+    program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping, board: Target, out: Path, seed: int,
     say: Callable[[float], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Emit, compile, record golden answers, and put the bundle in its place."""
@@ -190,8 +199,11 @@ def write(
         sections, paths = compile_bundle(program, schedule, manifest, board, folder)
         say(0.5)
         sections["golden"] = record(program, sections, board, seed, paths)
+        sections[SECTION] = json.dumps(counts, separators=(",", ":")).encode()
         say(0.9)
         (folder / "model.ewm").write_bytes(pack(sections, board, paths))
+        (folder / "kit.sh").write_text(kit.text(manifest["rate_hz"], manifest["threads"]))
+        (folder / "kit.sh").chmod(0o755)
         data = (folder / "model.ewm").read_bytes()
         put(folder, out)
     return {"bundle": str(out), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

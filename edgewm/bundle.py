@@ -8,11 +8,11 @@ from typing import Any
 
 from . import format as ewm
 from .emit import emit
-from .kernel import load as load_family
+from .kernel import features, load
 from .paths import KERNELS
 from .program import Program
 from .schedule import Schedule
-from .target import Target
+from .target import Target, compile_flags
 from .toolchain import build_runtime
 
 
@@ -28,8 +28,7 @@ def compile_bundle(
     sections, source = emit(program, schedule, manifest)
     kernels_sha256 = source.sha256()
     text = source.text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
-    tiling = load_family("product").TILING[board.isa]
-    flags = ("-target", board.zig_triple, f"-mcpu={board.cpu.zig_cpu}", *tiling.defines)
+    flags = (*compile_flags(board, *features(source.families)), *load("product").TILING[board.isa].defines)
     build_runtime({"kernels.cc": text}, [KERNELS], flags=flags, folder=folder)
     return sections, {"folder": folder, "kernels_sha256": kernels_sha256}
 

@@ -132,7 +132,12 @@ def lines(
     def at_y(v: float) -> float:
         return HEIGHT - BOTTOM - (v - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
 
-    out = [tick_x(at_x(v), short(v)) for v in x] + [tick_y(at_y(v), short(v)) for v in ticks]
+    told: list[float] = []  # places with a number below them; the others have a line alone
+    out = [tick_y(at_y(v), short(v)) for v in ticks]
+    for v in x:
+        is_free = all(abs(at_x(v) - other) >= 16 for other in told)
+        out.append(tick_x(at_x(v), short(v) if is_free else ""))
+        told += [at_x(v)] * is_free
     ends: list[float] = []
     for name, row, css in series:
         points = [(at_x(a), at_y(v)) for a, v in zip(x, row, strict=True) if v is not None]
@@ -188,6 +193,36 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(out)}</svg>'
 
 
+def dumbbells(rows: Sequence[tuple[str, float | None, float | None]], x_label: str, high: float | None = None) -> str:
+    """Two values on a common axis from zero for each name: the full model's and the bundle's; None is left out."""
+    known = [v for _, *pair in rows for v in pair if v is not None]
+    if not known:
+        return empty("nothing was measured")
+    line, left = 30, 118
+    height = line * len(rows) + 44
+    _, top, ticks = scale(0.0, high if high is not None else max(known))
+
+    def x(v: float) -> float:
+        return left + min(max(v, 0.0), top) / top * (WIDTH - left - 20)
+
+    out = []
+    for v in ticks:
+        out.append(f'<line class="grid" x1="{x(v):.1f}" y1="4" x2="{x(v):.1f}" y2="{height - 38}"/>')
+        out.append(f'<text class="tick" x="{x(v):.1f}" y="{height - 22}" text-anchor="middle">{short(v)}</text>')
+    for i, (name, full, compressed) in enumerate(rows):
+        y = 18 + i * line
+        shown = escape(clipped(name, 17))
+        out.append(f'<text class="label" x="{left - 10}" y="{y + 4}" text-anchor="end">{shown}</text>')
+        if full is not None and compressed is not None:
+            out.append(f'<line class="axis" x1="{x(full):.1f}" y1="{y}" x2="{x(compressed):.1f}" y2="{y}"/>')
+        for value, css, radius in ((full, "full", 6), (compressed, "compressed", 3.5)):
+            if value is not None:
+                out.append(f'<circle class="end {css}" cx="{x(value):.1f}" cy="{y}" r="{radius}"/>')
+    middle = (left + WIDTH - 20) / 2
+    out.append(f'<text class="tick" x="{middle}" y="{height - 5}" text-anchor="middle">{escape(x_label)}</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(out)}</svg>'
+
+
 # ------------------------------------------------------------------------------------------------------------- pieces
 
 
@@ -236,3 +271,8 @@ def empty(words: str) -> str:
 
 def clipped(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def card(title: str, drawing: str, key: str = "") -> str:
+    below = f"<figcaption>{key}</figcaption>" if key else ""
+    return f"<figure><h3>{escape(title)}</h3>{drawing}{below}</figure>"

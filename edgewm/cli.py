@@ -18,65 +18,25 @@ from typing import Any
 
 import click
 
+from .cli_options import (
+    COUNT,
+    DEVICE,
+    PATH,
+    PLANNER,
+    Listed,
+    Rate,
+    check_cpus,
+    check_precision,
+    check_slo,
+    planner_options,
+)
 from .errors import EdgewmError
-from .options import SLO, SUITES
+from .options import PRESETS, SUITES
 
 SCHEMA_VERSION = 1
-PRECISIONS = ("fp32", "w8a8")
 PLACES = ("auto", "cpu")
 LOADS = ("cpu", "memory")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
-
-PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
-
-
-class Rate(click.FloatRange):
-    """Hertz, in the runner's own range; click alone lets nan through, which no comparison holds back."""
-
-    def __init__(self) -> None:
-        super().__init__(min=1e-3, max=1e6)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = super().convert(value, param, ctx)
-        return found if found == found else self.fail("nan is no rate.", param, ctx)
-
-
-class Listed(click.ParamType):
-    """Words separated by commas, each one of `allowed` (any word where that is empty)."""
-
-    name = "list"
-
-    def __init__(self, *allowed: str):
-        self.allowed = allowed
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        words = value if isinstance(value, list) else [word.strip() for word in value.split(",") if word.strip()]
-        for word in words:
-            if self.allowed and word not in self.allowed:
-                self.fail(f"{word!r} is not one of {', '.join(map(repr, self.allowed))}.", param, ctx)
-        return words
-
-
-def _slo(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not SLO.fullmatch(value):
-        raise click.BadParameter(f"{value!r} is not like 'p99=20ms' (p50, p99, p99.9 or max; us, ms or s).")
-    return value
-
-
-def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value != "local":
-        raise click.BadParameter(
-            f"{value!r} is not 'local': only this machine is timed. On another one run the bundle's own edgewm-tick."
-        )
-    return value
-
-
-def _precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in PRECISIONS and not Path(value).is_file():
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, PRECISIONS))}, nor a recipe's file.")
-    return value
-
 
 # ------------------------------------------------------------------------------------------------------- the verbs
 
@@ -164,23 +124,17 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--target", default="host", show_default=True, help="Board, by any name of `edgewm targets`.")
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
-@click.option("--precision", callback=_precision, default="fp32", show_default=True, metavar="fp32|w8a8|FILE",
-              help="fp32 is exact; w8a8 holds weights and activations in int8; FILE is a JSON recipe.")  # fmt: skip
-@click.option("--samples", type=COUNT, help="Candidates an iteration.  [default: the model's own]")
-@click.option("--iterations", type=COUNT, help="Refits of a plan.  [default: the model's own]")
-@click.option("--elites", type=COUNT, help="Candidates a refit keeps.  [default: the model's own]")
-@click.option("--horizon", type=COUNT, help="Model actions a candidate.  [default: the model's own]")
-@click.option("--commit-steps", type=COUNT, help="Control periods played of a plan.  [default: the model's own]")
+@click.option("--precision", callback=check_precision, default="fp32", show_default=True,
+              metavar="fp32|bf16|w8a8|FILE",
+              help="fp32 is exact; bf16 and w8a8 hold weights and activations in that; FILE is a recipe.")  # fmt: skip
+@planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the mode's cores]")
 @click.option("--isa", help="Build for less than the CPU has: avx2 or scalar on an avx512 machine.")
 @click.option("-o", "--out", type=PATH, default=Path("out"), show_default=True, help="Where the bundle goes.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built and estimate its time; write nothing.")
-def build(
-    model: str, samples: int | None, iterations: int | None, elites: int | None, horizon: int | None,
-    commit_steps: int | None, **options: Any,
-) -> tuple[dict, Any, int]:  # fmt: skip
+def build(model: str, **options: Any) -> tuple[dict, Any, int]:
     """Compile a model for a board.
 
     The bundle needs nothing but libc where it runs.
@@ -194,11 +148,9 @@ def build(
     resolve(options["target"], options["mode"], options["isa"])  # refuse before anything heavy is imported
     from .build import build as compile_bundle
 
-    search = {"samples": samples, "iterations": iterations, "elites": elites, "horizon": horizon}
+    planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
-        result = compile_bundle(
-            model, planner={**search, "commit_steps": commit_steps}, progress=progress, **options
-        )
+        result = compile_bundle(model, planner=planner, progress=progress, **options)
     return result, build_table(result), 0
 
 
@@ -207,14 +159,18 @@ def build(
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
-@click.option("--device", default="local", show_default=True, callback=_device, help="Only local: this machine.")
+@DEVICE
+@click.option("--pin", callback=check_cpus, metavar="CPU[,CPU]", help="Ask for these CPUs, say those of isolcpus.")
+@click.option("--fifo", type=click.IntRange(2, 99), metavar="PRIORITY", help="Ask for SCHED_FIFO; plans run one below.")
+@click.option("--mlock", is_flag=True, help="Ask that no page is ever swapped out.")
 @click.option("--load", type=click.Choice(LOADS), help="Also measure while other work uses this.")
 @click.option("--kernels", is_flag=True, help="Time each kernel, too.")
-@click.option("--slo", callback=_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer, 2 if undecided.")
+@click.option("--slo", callback=check_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer.")
 def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     """How late can an action be?
 
     Run BUNDLE at its control rate and count from each intended release, so that one stall counts for all it delays.
+    With --device ssh://user@host it is copied there, must give its recorded answers bit for bit, is timed and removed.
     """
     from .console import profile_table, progress_bar
     from .profile import profile as measure
@@ -228,11 +184,16 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 @verb(cli, seed=True)
 @click.argument("bundle", type=PATH)
 @click.option("--against", required=True, metavar="MODEL", help="The full model it was built from.")
-@click.option("--suite", type=Listed(*SUITES), default="plan", show_default=True, help=f"Of {', '.join(SUITES)}.")
-@click.option("--episodes", type=COUNT, help="Of the closed loop, at most.  [default: until decided]")
-@click.option("--contexts", type=COUNT, help="Observations planned from.  [default: the suite's]")
+@click.option("--suite", type=Listed(*SUITES), metavar="LIST",
+              help=f"Of {', '.join(SUITES)}.  [default: all that there is evidence for, but closed-loop]")
+@click.option("--preset", default="default", show_default=True, metavar=f"{'|'.join(PRESETS)}|FILE",
+              help="How far each gate may go; FILE is JSON, a base and one's own limits.")
+@click.option("--episodes", type=COUNT, help="Pairs in closed loop, at most.  [default: enough to decide]")
+@click.option("--contexts", type=COUNT, help="Observations planned from.  [default: what the preset's claim takes]")
 @click.option("--data", type=PATH, help="Recorded observations, safetensors.  [default: those of the model]")
 @click.option("--env", help="Simulator: reference or module:function.  [default: the model's own]")
+@click.option("--latency", type=Listed(), default="", metavar="measured|MS[,MS...]",
+              help="Also act with plans that come so late: success against latency.")
 @click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads that plan.")
 def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     """Does it plan as the full model does?
@@ -245,7 +206,7 @@ def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     from .validate import validate as judge
 
     with progress_bar() as progress:
-        result = judge(bundle, progress=progress, **options)
+        result = judge(bundle, progress=progress, notice=lambda text: click.echo(text, err=True), **options)
     return result, validate_table(result), {True: 0, False: 1, None: 2}[result["passed"]]
 
 
@@ -312,30 +273,73 @@ listed = _list
 
 @verb(targets, seed=False)
 @click.argument("name")
-def _show(name: str) -> tuple[dict, Any, int]:
+@click.option("--toml", is_flag=True, help="Print it as a file of targets/: a start for a board of your own.")
+def _show(name: str, toml: bool) -> tuple[dict, Any, int]:
     """One board: every figure with its source."""
+    from .boards import board_table
     from .target import resolve, to_dict, to_toml
 
     try:
         board, _ = resolve(name)
     except EdgewmError as fault:
         raise EdgewmError(fault.what, "NAME of `edgewm targets show`", fault.fix) from fault
-    return {"target": to_dict(board)}, to_toml(board), 0
+    return {"target": to_dict(board)}, to_toml(board) if toml else board_table(board), 0
 
 
 @verb(targets)
-def probe() -> tuple[dict, Any, int]:
-    """This machine as a file of targets/: a start for your own board."""
-    from .target import resolve, to_dict, to_toml
+@click.option("--isa", help="Measure less than the CPU has: avx2 or scalar on an avx512 machine.")
+@click.option("--threads", type=COUNT, help="Threads to try together.  [default: the cores this process may use]")
+@click.option("-o", "--out", type=PATH, help="Where the facts go.  [default: where estimates for host look]")
+def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
+    """Measure this machine: peaks, bandwidth, what each part of a kernel costs, how fast threads meet and wake.
 
-    board, _ = resolve("host")
-    return {"target": to_dict(board)}, to_toml(board), 0
+    Takes a minute. `edgewm estimate` reads what is kept; for another machine, carry the file there and back:
+    targets probe --out FILE, then estimate --target BOARD --measured FILE.
+    """
+    from .console import progress_bar
+    from .estimate.probe import keep
+    from .estimate.probe import probe as measure
+    from .estimate.table import probe_table
+
+    with progress_bar() as progress:
+        facts = measure(progress=progress, **options)
+    return {**facts, "file": str(keep(facts, out))}, probe_table(facts), 0
 
 
 @verb(cli)
+@click.argument("subject", metavar="BUNDLE|MODEL|FILE.onnx|shape:NAME")
+@click.option("--target", help="Board, by any name of `edgewm targets`.  [default: the bundle's own, or host]")
+@click.option("--mode", help="Power mode of the board.  [default: as it boots]")
+@click.option("--precision", help="A model's, as of build; a network's fp32, fp16, bf16, int8, fp8, fp4 or int4.  "
+              "[default: the bundle's own, fp32, fp16]")  # fmt: skip
+@click.option("--runtime", type=click.Choice(("fused", "graph", "eager")), default="fused", show_default=True,
+              help="Of a network: kernels fused, or a framework's own, as a graph or one by one.")  # fmt: skip
+@planner_options
+@click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own, or the mode's cores]")
+@click.option("--isa", help="Estimate for less than the CPU has: avx2 or scalar on an avx512 machine.")
+@click.option("--measured", type=PATH, help="Facts that `targets probe --out` wrote on such a machine.")
+@click.option("--anyway", is_flag=True, help="Also what lies outside of what is known; the result says that it does.")
+def estimate(subject: str, **options: Any) -> tuple[dict, Any, int]:
+    """How long would it take on a board that is not here?
+
+    A plan of a BUNDLE or MODEL on a CPU, from its schedule; one run of a network, from an ONNX file or of public sizes
+    (shape:vit-b-16, shape:bert-large,batch=4, shape:product,m=197,n=768,k=768), on a board's GPU.
+    """
+    from .console import progress_bar
+    from .estimate.table import estimate_table
+    from .estimate.verb import estimate as estimated
+
+    planner = {field: options.pop(field) for field in PLANNER}
+    with progress_bar() as progress:
+        result = estimated(subject, planner=planner, progress=progress, **options)
+    return result, estimate_table(result), 0
+
+
+@verb(cli)
+@DEVICE
 @click.option("--skip", multiple=True, metavar="ID", help="Leave this check out; may be repeated.")
-def doctor(skip: Sequence[str]) -> tuple[dict, Any, int]:
-    """What this machine lacks, and what mends it.
+def doctor(skip: Sequence[str], device: str) -> tuple[dict, Any, int]:
+    """What this machine or a device lacks, and what mends it.
 
     Exit status 1: something needed is lacking.
     """
@@ -343,14 +347,14 @@ def doctor(skip: Sequence[str]) -> tuple[dict, Any, int]:
 
     from .doctor import examine
 
-    checks = examine(skip)
+    checks = examine(skip, device)
     lines = []
     for check in checks:
         lines.append(f"{check.state:8} {check.id:13} {check.found}")
         if check.state != "ok":
             lines.append(f"{'':22} {check.fix}")
     broken = any(check.needed and check.state == "lacking" for check in checks)
-    return {"checks": [asdict(check) for check in checks]}, "\n".join(lines), int(broken)
+    return {"device": device, "checks": [asdict(check) for check in checks]}, "\n".join(lines), int(broken)
 
 
 @verb(cli, seed=True)

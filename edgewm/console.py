@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE
@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .kernel_times import kernel_lines
+
 Result = Mapping[str, Any]
 SLOW_S = 2.0  # a bar appears on what takes longer
-KERNELS_SHOWN = 12
 SLO_WORDS = {True: "met", False: "NOT met", None: "not enough samples to tell"}
 
 
@@ -71,8 +72,9 @@ def build_table(result: Result) -> Table:
 
 def _estimate(found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return "not estimated: this target's peaks are not known"
-    return f"{number(found['low'])} to {number(found['point'], 'ms')}, {found['source']}"
+        return "not estimated: nothing is known of how fast this target is; for host run `edgewm targets probe`"
+    between = f"{number(found['low'])} to {number(found['high'], 'ms')}"
+    return f"{number(found['point'], 'ms')}, {between}; {found['source']}"
 
 
 def profile_table(result: Result) -> Group:
@@ -89,6 +91,13 @@ def profile_table(result: Result) -> Group:
     lines = [f"{number(rate)} plans/s; {number(misses)} misses, rate below {number(upper)}"]
     if loaded:
         lines.append(f"{loaded['load']} busy: {number(loaded['misses'])} misses")
+    if result.get("golden"):
+        lines.append(f"golden answers: all {result['golden']['answers']} the same, bit for bit, on the device")
+    environment = result.get("environment") or {}
+    if environment.get("throttled"):
+        lines.append(f"slowed down while it ran: {', '.join(environment['throttled'])}")
+    for why, missed in groupby(environment.get("degraded") or (), key=lambda each: each["why"]):
+        lines.append(f"not had: {', '.join(each['what'].replace('_', ' ') for each in missed)} ({why})")
     if result.get("peak_fraction"):
         lines.append(f"{100 * result['peak_fraction']:.0f} % of this machine's measured peak")
     if result.get("slo"):
@@ -96,13 +105,8 @@ def profile_table(result: Result) -> Group:
     if result.get("stages"):
         shares = [f"{name} {100 * share:.0f} %" for name, share in result["stages"].items() if share >= 0.005]
         lines.append(f"time by kernel: {', '.join(shares)}")
-    spent: Counter[str] = Counter()
-    for call in result.get("kernels", ()):
-        spent[call["kernel"]] += call["ns"]
-    whole = sum(spent.values())
-    lines += [f"  {100 * ns / whole:4.1f} %  {kernel}" for kernel, ns in spent.most_common(KERNELS_SHOWN) if whole]
-    if len(spent) > KERNELS_SHOWN:
-        lines.append(f"  and {len(spent) - KERNELS_SHOWN} more kernels: --json has every call")
+    if result.get("kernels"):
+        lines += ["the kernels of a plan on 1 thread:", *kernel_lines(result["kernels"])]
     for key, note in (result.get("withheld") or {}).items():
         which, quantile = key.split(".")
         name = f"{which.removesuffix('_ms')} {quantile.replace('p999', 'p99.9')}"
@@ -113,16 +117,24 @@ def profile_table(result: Result) -> Group:
 def validate_table(result: Result) -> Table | Group:
     verdict = {True: "passed", False: "failed", None: "not enough evidence"}
     made = table(f"gates: {verdict[result['passed']]}", "gate", "value", "limit", "")
-    notes = []
+    notes: dict[str, list[str]] = {}  # by what they say: many gates may lack the same
     for gate in result.get("gates", ()):
         made.add_row(gate["name"], number(gate["value"], digits=4), number(gate["limit"]), verdict[gate["passed"]])
         if gate.get("note"):
-            notes.append(f"{gate['name']}: {gate['note']}")
+            notes.setdefault(gate["note"], []).append(gate["name"])
     loop = result.get("closed_loop") or {}
     for side in ("full", "compressed"):
         if loop.get(side):
             made.add_row(f"success, {side} model", _successes(loop[side]), "", "")
-    return Group(made, Text("\n".join(notes))) if notes else made
+    lines = [f"{', '.join(names)}: {note}" for note, names in notes.items()]
+    lines += [f"{name}: not judged, {why}" for name, why in (result.get("skipped") or {}).items()]
+    lines += [f"{name}: {'; '.join(whys)}" for name, whys in (result.get("left_out") or {}).items()]
+    for point in (result.get("latency") or {}).get("points", ()):
+        late = f"{point['name']} ({number(point['ms'], 'ms')})" if point["name"] == "measured" else point["name"]
+        late = f"late by {late}" if point["ms"] else late
+        sides = ", ".join(f"{side} {_successes(point[side])}" for side in ("full", "compressed"))
+        lines.append(f"success with plans {late}: {sides}")
+    return Group(made, Text("\n".join(lines))) if lines else made
 
 
 def _successes(found: Mapping[str, Any]) -> str:

@@ -21,9 +21,7 @@ from .options import Progress, part
 
 MODEL = "reference"
 TARGETS = {"host": ("host", "w8a8"), "host-fp32": ("host", "fp32"), "orin": ("orin", "w8a8")}
-RATE_HZ = 20.0  # the simulator's own period is 50 ms
 TICKS = 600  # half a minute
-CONTEXTS = 50
 EPISODES = 3
 
 
@@ -36,7 +34,8 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
     from .act import run
     from .build import build
     from .profile import profile
-    from .reference import PLANNER
+    from .reference import DEFAULT, PATH, planner_of
+    from .reference.worlds import WORLDS
     from .validate import validate
 
     begun = time.perf_counter()
@@ -47,22 +46,23 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
     except OSError as fault:
         raise EdgewmError(f"cannot make the folder: {fault.strerror}", str(out), "give -o a writable folder") from fault
 
+    rate_hz = 1 / WORLDS[DEFAULT].period_s  # the simulator's own
     own = dict.fromkeys(("samples", "iterations", "elites", "horizon", "commit_steps"))
     builds = {}
     for i, (folder, (target, precision)) in enumerate(TARGETS.items()):
         builds[folder] = build(
-            MODEL, target=target, mode=None, rate_hz=RATE_HZ, precision=precision, planner=own, heads=None,
+            MODEL, target=target, mode=None, rate_hz=rate_hz, precision=precision, planner=own, heads=None,
             place="auto", threads=None, isa=None, out=out / folder, seed=seed, dry_run=False,
             progress=part(progress, 0.1 * i, 0.1, f"build {folder}"),
         )  # fmt: skip
     bundle, exact, film = out / "host", out / "host-fp32", out / "demo.gif"
-    paced = {"rate_hz": RATE_HZ, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
+    paced = {"rate_hz": rate_hz, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
     profiles = {
         folder.name: profile(folder, ticks=TICKS, progress=part(progress, at, 0.15, "profile"), **paced)
         for at, folder in ((0.3, bundle), (0.45, exact))
     }
     gates = validate(
-        bundle, against=MODEL, episodes=None, contexts=CONTEXTS, suite=["plan"], seed=seed,
+        bundle, against=MODEL, episodes=None, contexts=None, suite=["plan"], seed=seed,
         progress=part(progress, 0.6, 0.25, "validate"),
     )  # fmt: skip
     seen = run(
@@ -72,7 +72,7 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
     shutil.copyfile(bundle / "report.html", report)
     clock = clock_of(profiles["host"], builds["host"]["planner"]["commit_steps"])
     return {
-        "passed": gates["passed"] if clock["holds"] else False, "rate_hz": RATE_HZ, "planner": dict(PLANNER),
+        "passed": gates["passed"] if clock["holds"] else False, "rate_hz": rate_hz, "planner": planner_of(PATH),
         "clock": clock, "builds": builds, "profiles": profiles,
         "validate": gates, "run": seen, "files": {"report": str(report), "gif": str(film), "bundle": str(bundle)},
         "seconds": time.perf_counter() - begun,

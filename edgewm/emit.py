@@ -10,6 +10,7 @@ import numpy as np
 
 from . import format as ewm
 from .arena import bytes_of, place
+from .call_work import call_work
 from .codegen import Functor, Source, fold_functor, run_functor, score_functor, store_functor, value_functor
 from .errors import EdgewmError
 from .expr import input as input_leaf
@@ -29,18 +30,27 @@ def schedule_program(program: Program, isa: str) -> Schedule:
     product = load("product")
     tiling = product.TILING[isa]
 
+    packers = {  # and what one number of what they pack is
+        "product": (product.pack_f32, np.float32),
+        "product_bf16": (product.pack_bf16, np.uint32),
+        "product_i8": (product.pack_i8, np.int8),
+    }
+    workspaces = {
+        "product": product.workspace_bytes,
+        "product_bf16": product.workspace_bf16_bytes,
+        "product_i8": product.workspace_i8_bytes,
+    }
+
     def pack(family: str, part: int, block: np.ndarray) -> np.ndarray:
         if part == 1:  # the scales of int8 weights
             return np.ascontiguousarray(block, np.float32).reshape(-1)
-        if family == "product":
-            return product.pack_f32(block, isa).view(np.float32)
-        return product.pack_i8(block, isa).view(np.int8)
+        packer, unit = packers[family]
+        return packer(block, isa).view(unit)
 
     def workspace(family: str, **sizes) -> int:
         if family == "attention":
-            return load("attention").workspace_bytes(**sizes, tile=tiling.tile, n_block=tiling.n_block)
-        of = product.workspace_bytes if family == "product" else product.workspace_i8_bytes
-        return of(sizes["outer"], sizes["k"], isa, direct=sizes["direct"])
+            return load("attention").workspace_bytes(**sizes, tile=tiling.tile)
+        return workspaces[family](sizes["outer"], sizes["k"], isa, direct=sizes["direct"])
 
     scheduler = Lowering(program.weights, tiling.tile, pack, workspace)
     entries = {name: scheduler.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
@@ -60,6 +70,7 @@ class Tables:
     weight_bytes: int = 0
     steps: list = field(default_factory=list)
     calls: list = field(default_factory=list)
+    work: list = field(default_factory=list)  # of each call
     operands: list = field(default_factory=list)
     ports: list = field(default_factory=list)
     entries: list = field(default_factory=list)
@@ -82,7 +93,7 @@ def emit(program: Program, schedule: Schedule, manifest: Mapping) -> tuple[dict[
         sizes[key] = len(getattr(tables, key))
     sizes["plan_entry"] = names.index("plan") if "plan" in names else ewm.NONE
     sections = {
-        "manifest": json.dumps({**manifest, "kernels": list(tables.source.kernels)}, indent=1, sort_keys=True).encode(),
+        "manifest": _manifest(manifest, tables),
         "sizes": sizes.tobytes(),
         "ports": _rows(tables.ports, ewm.PORT),
         "entries": _rows(tables.entries, ewm.ENTRY),
@@ -93,6 +104,11 @@ def emit(program: Program, schedule: Schedule, manifest: Mapping) -> tuple[dict[
         "weights": b"".join(tables.weights),
     }
     return sections, tables.source
+
+
+def _manifest(manifest: Mapping, tables: Tables) -> bytes:
+    whole = {**manifest, "kernels": list(tables.source.kernels), "calls": tables.work}
+    return json.dumps(whole, indent=1, sort_keys=True).encode()
 
 
 def _rows(rows: list, dtype: np.dtype) -> bytes:
@@ -202,6 +218,7 @@ def _call(tables: Tables, schedule: Schedule, call: Call) -> None:
     row["rank"], row["lanes"] = len(call.dims), call.lanes
     row["dim"][: len(call.dims)] = call.dims
     tables.calls.append(row)
+    tables.work.append(call_work(call, schedule))
     for operand in operands:
         tables.operands.append(_operand(tables, schedule, call, operand))
     if call.workspace is not None:
@@ -293,7 +310,7 @@ def instantiate(source: Source, call: Call) -> tuple[int, list[Operand]]:
     prologue = source.functor(value_functor(Functor(node["left"], modes["left"], "i"), is_direct(call)))
     ending = source.functor(store_functor(epilogue, dtype, out.mode))
     packed = [o for _, o in call.groups["packed"]]
-    if call.family in ("product", "product_i8"):
+    if call.family in ("product", "product_bf16", "product_i8"):
         return source.kernel(call.family, prologue, ending), [*bound["left"], *packed, *bound["epilogue"], out]
     score = source.functor(score_functor(Functor(node["score"], modes["score"], "i")))
     shared = ["false" if o.mode == "V" else "true" for o in packed]

@@ -58,7 +58,8 @@ maximum, minimum = _binary("max"), _binary("min")
 less, less_equal, equal = _binary("lt"), _binary("le"), _binary("eq")
 bit_and, bit_or, xor, shl, shr, mulhi = (_binary(op) for op in ("and", "or", "xor", "shl", "shr", "mulhi"))
 neg, absolute, sqrt, rint, floor = (_unary(op) for op in ("neg", "abs", "sqrt", "rint", "floor"))
-exp, log, erf, tanh, sin2pi, cos2pi = (_unary(op) for op in ("exp", "log", "erf", "tanh", "sin2pi", "cos2pi"))
+exp, log, erf, tanh, gelu = (_unary(op) for op in ("exp", "log", "erf", "tanh", "gelu"))
+sin2pi, cos2pi = _unary("sin2pi"), _unary("cos2pi")
 
 
 def fma(a: Node, b: Value, c: Value) -> Node:
@@ -126,17 +127,19 @@ def softmax(x: Node, axis: int) -> Node:
     return mul(e, div(1.0, reduce_sum(e, axis)))
 
 
+def normalised(x: Node, eps: float, axis: int) -> Node:
+    """(x - mean) / sqrt(variance + eps) along one axis: two passes, one division."""
+    centred = sub(x, mean(x, axis))
+    variance = mean(mul(centred, centred), axis)
+    return mul(centred, div(1.0, sqrt(add(variance, eps))))
+
+
 def sigmoid(x: Node) -> Node:
     return div(1.0, add(exp(neg(x)), 1.0))
 
 
 def silu(x: Node) -> Node:
     return mul(x, sigmoid(x))
-
-
-def gelu(x: Node) -> Node:
-    """x * Phi(x), the exact form."""
-    return mul(mul(x, 0.5), add(erf(mul(x, 0.7071067811865476)), 1.0))
 
 
 def softplus(x: Node) -> Node:

@@ -19,6 +19,8 @@ from .schedule import Call, Operand, is_direct
 if TYPE_CHECKING:
     from .lower import Lowering
 
+COPY_COST = 64  # of a number across lanes, in multiply-adds of one lane: four cycles, of sixteen lanes each
+
 
 def call_map(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     shape = node.shape or (1,)
@@ -164,20 +166,31 @@ def call_attention(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     k_source, v_source = (node.sources[int(n[1:])] for n in node["packed"])
     shape, rank = node.shape, len(node.shape)
     i_axis, j, d = rank - 2, v_source.shape[-2], q.shape[-1]
-    lane = low.lane_axis(shape, list(range(rank - 1)), operand_layouts(node, env, (*shape[:-1], d)))
+    lead = shape[: rank - 2]
+    of_keys, of_values = (*lead, d, j), (*lead, j, shape[-1])  # keys are transposed
+
+    def copies(axis: int) -> float:
+        key_lane = axis if axis != i_axis else -1
+        moved = sum(
+            int(np.prod(of, dtype=np.int64))
+            for source, of in ((k_source, of_keys), (v_source, of_values))
+            if not low.is_readable(env[source], of, key_lane)
+        )
+        return moved * COPY_COST * shape[-1] / (j * (d + shape[-1]))
+
+    lane = low.lane_axis(shape, list(range(rank - 1)), operand_layouts(node, env, (*shape[:-1], d)), copies)
     out = low.value(shape, node.dtype, lane, _outer(order_hint, shape, lane))
     outer = [a for a in range(rank - 2) if a != lane]
     query = -1 if lane == i_axis else i_axis
     dims = [shape[a] for a in outer] + [1 if query < 0 else shape[query], j, d, shape[-1]]
-    lead = shape[: rank - 2]
     q_space = (*lead, shape[i_axis], d)
     groups = {"left": low.bind(node, "left", env, q_space, lane, [*outer, query, -1, rank - 1, -1])}
     key_lane = lane if lane != i_axis else -1
-    keys = low.readable(env[k_source], (*lead, d, j), key_lane, flow)  # (..., d, j): the transposed keys
-    values = low.readable(env[v_source], (*lead, j, shape[-1]), key_lane, flow)
+    keys = low.readable(env[k_source], of_keys, key_lane, flow)
+    values = low.readable(env[v_source], of_values, key_lane, flow)
     groups["packed"] = [
-        ("k", low.operand(keys, (*lead, d, j), key_lane, [*outer, -1, rank - 1, rank - 2, -1])),
-        ("v", low.operand(values, (*lead, j, shape[-1]), key_lane, [*outer, -1, rank - 2, -1, rank - 1])),
+        ("k", low.operand(keys, of_keys, key_lane, [*outer, -1, rank - 1, rank - 2, -1])),
+        ("v", low.operand(values, of_values, key_lane, [*outer, -1, rank - 2, -1, rank - 1])),
     ]
     s_space = (*lead, shape[i_axis], j)
     groups["score"] = low.bind(node, "score", env, s_space, lane, [*outer, query, rank - 1, -1, -1])
@@ -186,10 +199,7 @@ def call_attention(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     call = Call("attention", node, dims, shape[lane], groups, out_operand)
     call.flops = 4 * int(np.prod(s_space, dtype=np.int64)) * d
     low.push(flow, call)
-    shared = [o.mode == "B" for _, o in groups["packed"]]
-    size = low.workspace_bytes(
-        "attention", keys=j, depth=d, width=shape[-1], keys_shared=shared[0], values_shared=shared[1]
-    )
+    size = low.workspace_bytes("attention", keys=j, depth=d, direct=is_direct(call))
     call.workspace = low.buffer("u8", size, 0)
     return out
 
@@ -217,6 +227,7 @@ FAMILIES = {
     "map": call_map,
     "reduce": call_reduce,
     "product": call_product,
+    "product_bf16": call_product,
     "product_i8": call_product,
     "attention": call_attention,
 }

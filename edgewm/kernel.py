@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 
 from .errors import EdgewmError
@@ -29,6 +30,12 @@ def load(family: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def features(families: Iterable[str]) -> tuple[str, ...]:
+    """Facts of a CPU that some of these families make use of where they hold: `FEATURES` of `kernels/<family>.py`."""
+    modules = [load(family) for family in families if (KERNELS / f"{family}.py").is_file()]
+    return tuple(dict.fromkeys(f for module in modules for f in getattr(module, "FEATURES", ())))
 
 
 def match(family: str, root: Node) -> dict[str, Node] | None:

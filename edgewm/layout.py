@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .errors import EdgewmError
+from .ops import NUMPY
 from .program import Node
 
 Stride = tuple[int, int]
@@ -121,6 +122,8 @@ def reshape(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
 
 def dtype_of(array: np.ndarray) -> str:
     """edgewm's name of an array's dtype."""
+    if array.dtype == NUMPY["bf16"]:
+        return "bf16"
     return (
         {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind]
         if array.itemsize == 4

@@ -6,17 +6,20 @@ across their own lanes counts as waste too. Views cost nothing; a reshape that n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from .errors import EdgewmError
 from .families import FAMILIES
 from .format import MAX_OPERANDS, MAX_RANK
+from .kernel import load
 from .layout import LANE, ZERO, Buffer, Layout, broadcast, dense, dtype_of, in_lanes, reshape, view
 from .ops import TABLE, make
 from .program import Graph, Node
 from .schedule import SERIAL, Call, EntrySchedule, Operand, Repeat, group, merge_loops
+
+LANES: int = load("product").LANES
 
 
 class Lowering:
@@ -105,18 +108,31 @@ class Lowering:
             self.buffers[name] = Buffer(name, dtype_of(array), array.size, 0, space="weights", pinned=True)
         return dense(self.buffers[name], array.shape)
 
-    def lane_axis(self, shape: tuple[int, ...], allowed: list[int], operands: list[Layout]) -> int:
-        """The axis with the least padded work, where work on operands that lie across it counts double."""
+    def lane_axis(
+        self,
+        shape: tuple[int, ...],
+        allowed: list[int],
+        operands: list[Layout],
+        beside: Callable[[int], float] = lambda axis: 0.0,
+    ) -> int:
+        """The axis with the least padded work, where work on operands that lie across it counts double.
+
+        `beside` is what an axis costs elsewhere, in results that could be computed meanwhile.
+        """
         operands = [o for o in operands if len(o.shape) == len(shape) and o.buffer.lanes]
         whole = sum(map(_size, operands))
 
         def cost(axis: int) -> tuple:
-            padded = -(-shape[axis] // self.tile) * self.tile
-            work = padded * (int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1))
+            work = self.padded(shape[axis]) * (int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1))
             across = sum(_size(o) for o in operands if o.strides[axis] != LANE)
-            return (work * (1 + across / whole if whole else 1), -shape[axis], axis)
+            return (work * (1 + across / whole if whole else 1) + beside(axis), -shape[axis], axis)
 
         return min(allowed, key=cost)
+
+    def padded(self, lanes: int) -> int:
+        """The lanes that kernels compute for so many real ones: a tile of at most LANES is run as one vector."""
+        whole, rest = divmod(lanes, self.tile)
+        return whole * self.tile + (0 if not rest else min(self.tile, LANES) if rest <= LANES else self.tile)
 
     def bind(
         self,
@@ -145,9 +161,7 @@ class Lowering:
 
     def constant_in_lanes(self, here: Layout, lane: int) -> Layout:
         strides = [c for _, c in here.strides]
-        base = self.constants[here.buffer.name].reshape(-1)
-        item = base.itemsize
-        array = np.lib.stride_tricks.as_strided(base[here.offset[1] :], here.shape, [s * item for s in strides])
+        array = self.array(here)
         keep = tuple(slice(None) if s else slice(0, 1) for s in strides)
         small = np.moveaxis(array[keep], lane, -1)
         padded = -(-small.shape[-1] // self.tile) * self.tile
@@ -162,6 +176,21 @@ class Lowering:
             self.buffers[name] = Buffer(name, dtype_of(full), elements, here.shape[lane], space="weights", pinned=True)
         shape = tuple(1 if not s else d for s, d in zip(strides, here.shape, strict=True))
         return broadcast(in_lanes(self.buffers[name], shape, lane), here.shape)
+
+    def constant_view(self, source: Layout, shape: tuple[int, ...]) -> Layout:
+        """A constant's reshape as a constant of its own, without the axes along which it is all the same."""
+        array = self.array(source).reshape(shape)
+        for axis in range(len(shape)):
+            first = array.take([0], axis)
+            array = first if np.array_equal(np.broadcast_to(first, array.shape), array) else array
+        name = f"{source.buffer.name}@{source.offset[1]}:{source.shape}:{source.strides}:{shape}"
+        return broadcast(self.constant(array, name), shape)
+
+    def array(self, here: Layout) -> np.ndarray:
+        """The values of a dense constant's view."""
+        base = self.constants[here.buffer.name].reshape(-1)
+        strides = [c * base.itemsize for _, c in here.strides]
+        return np.lib.stride_tricks.as_strided(base[here.offset[1] :], here.shape, strides)
 
     def operand(self, here: Layout, shape, lane: int, loops: list[int], is_output: bool = False) -> Operand:
         strides = [here.strides[a] if a >= 0 and shape[a] != 1 else ZERO for a in loops]
@@ -184,12 +213,17 @@ class Lowering:
             )
         flow.append(call)
 
-    def readable(self, layout: Layout, shape: tuple[int, ...], lane: int, flow: list) -> Layout:
-        """Keys or values as attention reads them: lanes as neighbours or the same for all, or else a copy."""
+    def is_readable(self, layout: Layout, shape: tuple[int, ...], lane: int) -> bool:
+        """Whether attention can read keys or values as they lie: lanes as neighbours, or the same for all."""
         here = broadcast(layout, shape)
         if lane < 0 or here.strides[lane] == ZERO:
-            return here
-        if self.operand(here, shape, lane, [a for a in range(len(shape)) if a != lane]).mode == "V":
+            return True
+        return self.operand(here, shape, lane, [a for a in range(len(shape)) if a != lane]).mode == "V"
+
+    def readable(self, layout: Layout, shape: tuple[int, ...], lane: int, flow: list) -> Layout:
+        """Keys or values as attention reads them, a copy where they do not lie so."""
+        here = broadcast(layout, shape)
+        if self.is_readable(layout, shape, lane):
             return here
         copy = self.value(shape, layout.buffer.dtype, lane)
         self.copy(here, copy, flow)
@@ -218,8 +252,10 @@ class Lowering:
         self.push(flow, call)
 
     def copied(self, source: Layout, node: Node, flow: list) -> Layout:
-        """A reshape that no strides express: a new value, written through the inverse reshape."""
+        """A reshape that no strides express: a new value, written through the inverse reshape; or another constant."""
         shape = node.shape
+        if source.buffer.space == "weights" and not source.buffer.lanes:
+            return self.constant_view(source, shape)
         for lane in sorted(
             range(len(shape)), key=lambda a: (-(-shape[a] // self.tile) * self.tile / shape[a], -shape[a])
         ):

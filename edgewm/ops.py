@@ -1,9 +1,10 @@
 """The op table: for each op its shape rule, its meaning, and its cost. The arithmetic of edgewm is fixed here.
 
 Two meanings share one row. The *canonical* one is float32 with a fixed order: every reduction and every product runs in
-index order in one accumulator, products by fused multiply-add; transcendentals are the polynomials of `arithmetic.py`,
-themselves written in ops of this table. It is what every target computes, bit for bit. The *real* one is the same
-formula in float64 and serves to compute tolerances and to meet upstream frameworks.
+index order in one accumulator, products by fused multiply-add (of bf16: neighbours in pairs, the later one first, as
+the instruction for it does); transcendentals are the polynomials of `arithmetic.py`, themselves written in ops of this
+table. It is what every target computes, bit for bit. The *real* one is the same formula in float64 and serves to
+compute tolerances and to meet upstream frameworks.
 
 Why one accumulator in index order: kernels put candidates (or tokens) into vector lanes, so each lane is a scalar
 program of its own. Vector width, tile size and thread count cannot change a bit then.
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .errors import EdgewmError
@@ -23,13 +25,14 @@ from .program import Graph, Node, intern
 NUMPY = {
     "f32": np.float32,
     "f64": np.float64,
+    "bf16": ml_dtypes.bfloat16,
     "i32": np.int32,
     "u32": np.uint32,
     "i8": np.int8,
     "u8": np.uint8,
     "bool": np.bool_,
 }
-BYTES = {"f32": 4, "i32": 4, "u32": 4, "i8": 1, "u8": 1, "bool": 4}
+BYTES = {"f32": 4, "bf16": 2, "i32": 4, "u32": 4, "i8": 1, "u8": 1, "bool": 4}
 FLOATS = ("f32",)
 
 Shape = tuple[int, ...]
@@ -108,7 +111,11 @@ def _matmul_canonical(attrs: dict, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = np.zeros(shape, np.float32)
-    for k in range(a.shape[-1]):
+    ks = list(range(a.shape[-1]))
+    if a.dtype == NUMPY["bf16"]:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        ks.sort(key=lambda k: (k // 2, -k))
+    for k in ks:
         out = fma32(a[..., :, k, None], b[..., k, None, :], out)
     return out
 
@@ -116,7 +123,7 @@ def _matmul_canonical(attrs: dict, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _matmul_real(attrs: dict, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype == np.int8:
         return _matmul_canonical(attrs, a, b)
-    return np.matmul(a, b)
+    return np.matmul(np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
 def _sum_canonical(attrs: dict, x: np.ndarray) -> np.ndarray:
@@ -199,10 +206,10 @@ def _reduced(attrs: dict, x: Node) -> Typed:
 def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
     if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype:
         raise ValueError("needs (..., m, k) and (..., k, n) of one dtype")
-    if a.dtype not in ("f32", "i8"):
-        raise ValueError("needs f32 or i8")
+    if a.dtype not in ("f32", "bf16", "i8"):
+        raise ValueError("needs f32, bf16 or i8")
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    return shape, "f32" if a.dtype == "f32" else "i32"
+    return shape, "i32" if a.dtype == "i8" else "f32"
 
 
 def _reshape_rule(attrs: dict, x: Node) -> Typed:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-SUITES = ("plan", "horizon", "closed-loop")
+SUITES = ("plan", "physics", "causality", "horizon", "general", "closed-loop")
+PRESETS = ("strict", "default", "explore")  # of the judge's gates
 SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done, 0 to 1

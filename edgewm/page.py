@@ -26,6 +26,7 @@ td.good,td.bad,td.none{font-weight:600}
 .faint,.note{color:var(--faint)}.note{font-size:.88rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:16px;margin-top:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 14px 10px}
+details pre{overflow-x:auto;font-size:.75rem}
 figcaption{color:var(--faint);font-size:.82rem;margin-top:4px}
 svg{display:block;width:100%;height:auto;font-family:inherit}
 .film,.times{display:grid;grid-template-columns:minmax(74px,110px) repeat(var(--n),minmax(0,1fr));gap:6px;margin:6px 0;
@@ -42,6 +43,8 @@ align-items:center}
 .part0{fill:var(--bar);background:var(--bar)}.part1{fill:var(--full);background:var(--full)}
 .part2{fill:var(--bundle);background:var(--bundle)}
 .key{display:inline-block;width:9px;height:9px;border-radius:50%;margin:0 3px 0 10px}
+h3.suite{font-size:1.02rem;margin:30px 0 4px}.key.full{background:var(--full)}.key.compressed{background:var(--bundle)}
+.curve.real{stroke:var(--faint)}.end.real,.label.real{fill:var(--faint)}
 .curve{fill:none;stroke-width:2.5;stroke-linecap:round}.curve.full{stroke:var(--full)}.curve.compressed{stroke:var(--bundle)}
 .end.full,.label.full{fill:var(--full)}.end.compressed,.label.compressed{fill:var(--bundle)}
 code{overflow-wrap:anywhere;font-size:.85em}

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from .host import host
-from .kernel import load
+from .kernel import features, load
 from .paths import KERNELS, RUNTIME
+from .target import compile_flags, with_isa
 from .toolchain import compile_library
 
 ROUNDS = 15
@@ -28,14 +29,14 @@ SMALLEST_BYTES = 1 << 26
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    target = host()
-    flags = ["-target", target.zig_triple, f"-mcpu={target.cpu.zig_cpu}", *load("product").TILING[target.isa].defines]
+def _library(isa: str | None = None) -> ctypes.CDLL:
+    target = host() if isa is None else with_isa(host(), isa)
+    flags = [*compile_flags(target, *features(["product_bf16"])), *load("product").TILING[target.isa].defines]
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
         source = (KERNELS / "peaks.cc").read_text()
         path = compile_library({"peaks.cc": source}, [RUNTIME, KERNELS], flags=flags, out=Path(folder) / "peaks.so")
         library = ctypes.CDLL(str(path))
-    for name in ("ewm_peak_fp32", "ewm_peak_int8", "ewm_peak_read"):
+    for name in ("ewm_peak_fp32", "ewm_peak_bf16", "ewm_peak_int8", "ewm_peak_read", "ewm_peak_reread"):
         getattr(library, name).restype = ctypes.c_int64
     return library
 
@@ -65,15 +66,17 @@ def _rate(work: Callable[[int], int], threads: int) -> float:
     return best
 
 
-def measure_peaks(threads: int = 1) -> dict[str, float]:
-    """Peaks of this machine with `threads` threads: `fp32_gflops` (a multiply-add counts two), `int8_gops` (likewise,
-    of the dot-product instruction its kernels use) and `dram_gbps` (reads, 10^9 bytes a second).
+def measure_peaks(threads: int = 1, isa: str | None = None) -> dict[str, float]:
+    """Peaks of this machine with `threads` threads: `fp32_gflops` (a multiply-add counts two), `bf16_gflops` and
+    `int8_gops` (likewise, of the instructions its kernels use) and `dram_gbps` (reads, 10^9 bytes a second).
 
-    Takes about a second, and the compiler on first use. Raises EdgewmError when that fails.
+    `isa` measures a lesser instruction set than the machine's own. Takes about a second, and the compiler on first use.
+    Raises EdgewmError when that fails, or for an instruction set there is not.
     """
-    library = _library()
+    library = _library(isa)
     found = {}
-    for name, function in (("fp32_gflops", library.ewm_peak_fp32), ("int8_gops", library.ewm_peak_int8)):
+    for name in ("fp32_gflops", "bf16_gflops", "int8_gops"):
+        function = getattr(library, f"ewm_peak_{name.partition('_')[0]}")
         begin = time.thread_time()
         function(ctypes.c_int64(10_000))
         rounds = ctypes.c_int64(max(1, int(10_000 * ROUND_S / (time.thread_time() - begin))))
@@ -82,4 +85,19 @@ def measure_peaks(threads: int = 1) -> dict[str, float]:
     buffers = [np.ones(size, np.uint8) for _ in range(threads)]
     address = [ctypes.c_void_p(b.ctypes.data) for b in buffers]
     found["dram_gbps"] = _rate(lambda i: library.ewm_peak_read(address[i], ctypes.c_int64(size)), threads) / 1e9
+    return found
+
+
+def measure_caches(isa: str | None = None) -> dict[str, float]:
+    """Reads of one thread out of half of each cache that this machine tells of, 10^9 bytes a second: `l1d_gbps`,
+    `l2_gbps`, `l3_gbps`. Raises EdgewmError as `measure_peaks` does.
+    """
+    function, cpu, found = _library(isa).ewm_peak_reread, host().cpu, {}
+    for level in ("l1d", "l2", "l3"):
+        size = (getattr(cpu, f"{level}_bytes") or 0) // 2
+        if size:
+            buffer = np.ones(size, np.uint8)
+            rounds = max(1, SMALLEST_BYTES // size)
+            given = (ctypes.c_void_p(buffer.ctypes.data), ctypes.c_int64(size), ctypes.c_int64(rounds))
+            found[f"{level}_gbps"] = _rate(lambda _, given=given: function(*given), 1) / 1e9
     return found

@@ -7,14 +7,11 @@ confidence, and withheld (null) where the sample is too small; `withheld` then s
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import platform
-import re
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import statistics
-from .abi import elf_machine
-from .errors import EdgewmError
+from .device import LOCAL, Place, place
+from .environment import Command, measured, record, watching
+from .errors import EdgewmError, as_told
+from .kernel_times import kernel_rows
 from .manifest import Manifest, read_manifest
 from .options import SLO, Progress, part
 
@@ -31,6 +30,7 @@ Array = np.ndarray
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
+PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops"}  # by precision, where it is not fp32's
 SHARES_S = 2.0  # length of the run that times kernels
 QUANTILES = {"p50": 0.50, "p99": 0.99, "p999": 0.999}
 MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -109,7 +109,7 @@ def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
         "withheld": withheld,
         "histograms": {key: histogram(s) for key, s in samples.items()},
         "states": tick["stats"],
-        "memory_locked": tick["memory_locked"],
+        "scheduler": tick["scheduler"],
         "plan_and_act": tick["mode"],
     }
     return result
@@ -141,33 +141,60 @@ def histogram(sample: Sample) -> list[list[float]]:
 
 def profile(
     bundle: Path, *, rate_hz: float | None = None, ticks: int = 3000, threads: int | None = None,
-    device: str = "local", load: str | None = None, kernels: bool = False, slo: str | None = None,
-    progress: Progress | None = None,
+    device: str = LOCAL, load: str | None = None, kernels: bool = False, slo: str | None = None,
+    pin: str | None = None, fifo: int | None = None, mlock: bool = False, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the bundle at its control rate (or `rate_hz`) for `ticks` periods; with `load` once more under that load.
 
-    `slo` is a bound on plan time like `p99=20ms`; `slo_met` is None where the sample cannot tell. `kernels` adds the
-    time of every call. Raises EdgewmError for a bundle of another machine, a runner that does not run, a remote device.
+    `device` is `local` or an ssh address; there the golden answers come first. `pin` (CPUs), `fifo` (priority) and
+    `mlock` are asked of its kernel; what it refuses is in `environment.degraded`. `slo` is a bound on plan time like
+    `p99=20ms`; `slo_met` is None where the sample cannot tell. `kernels` adds the rows of
+    `kernel_times.kernel_rows`, on one thread.
+
+    Raises EdgewmError for a bundle of another machine, a runner that does not run, a device that
+    cannot be reached or answers otherwise.
     """
     bundle = Path(bundle)
-    if device != "local":
-        raise EdgewmError(
-            "profile runs on this machine", f"--device {device}", "copy the bundle and run edgewm-tick there"
-        )
     limit = parse_slo(slo)
     manifest = read_manifest(bundle)
-    check_machine(bundle, manifest)
     rate_hz = rate_hz or manifest.rate_hz
     threads = threads or manifest.threads
+    asked = [word for flag, value in (("--pin", pin), ("--fifo", fifo)) if value for word in (flag, str(value))]
+    asked += ["--mlock"] if mlock else []
+    with place(bundle, device, threads, progress) as there:
+        result = _measure(there, manifest, rate_hz, ticks, threads, load, asked, progress)
+        if kernels:
+            run = functools.partial(run_tick, there.folder, command=there.command)
+            result["kernels"] = kernel_rows(bundle, run, is_here=there.device == LOCAL)
+    if limit is not None:
+        which, limit_ms = limit
+        found_ms = result["plan_ms"][which]
+        result |= {"slo": slo, "slo_met": None if found_ms is None else found_ms <= limit_ms}
+    from .report import add
+
+    add(bundle, "profile", result)
+    return result
+
+
+def _measure(
+    there: Place, manifest: Manifest, rate_hz: float, ticks: int, threads: int, load: str | None,
+    asked: Sequence[str], progress: Progress | None,
+) -> dict[str, Any]:  # fmt: skip
     share = 0.5 if load else 1.0
-    before = environment()
-    steady = run_tick(bundle, rate_hz, ticks, threads, progress=part(progress, 0.0, share))
+    run = functools.partial(run_tick, there.folder, rate_hz, command=there.command)
+    before = there.look()
+    with watching(there.command) as seen:
+        steady = run(ticks, threads, *asked, progress=part(progress, 0.0, share))
+        during = seen()
+    after = there.look()
     # Timing every call disturbs what it times, so shares come from a short run of their own.
-    timed = run_tick(bundle, rate_hz, max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
+    timed = run(max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
     result = {
         "schema_version": SCHEMA_VERSION,
-        "device": "local",
-        "source": "measured",
+        "device": there.device,
+        "address": there.address,
+        "source": there.source,
+        "golden": there.golden,
         "target": manifest.target,
         "mode": manifest.mode,
         "precision": manifest.precision,
@@ -177,12 +204,12 @@ def profile(
         **summarise(steady),
     }
     result["stages"] = stages(timed)
-    if kernels:
-        result["kernels"] = timed["calls"]
-    result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], threads)
+    here = there.device == LOCAL
+    result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], threads) if here else None
+    result["environment"] = measured(before, during, after, steady["scheduler"]["refused"])
     if load:
-        with hogs(load):
-            loaded = run_tick(bundle, rate_hz, ticks, threads, progress=part(progress, share, 1 - share))
+        with hogs(load, there, record(before)["cores"] or 1):
+            loaded = run(ticks, threads, *asked, progress=part(progress, share, 1 - share))
         kept = (
             "act_late_ms",
             "plan_ms",
@@ -195,14 +222,6 @@ def profile(
         )
         found = summarise(loaded)
         result["loaded"] = {"load": load, **{key: found[key] for key in kept}}
-    result["environment"] = {**before, "load_average_after": os.getloadavg()}
-    if limit is not None:
-        which, limit_ms = limit
-        found_ms = result["plan_ms"][which]
-        result |= {"slo": slo, "slo_met": None if found_ms is None else found_ms <= limit_ms}
-    from .report import add
-
-    add(bundle, "profile", result)
     return result
 
 
@@ -216,35 +235,25 @@ def parse_slo(slo: str | None) -> tuple[str, float] | None:
     return match["which"].replace(".", ""), float(match["value"]) * MS[match["unit"]]
 
 
-def check_machine(bundle: Path, manifest: Manifest) -> None:
-    """EdgewmError when the library is for another architecture: an emulator is no clock."""
-    library = bundle / "libedgewm.so"
-    if not library.is_file():
-        raise EdgewmError("no libedgewm.so", str(bundle), "build the bundle again")
-    machine = elf_machine(library)
-    if machine != platform.machine():
-        raise EdgewmError(
-            f"the bundle is for {machine}, this machine is {platform.machine()}",
-            f"{library} (target {manifest.target})",
-            "copy the bundle to its target and run edgewm-tick there, or build with --target host",
-        )  # fmt: skip
-
-
 def run_tick(
-    bundle: Path, rate_hz: float, ticks: int, threads: int, *flags: str, progress: Progress | None = None
-) -> dict[str, Any]:
-    """One paced run; edgewm-tick's JSON. EdgewmError with its own words when it fails."""
-    command = [
-        str(bundle / "edgewm-tick"), str(bundle), "--rate-hz", repr(float(rate_hz)), "--ticks", str(ticks),
+    folder: str | Path, rate_hz: float, ticks: int, threads: int, *flags: str, command: Command = list,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One paced run; edgewm-tick's JSON. `command` leads to the machine that `folder` is on.
+
+    EdgewmError with the runner's own words when it fails.
+    """
+    words = [
+        f"{folder}/edgewm-tick", str(folder), "--rate-hz", repr(float(rate_hz)), "--ticks", str(ticks),
         "--threads", str(threads), "--json", "-", *flags,
     ]  # fmt: skip
     expected_s = ticks / rate_hz
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
     except OSError as fault:
-        raise EdgewmError(
-            f"the runner does not start: {fault.strerror}", command[0], "build the bundle again"
-        ) from fault
+        raise EdgewmError(f"the runner does not start: {fault.strerror}", words[0], "build the bundle again") from fault
     began = time.monotonic()
     try:
         while True:
@@ -257,23 +266,17 @@ def run_tick(
     finally:  # an interrupt must not leave a process behind that keeps the cores busy
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()  # over ssh its other end stays open until the device has ended
+            process.stderr.close()
     if process.returncode != 0:
-        raise _as_told(err, " ".join(command), process.returncode)
+        raise as_told(err, " ".join(words), process.returncode)
     result = json.loads(out)
     if result["plan_error"]:
         raise EdgewmError(
-            f"a plan failed with error {result['plan_error']} (see edgewm.h)", " ".join(command), "validate the bundle"
+            f"a plan failed with error {result['plan_error']} (see edgewm.h)", " ".join(words), "validate the bundle"
         )
     return result
-
-
-def _as_told(err: str, where: str, status: int) -> EdgewmError:
-    """The runner's own three lines; its signal or status where it said nothing."""
-    told = dict(line.strip().split(": ", 1) for line in err.splitlines() if ": " in line)
-    if "error" in told:
-        return EdgewmError(told["error"], told.get("where", where), told.get("fix", "build the bundle again"))
-    return EdgewmError(f"edgewm-tick ended with status {status}", where, "build the bundle for this machine again")
 
 
 def peak_fraction(manifest: Manifest, plan_p50_ms: float | None, threads: int) -> float | None:
@@ -284,24 +287,22 @@ def peak_fraction(manifest: Manifest, plan_p50_ms: float | None, threads: int) -
     from .peaks import measure_peaks
 
     peaks = measure_peaks(threads)
-    peak = peaks["int8_gops" if manifest.precision.startswith("w8a8") else "fp32_gflops"]
+    peak = peaks[PEAKS.get(manifest.precision, "fp32_gflops")]
     return flops / (plan_p50_ms / 1e3) / (peak * 1e9) if peak else None
 
 
-# -------------------------------------------------------------------------------------------------------- environment
+# --------------------------------------------------------------------------------------------------------------- load
 
-HOGS = {
-    "cpu": "while True: pass",
-    "memory": "import numpy as n; a, b = n.zeros(1 << 24), n.zeros(1 << 24)\nwhile True: n.copyto(b, a)",
-}
+HOGS = {"cpu": "while :; do :; done", "memory": "exec dd if=/dev/zero of=/dev/null bs=64M"}  # dd fills its buffer
 
 
 @contextmanager
-def hogs(load: str) -> Iterator[None]:
-    """One busy process for each core this process may use."""
+def hogs(load: str, there: Place, cores: int) -> Iterator[None]:
+    """One busy process for each core of the place."""
     if load not in HOGS:
         raise EdgewmError(f"no load {load!r}", "--load", f"use {' or '.join(HOGS)}")
-    running = [subprocess.Popen([sys.executable, "-c", HOGS[load]]) for _ in os.sched_getaffinity(0)]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen(there.command(["sh", "-c", HOGS[load]]), **quiet) for _ in range(cores)]
     try:
         time.sleep(0.5)  # until they have started
         yield
@@ -309,28 +310,4 @@ def hogs(load: str) -> Iterator[None]:
         for process in running:
             process.kill()
             process.wait()
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on beyond the bundle; None for what this machine does not tell."""
-
-    def read(path: str) -> str | None:
-        try:
-            return Path(path).read_text().strip()
-        except OSError:
-            return None
-
-    cpu = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", read("/proc/cpuinfo") or "", re.MULTILINE)
-    return {
-        "machine": platform.machine(),
-        "cpu": model[1] if model else None,
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "preempt_rt": None if (found := read("/sys/kernel/realtime")) is None else found == "1",
-        "governor": read(str(cpu / "scaling_governor")),
-        "clock_khz": read(str(cpu / "scaling_cur_freq")),
-        "clock_source": read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
-        "virtual": "hypervisor" in (read("/proc/cpuinfo") or ""),
-        "load_average": os.getloadavg(),
-    }
+        there.stop()

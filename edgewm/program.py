@@ -147,10 +147,26 @@ class Port:
 
 @dataclass(frozen=True)
 class Planner:
-    """What is searched for: `samples` candidates of `horizon` model actions, refitted `iterations` times to `elites`.
+    """What is searched for, and how: `samples` candidates of `horizon` model actions, `iterations` times.
 
     One model action is `action_block` control periods; `commit_steps` periods are played of each plan. Names are those
-    of stable-worldmodel's `PlanConfig` and `CEMSolver`.
+    of stable-worldmodel's `PlanConfig` and solvers, where `samples`, `iterations`, `elites` and `history` are called
+    num_samples, n_steps, topk and history_len.
+
+    kind               cem, icem or mppi
+    elites             the cheapest candidates of an iteration: what the next one is drawn around
+    var_scale          standard deviation of the first iteration's candidates, and of all of mppi's
+    low, high          bounds of every number of a candidate, in the model's units
+    objective          final: cost of the last imagined latent; path: mean cost of all imagined latents (torch-world)
+    warm_start         a plan starts from what the last one left to play, not from zero
+    history            frames of context, one model action apart; more than 1 wants commit_steps = action_block
+    roll_committed     a plan is made while the last one is played: it begins where those commit_steps end, from the
+                       latent rolled through them, and is played from there on; else it begins at the observation
+    noise_beta         icem: noise falls with frequency f as f^(-noise_beta / 2) along the horizon; 0 is white
+    alpha              icem: share of the last mean and deviation that stays in a refit
+    n_elite_keep       icem: elites of an iteration that are candidates of the next
+    return_mean        icem: the plan is the mean; else the last iteration's best candidate
+    temperature        mppi: elites weigh exp(-cost / temperature)
     """
 
     kind: str = "cem"
@@ -166,7 +182,14 @@ class Planner:
     high: float | None = None
     first_candidate_is_mean: bool = True
     unbiased_std: bool = True
+    objective: str = "final"
     history: int = 1
+    roll_committed: bool = False
+    noise_beta: float = 2.0
+    alpha: float = 0.1
+    n_elite_keep: int = 5
+    return_mean: bool = True
+    temperature: float = 0.5
 
 
 @dataclass(frozen=True)

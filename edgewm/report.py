@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from . import charts
+from .charts import card
 from .errors import EdgewmError
+from .judge_page import judge
+from .kernel_times import kernel_lines
 from .manifest import Manifest, read_manifest
 from .page import STYLE
 
@@ -176,8 +179,15 @@ def clock(timed: Mapping[str, Any] | None, manifest: Manifest) -> str:
     return (
         "<section><h2>The clock</h2><table class='figures'><tr><th></th><th>p50</th><th>p99</th><th>p99.9</th>"
         f"<th>max</th></tr>{rows}</table><p class='note'>{escape(' '.join(n for n in notes if n))}</p>"
-        f"<div class='cards'>{cards}</div></section>"
+        f"<div class='cards'>{cards}</div>{_kernels(timed.get('kernels'))}</section>"
     )
+
+
+def _kernels(rows: Sequence[Mapping[str, Any]] | None) -> str:
+    if not rows:
+        return ""
+    text = escape("\n".join(kernel_lines(rows)))
+    return f"<details><summary>The kernels of a plan on one thread</summary><pre>{text}</pre></details>"
 
 
 def _quantile(key: str) -> str:
@@ -196,61 +206,6 @@ def _ms(value: float | None) -> str:
     return "<span class='faint'>withheld</span>" if value is None else f"{charts.short(value)} ms"
 
 
-def judge(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "<section><h2>The judge</h2><p class='none'>Not validated yet.</p></section>"
-    rows = "".join(_gate(g) for g in found["gates"])
-    table = f"<table class='gates'><tr><th>gate</th><th>value</th><th>limit</th><th></th></tr>{rows}</table>"
-    cards = ""
-    plan, horizon, loop = (found.get(k) for k in ("plan", "horizon", "closed_loop"))
-    if plan:
-        dots = plan["scatter"]
-        cards += card(
-            "The same ranking? Candidate costs in the worst context",
-            charts.scatter(
-                dots["full"], dots["compressed"], dots["part"], "cost under the full model", "under this bundle"
-            ),
-            "<i class='key part0'></i> drawn blindly <i class='key part1'></i> halfway "
-            "<i class='key part2'></i> last iteration",
-        )
-        drift = plan["drift_by_step"]
-        cards += card(
-            "Drift: the two models' latents apart",
-            charts.lines([("drift", drift, "compressed")], range(len(drift)), "model actions ahead", "share of spread"),
-        )
-    if horizon:
-        curves = [
-            ("full", horizon["full_error_by_step"], "full"),
-            ("bundle", horizon["compressed_error_by_step"], "compressed"),
-        ]
-        cards += card(
-            "Error against real futures",
-            charts.lines(curves, range(len(curves[0][1])), "model actions ahead", "share of spread"),
-        )
-    if loop:
-        both = [("full", loop["full"], "full"), ("bundle", loop["compressed"], "compressed")]
-        drawn = charts.intervals([(n, s["successes"] / s["episodes"], *s["wilson_95"], css) for n, s, css in both])
-        counts = ", ".join(f"{n} {s['successes']}/{s['episodes']}" for n, s, _ in both)
-        cards += card("Success in closed loop, same starts", drawn, f"{counts}; 95 % Wilson intervals")
-    against = escape(str(found.get("against", "the full model")))
-    other = "" if found.get("same_weights", True) else " The bundle was built from other weights than this model's."
-    return (
-        f"<section><h2>The judge</h2><p>Against <b>{against}</b>, on the same noise.{other}</p>{table}"
-        f"<div class='cards'>{cards}</div></section>"
-    )
-
-
-def _gate(g: Mapping[str, Any]) -> str:
-    state, word = {True: ("good", "passed"), False: ("bad", "failed"), None: ("none", "undecided")}[g["passed"]]
-    sign = "≥" if g["direction"] == "at_least" else "≤"
-    value = "not a number" if g["value"] is None else f"{g['value']:.4g}"
-    note = f"<br><em>{escape(g['note'])}</em>" if g.get("note") else ""
-    return (
-        f"<tr><td><b>{escape(g['name'].replace('_', ' '))}</b><small>{escape(g['meaning'])}{note}</small></td>"
-        f"<td>{value}</td><td>{sign} {g['limit']:.3g}</td><td class='{state}'>{word}</td></tr>"
-    )
-
-
 def acting(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -264,20 +219,19 @@ def acting(found: Mapping[str, Any] | None) -> str:
 
 def provenance(manifest: Manifest, parts: Parts) -> str:
     machine = (parts.get("profile") or {}).get("environment") or {}
-    known = {k: v for k, v in machine.items() if v is not None}
-    unknown = [k.replace("_", " ") for k, v in machine.items() if v is None]
+    known = {k: v for k, v in machine.items() if k != "degraded" and v not in (None, [], {}, False)}
+    unknown = [f"{each['what'].replace('_', ' ')} ({each['why']})" for each in machine.get("degraded", ())]
     rows = "".join(
         f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items()
     )
-    lacks = f"<p class='note'>Not told by this machine: {escape(', '.join(unknown))}.</p>" if unknown else ""
+    lacks = f"<p class='note'>Could not be had: {escape(', '.join(unknown))}.</p>" if unknown else ""
     where = f"<h2>Where it was measured</h2><dl>{rows}</dl>{lacks}" if machine else ""
     return f"<footer>{where}<p class='note'>Bound to model.ewm, sha256 <code>{manifest.sha256}</code>.</p></footer>"
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(f"{v:.3g}" for v in value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def card(title: str, drawing: str, key: str = "") -> str:
-    below = f"<figcaption>{key}</figcaption>" if key else ""
-    return f"<figure><h3>{escape(title)}</h3>{drawing}{below}</figure>"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -95,8 +95,8 @@ class Schedule:
 
 
 def is_direct(call: Call) -> bool:
-    """Whether a product reads its operand in place: one float operand whose lanes are neighbours, as it is."""
-    if call.family not in ("product", "product_i8") or len(call.groups["left"]) != 1:
+    """Whether a core reads its left operand in place: one float operand whose lanes are neighbours, as it is."""
+    if call.family not in ("product", "product_i8", "attention") or len(call.groups["left"]) != 1:
         return False
     (x,) = call.node["left"].outputs.values()
     return x.op == "input" and x.dtype == "f32" and call.groups["left"][0][1].mode == "V"
@@ -135,7 +135,7 @@ def group(flow: list, tile: int) -> list[Step]:
 
 def merge_loops(call: Call) -> None:
     """Walk adjacent loops as one where every operand's strides allow it; a family's own inner loops stay."""
-    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "product_i8": 2, "attention": 4}.get(
+    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "product_bf16": 2, "product_i8": 2, "attention": 4}.get(
         call.family, len(call.dims)
     )
     operands = call.operands()

@@ -19,6 +19,7 @@ from .manifest import read_manifest
 from .ops import const_value, flops
 from .passes import EXACT, LOWERING, run
 from .program import Graph, LogLine, Node, Port, Program
+from .reference.worlds import world_by_word
 from .schedule import Call, EntrySchedule, Operand, Region, Schedule, Step
 
 STAGES = ("capture", "exact", "quantize", "fuse", "schedule")
@@ -42,7 +43,7 @@ def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
                 f"a bundle holds no stage {stage!r}", path, "give the model it was built from, or leave --stage out"
             )
         return bundle_text(Path(path), kernels)
-    if not Path(path).exists() and path != "reference" and ":" not in path:
+    if not Path(path).exists() and world_by_word(path) is None and ":" not in path:
         raise EdgewmError(
             f"no bundle or model {path!r}", "PATH or MODEL",
             "give the directory `edgewm build` wrote, a checkpoint, module:function, or the word reference",
@@ -351,8 +352,13 @@ def _port_row(port: Port) -> tuple[str, ...]:
 
 
 def _planner(planner: dict) -> str:
-    said = "kind samples iterations elites horizon action_block commit_steps"
-    return ", ".join(f"{name} {planner[name]}" for name in said.split())
+    """The settings that every plan has, those of this kind, and the others where they are not as usual."""
+    from .planner import KINDS
+
+    said = ["kind", "samples", "iterations", "elites", "horizon", "action_block", "commit_steps"]
+    usual = {"history": 1, "roll_committed": False, "warm_start": False, "objective": "final"}
+    said += [*KINDS[planner["kind"]], *(name for name, value in usual.items() if planner.get(name, value) != value)]
+    return ", ".join(f"{name} {planner[name]}" for name in said)
 
 
 def _columns(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
@@ -32,6 +33,7 @@ ISAS = {"x86_64": ("avx512", "avx2", "scalar"), "aarch64": ("neon", "scalar")}
 OF_ISA = {
     "avx512": ("avx512", "avx512vnni", "avx512bf16"), "avx2": ("avx2", "fma", "f16c"), "neon": ("dotprod", "i8mm"),
 }  # fmt: skip
+CONFIDENCE = ("two sources", "one source", "derived", "unconfirmed")
 # zig's `-mcpu` for each level of x86-64. x86_64_v4 comes with a tuning that halves 64-byte vectors: it is taken out.
 X86_CPU = {"avx512": "x86_64_v4+avx512vnni-prefer_256_bit", "avx2": "x86_64_v3", "scalar": "x86_64"}
 
@@ -100,10 +102,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Mode:
-    """One power mode: what is switched on and how fast. MHz; `dram_gbps` is 10^9 bytes a second, advertised."""
+    """One power mode: what is switched on and how fast. MHz; `dram_gbps` is 10^9 bytes a second, advertised.
+
+    `confidence`: one of CONFIDENCE, for the least certain of its figures.
+    """
 
     name: str
     source: str
+    confidence: str = ""
     number: int | None = None
     cpu_cores: int | None = None
     cpu_mhz: float | None = None
@@ -115,13 +121,17 @@ class Mode:
 
 @dataclass(frozen=True)
 class Measured:
-    """One published or own measurement; without `mode` the report did not state it."""
+    """One published or own measurement; without `mode` the report did not state it.
+
+    `fact` is what estimates know it by: `stream_gbps`, `stream_int4_gbps`, `tensor_tflops FORMAT`, `graph_node_us`.
+    """
 
     what: str
     value: float
     unit: str
     source: str
     mode: str | None = None
+    fact: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,15 +173,30 @@ class Target:
 
     def mode_named(self, name: str | None) -> Mode:
         """The power mode, by any case; None is the one the board boots in. EdgewmError names the modes there are."""
-        wanted = (name or self.default_mode).upper()
+        wanted = _spelling(name or self.default_mode)
         for mode in self.mode:
-            if mode.name.upper() == wanted:
+            if _spelling(mode.name) == wanted:
                 return mode
         raise EdgewmError(
             f"{self.name} has no power mode {name!r}",
             "--mode",
             "choose one of " + ", ".join(m.name for m in self.mode) + f" (it boots in {self.default_mode})",
         )
+
+
+def _spelling(mode: str) -> str:
+    """A mode's name without case, spaces and the number that nvpmodel writes behind it."""
+    return re.sub(r"\(\d+\)", "", mode).strip().upper().replace(" ", "_")
+
+
+def compile_flags(target: Target, *features: str) -> tuple[str, ...]:
+    """Of zig's C++ compiler for kernels on this target; with a macro for each of `features` that its CPU has.
+
+    Such a feature goes beyond the level of the target's kernels and is called by zig as it is here.
+    """
+    present = [f for f in features if target.has(f)]
+    cpu = "+".join((target.cpu.zig_cpu, *present))
+    return ("-target", target.zig_triple, f"-mcpu={cpu}", *(f"-DEWM_{f.upper()}" for f in present))
 
 
 def peak_flops(target: Target, mode: Mode, precision: str, unit: str) -> float | None:
@@ -291,8 +316,8 @@ def _toml(value: Any) -> str:
 
 
 def _given(value: Any) -> list[tuple[str, Any]]:
-    pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
-    return [(key, v) for key, v in pairs if v is not None and v != () and v != Rates()]
+    """Fields that say more than their default."""
+    return [(f.name, getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default]
 
 
 def to_toml(target: Target) -> str:

@@ -1,12 +1,14 @@
 """The verb `validate`: the judge's suites on one bundle, and a verdict bound to it.
 
 The verdict lies beside `model.ewm` as `verdict.json`, names it by SHA-256, and is written beside its place and renamed.
+Suites may be run one after another: what they say of the same bytes by the same preset comes together.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,48 +16,59 @@ from typing import Any
 
 from . import report
 from .errors import EdgewmError
-from .judge import closed_loop, gates, horizon, picture, plan
+from .judge import causality, gates, general, horizon, loops, own, physics, picture, plan
+from .judge.imagine import Subjects
+from .judge.latency import Latency, latencies
+from .judge.recorded import wanted, wanted_rollouts
 from .judge.sides import compiled, upstream
-from .judge.sources import Source, source_of, wanted, wanted_rollouts
+from .judge.sources import Source, source_of
 from .manifest import Manifest, read_manifest
 from .options import SUITES, Progress
 from .program import Port
 
 VERDICT = "verdict.json"
-EPISODES = 200  # pairs, at most: enough to decide equal models at any success rate upstream has
 SCHEMA_VERSION = 1
+DEFAULT_SUITES = tuple(s for s in SUITES if s != "closed-loop")  # where there is evidence for them
+Notice = Callable[[str], None]
 
 
 def validate(
-    bundle: Path, *, against: str, suite: Sequence[str] = ("plan",), episodes: int | None = None,
-    contexts: int | None = None, data: Path | None = None, env: str | None = None, seed: int = 0,
-    threads: int | None = None, progress: Progress | None = None,
+    bundle: Path, *, against: str, suite: Sequence[str] | None = None, preset: str = gates.DEFAULT.name,
+    episodes: int | None = None, contexts: int | None = None, data: Path | None = None, env: str | None = None,
+    latency: Sequence[str] = (), seed: int = 0, threads: int | None = None, progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge the bundle against the full model; `passed` is True, False, or None for not enough evidence.
 
-    `contexts` counts pairs of observation and goal (default: what the gates need), `episodes` pairs of closed-loop
-    episodes at most; recorded `data` (`judge.sources`) and the simulator `env` (as `act.run` takes it) come before the
-    model's own. Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a
-    bundle for another machine.
+    Without `suite` every suite but closed-loop runs that there is evidence for, and `skipped` says why others did not.
+    `preset` is strict, default, explore or a JSON file (`judge.gates.preset_of`). `contexts` counts pairs of
+    observation and goal (default: what the preset's claim takes), `episodes` pairs of closed-loop episodes at most;
+    `latency` are those of the closed loop's curve (`judge.latency`). Recorded `data` (`judge.recorded`) and the
+    simulator `env` (as `act.run` takes it) come before the model's own. `notice` is told how long episodes will take.
+
+    Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a bundle for
+    another machine.
     """
     from .act import period_of, world_of
     from .binding import Runtime
     from .models import load
 
-    unknown = [s for s in suite if s not in SUITES]
-    if unknown or not suite:
-        raise EdgewmError(f"no suite {unknown[0]!r}" if unknown else "no suite", "--suite", f"use {', '.join(SUITES)}")
+    asked = check_suites(suite, latency)
+    limits = gates.preset_of(preset)
     manifest, model = read_manifest(bundle), load(against)
     _same_model(manifest, model, against)
+    late = latencies(latency, Path(bundle), manifest.sha256)
     source = source_of(against, model, data)
-    source = source if env is None else replace(source, world=world_of(env))
+    source = source if env is None else replace(source, make=world_of(env))
     clock = [0]
     with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
+        subjects = subjects_of(manifest, model, runtime)
         result = judge(
-            manifest, model, runtime, clock, source, suite=suite, episodes=episodes or EPISODES,
-            contexts=contexts or gates.CONTEXTS, seed=seed, progress=progress or (lambda stage, done: None),
+            subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
+            episodes=episodes or limits.episodes, contexts=contexts or limits.contexts, latency=late, seed=seed,
+            progress=progress or (lambda stage, done: None), notice=notice or (lambda text: None),
         )  # fmt: skip
-        shown = _futures(manifest, model, runtime, source, seed)
+        shown = None if source.gallery is None else picture.futures(subjects, source.gallery, manifest.rate_hz, seed)
     # A student is judged against its teacher, so other weights are no fault; but the reader should know.
     same = dict(model.files) == manifest.raw.get("model_sha256")
     head = {
@@ -65,76 +78,108 @@ def validate(
         "same_weights": same,
     }
     result = {**head, **result}
-    write_verdict(Path(bundle), result)
-    report.add(bundle, "validate", result)
+    whole = merged(read_verdict(bundle), result)
+    write_verdict(Path(bundle), whole)
+    report.add(bundle, "validate", whole)
     if shown is not None:
-        report.add(bundle, "futures", shown)
+        report.add(bundle, "futures", picture.as_json(shown))
     return result
 
 
-def _futures(manifest: Manifest, model: Any, runtime: Any, source: Source, seed: int) -> dict[str, Any] | None:
-    """Pictures for the report, where there is a gallery to recognise latents by."""
-    if source.gallery is None:
-        return None
+def check_suites(suite: Sequence[str] | None, latency: Sequence[str] = ()) -> Sequence[str] | None:
+    """The suites asked for; None for the usual ones. EdgewmError for one that is none, or a latency without a loop."""
+    unknown = [s for s in suite or () if s not in SUITES]
+    if unknown or (suite is not None and not suite):
+        raise EdgewmError(f"no suite {unknown[0]!r}" if unknown else "no suite", "--suite", f"use {', '.join(SUITES)}")
+    if latency and "closed-loop" not in (suite or ()):
+        raise EdgewmError("a latency without a loop", "--latency", "add --suite closed-loop")
+    return suite
+
+
+def subjects_of(manifest: Manifest, model: Any, runtime: Any) -> Subjects:
+    """The full model, run by torch, and the bundle opened as `runtime`."""
     planner = manifest.planner
-    full, small = upstream(model, planner), compiled(runtime, model, planner)
-    observation = _single(model.ports_of("observation"))
-    found = picture.futures(full, small, planner, observation, _action(model), source.gallery, manifest.rate_hz, seed)
-    return picture.as_json(found)
+    camera, action = model.ports_of("observation")[0].name, model.ports_of("action")[0]
+    return Subjects(upstream(model, planner), compiled(runtime, model, planner), planner, camera, action)
 
 
 def judge(
-    manifest: Manifest, model: Any, runtime: Any, clock: list[int], source: Source, *, suite: Sequence[str],
-    episodes: int, contexts: int, seed: int, progress: Progress,
+    subjects: Subjects, manifest: Manifest, model: Any, runtime: Any, clock: list[int], source: Source, *,
+    suite: Sequence[str] | None, preset: gates.Preset, episodes: int, contexts: int, latency: Sequence[Latency],
+    seed: int, progress: Progress, notice: Notice,
 ) -> dict[str, Any]:  # fmt: skip
     """The suites asked for, as one result. `clock` holds the nanoseconds that `runtime` reads as its clock."""
-    planner = manifest.planner
-    full, small = upstream(model, planner), compiled(runtime, model, planner)
-    result: dict[str, Any] = {"precision": manifest.precision, "seed": seed, "suites": list(suite), "gates": []}
-    result |= dict.fromkeys(("plan", "horizon", "closed_loop"))
-    if "plan" in suite:
-        pairs = _needs(source.contexts, "contexts", "contexts to plan in", _record(wanted(model)))(contexts, seed)
-        result["plan"], rows = plan.run(full, small, planner, model.action_dim, pairs, contexts, seed, progress)
-        result["gates"] += rows
-    if "horizon" in suite:
-        observation = _single(model.ports_of("observation"))
-        found = _needs(source.rollouts, "rollouts", "recorded futures", _record(wanted_rollouts(model)))(
-            contexts, planner.horizon * planner.action_block, seed
-        )
-        result["horizon"], rows = horizon.run(
-            full, small, planner, observation, _action(model), found, contexts, progress
-        )
-        result["gates"] += rows
-    if "closed-loop" in suite:
-        make = _needs(source.world, "make", "a simulator", "name one by --env module:function")
-        full_episode, small_episode = _episodes(manifest, model, runtime, clock, full, make)
-        result["closed_loop"], rows = closed_loop.run(full_episode, small_episode, episodes, seed, progress)
-        result["gates"] += rows
+    result: dict[str, Any] = {
+        "precision": manifest.precision, "preset": preset.name, "seed": seed, "contexts": contexts, "suites": [],
+        "skipped": {}, "left_out": {}, "seconds": {}, "gates": [],
+    }  # fmt: skip
+    result |= {_key(name): None for name in SUITES} | {"latency": None}
+
+    def look(name: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+        if name == "plan":
+            pairs = source.contexts(contexts, seed)
+            found, rows = plan.run(
+                subjects.full, subjects.compressed, subjects.planner, model.action_dim, pairs, contexts, seed, progress
+            )
+            itself = own.run(runtime, model, subjects.planner, source.contexts(own.PLANS, seed + 1), seed)
+            return found | itself[0], [*rows, *itself[1]], []
+        return IMAGINING[name](subjects, source, contexts, seed, progress)
+
+    for name in (s for s in SUITES if s in (suite or DEFAULT_SUITES)):
+        fault = lacking(name, model, source)
+        if fault is not None:
+            if suite is not None or name == "plan":
+                raise fault
+            result["skipped"][name] = fault.what
+            continue
+        begun = time.perf_counter()
+        result["suites"].append(name)
+        if name == "closed-loop":
+            loop = loops.Loop(subjects, manifest, runtime, clock, preset, seed, progress, notice)
+            found, rows = loops.closed_loop(loop, source, episodes, "general" in (suite or ()), latency)
+            result |= found
+        else:
+            result[_key(name)], rows, left_out = look(name)
+            rows = [gates.under(preset, row) for row in rows]
+            result["left_out"] |= {name: left_out} if left_out else {}
+        result["gates"] += [{**row, "suite": name} for row in rows]
+        result["seconds"][name] = round(time.perf_counter() - begun, 2)
     result["passed"] = gates.verdict(result["gates"])
     return result
 
 
-def _episodes(manifest: Manifest, model: Any, runtime: Any, clock: list[int], full: Any, make: Callable[[int], Any]):
-    from .act import compiled_policy, planning_policy, play
+IMAGINING = {
+    "physics": physics.run, "causality": causality.run, "horizon": horizon.run, "general": general.run,
+}  # fmt: skip
 
-    def with_full(seed: int) -> bool:
-        world = make(seed)
-        world.reset(seed)
-        return _succeeds(
-            world, seed, planning_policy(full, manifest.planner, manifest.ports_of("action")[0], world.goal, seed)
+
+def _key(suite: str) -> str:
+    return suite.replace("-", "_")
+
+
+def lacking(suite: str, model: Any, source: Source) -> EdgewmError | None:
+    """Why a suite cannot run; None where it can."""
+    record = "give --data FILE.safetensors with the arrays {}"
+    missing = {
+        "plan": ("contexts", "contexts to plan in", record.format(wanted(model))),
+        "physics": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
+        "causality": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
+        "horizon": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
+        "general": ("shifts", "shifted scenes", record.format(wanted(model))),
+        "closed-loop": ("make", "a simulator", "name one by --env module:function"),
+    }
+    name, what, otherwise = missing[suite]
+    if getattr(source, name) is None:
+        return EdgewmError(
+            f"nothing like {what} for this model", "--against",
+            f"{otherwise}; or give module:function and define {name}() in that module (edgewm/judge/sources.py)",
+        )  # fmt: skip
+    cameras = len(model.ports_of("observation"))
+    if suite in IMAGINING and cameras != 1:
+        return EdgewmError(
+            f"{cameras} observation ports", f"suite {suite}", "leave this suite out: it follows one camera"
         )
-
-    def with_compiled(seed: int) -> bool:
-        world = make(seed)
-        world.reset(seed)
-        return _succeeds(world, seed, compiled_policy(runtime, clock, manifest, world.goal, seed))
-
-    def _succeeds(world: Any, seed: int, policy: Any) -> bool:
-        for _ in play(world, seed, policy):
-            pass
-        return bool(world.success)
-
-    return with_full, with_compiled
+    return None
 
 
 def _same_model(manifest: Manifest, model: Any, against: str) -> None:
@@ -143,38 +188,34 @@ def _same_model(manifest: Manifest, model: Any, against: str) -> None:
     def shapes(ports: Sequence[Port]) -> dict[str, tuple]:
         return {p.name: (p.kind, tuple(p.shape), p.dtype) for p in ports if p.kind in ("observation", "goal", "action")}
 
-    built, wanted = shapes(manifest.ports), shapes(model.ports)
-    for name in [*built, *wanted]:
-        if built.get(name) != wanted.get(name):
+    built, known = shapes(manifest.ports), shapes(model.ports)
+    for name in [*built, *known]:
+        if built.get(name) != known.get(name):
             raise EdgewmError(
-                f"port {name!r} is {built.get(name)} in the bundle, {wanted.get(name)} in the model", against,
+                f"port {name!r} is {built.get(name)} in the bundle, {known.get(name)} in the model", against,
                 "compare the bundle with the model it was built from",
             )  # fmt: skip
 
 
-def _needs(found: Any, name: str, what: str, otherwise: str) -> Any:
-    if found is None:
-        raise EdgewmError(
-            f"nothing like {what} for this model", "--against",
-            f"{otherwise}; or give module:function and define {name}() in that module (edgewm/judge/sources.py)",
-        )  # fmt: skip
-    return found
+SAME = ("schema_version", "bundle_sha256", "against", "same_weights", "preset")
 
 
-def _record(arrays: str) -> str:
-    return f"give --data FILE.safetensors with the arrays {arrays}"
-
-
-def _single(ports: Sequence[Port]) -> str:
-    if len(ports) != 1:
-        raise EdgewmError(
-            f"{len(ports)} observation ports", "suite horizon", "leave this suite out: it follows one camera"
-        )
-    return ports[0].name
-
-
-def _action(model: Any) -> Port:
-    return model.ports_of("action")[0]
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """The verdict that both runs give together: of each suite the newer; the new one alone where they asked for
+    something else."""
+    if old is None or any(old.get(key) != new[key] for key in SAME):
+        return new
+    kept = [name for name in old["suites"] if name not in new["suites"]]
+    rows = [row for row in old["gates"] if row["suite"] in kept] + new["gates"]
+    both = {key: {**{k: v for k, v in old[key].items() if k in kept}, **new[key]} for key in ("left_out", "seconds")}
+    figures = {_key(name): old[_key(name)] for name in kept}
+    figures |= {"latency": old["latency"]} if "closed-loop" in kept else {}
+    suites = [name for name in SUITES if name in (*kept, *new["suites"])]
+    skipped = {name: why for name, why in (old["skipped"] | new["skipped"]).items() if name not in suites}
+    return {
+        **new, **figures, **both, "skipped": skipped, "suites": suites, "passed": gates.verdict(rows),
+        "gates": sorted(rows, key=lambda row: SUITES.index(row["suite"])),
+    }  # fmt: skip
 
 
 def write_verdict(bundle: Path, result: dict[str, Any]) -> None:
@@ -198,3 +239,9 @@ def read_verdict(bundle: Path) -> dict[str, Any] | None:
         return None
     found = json.loads(file.read_text())
     return found if found.get("bundle_sha256") == read_manifest(bundle).sha256 else None
+
+
+def is_validated(bundle: Path) -> bool:
+    """Whether these very bytes have a verdict that passed, on their plans at least."""
+    found = read_verdict(bundle)
+    return found is not None and found["passed"] is True and "plan" in found["suites"]

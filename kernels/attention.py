@@ -6,6 +6,8 @@ The scores of one query never leave the tile: they are made, normalised and used
 from edgewm import expr as e
 from edgewm.program import Node
 
+QUERIES = 3  # computed at once in attention.cc, so that what is read of keys and values serves them all
+
 
 def reference(scores: Node, v: Node) -> Node:
     """`scores` (..., i, j), `v` (..., j, d) to (..., i, d)."""
@@ -18,15 +20,10 @@ def placeholders(rank: int) -> tuple[Node, Node]:
     return e.input("scores", (*lead, 3, 5)), e.input("v", (*lead, 5, 7))
 
 
-def workspace_bytes(
-    keys: int, depth: int, width: int, tile: int, n_block: int, keys_shared: bool, values_shared: bool
-) -> int:
-    """SCRATCH of `attention.cc` for one tile: a query [depth][tile] and its scores [keys][tile] f32, then the keys and
-    the values packed as a product's weights, [ceil(N / n_block)][K][n_block] f32, where the tile's lanes share them.
+def workspace_bytes(keys: int, depth: int, tile: int, direct: bool = False) -> int:
+    """SCRATCH of `attention.cc` for one tile: for each of QUERIES queries its scores [keys][tile] f32 and, unless it is
+    `direct` (read where it lies), the query itself, [depth][tile].
 
-    `keys` is the extent of j, `depth` that of q and k, `width` that of v; `tile` and `n_block` are those of
-    `product.TILING`.
+    `keys` is the extent of j, `depth` that of q and k; `tile` is that of `product.TILING`.
     """
-    packed_keys = -(-keys // n_block) * n_block * depth if keys_shared else 0
-    packed_values = -(-width // n_block) * n_block * keys if values_shared else 0
-    return 4 * ((depth + keys) * tile + packed_keys + packed_values)
+    return 4 * QUERIES * (keys + (0 if direct else depth)) * tile

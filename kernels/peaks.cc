@@ -1,5 +1,6 @@
 // What this machine can do at best, for one thread: chains of the very instructions the products are made of, with as
 // many accumulators as their microkernel holds, and a stream of reads. Each returns how many operations (bytes) it did.
+#include "bf16.h"
 #include "microkernel.h"
 
 namespace ewm {
@@ -21,6 +22,20 @@ __attribute__((visibility("default"))) int64_t ewm_peak_fp32(int64_t rounds) {
     for (int i = 0; i < CHAINS; i++) acc[i] = op_fma(acc[i], factor, factor);
   keep(acc);
   return rounds * CHAINS * LANES * 2;
+}
+
+__attribute__((visibility("default"))) int64_t ewm_peak_bf16(int64_t rounds) {
+  using namespace ewm;
+  f32v acc[CHAINS];
+  const u32v x = splat(0x3f003f00u) + static_cast<uint32_t>(zero);
+  const uint32_t w = 0x3f003f00u + static_cast<uint32_t>(zero);  // two halves
+#pragma unroll
+  for (int i = 0; i < CHAINS; i++) acc[i] = splat(1.0f + static_cast<float>(i));
+  for (int64_t n = 0; n < rounds; n++)
+#pragma unroll
+    for (int i = 0; i < CHAINS; i++) acc[i] = dot_bf16(acc[i], x, w);
+  keep(acc);
+  return rounds * CHAINS * LANES * 2 * 2;
 }
 
 // The lanes' words are the accumulators themselves, so that nothing can be taken out of the loop.
@@ -50,5 +65,12 @@ __attribute__((visibility("default"))) int64_t ewm_peak_read(const char* buffer,
     }
   keep(acc);
   return bytes / row * row;
+}
+
+// The same buffer over and over: where it fits, a cache's reads.
+__attribute__((visibility("default"))) int64_t ewm_peak_reread(const char* buffer, int64_t bytes, int64_t rounds) {
+  int64_t done = 0;
+  for (int64_t n = 0; n < rounds; n++) done += ewm_peak_read(buffer, bytes);
+  return done;
 }
 }

@@ -5,6 +5,7 @@ the lanes of a vector, and a microkernel keeps `n_block` results of `vectors` ve
 are stored in blocks of n_block results, k by k, padded with zeros to whole blocks:
 
     f32   [ceil(N / n_block)][K][n_block]
+    bf16  [ceil(N / n_block)][ceil(K / 2)][n_block][2]
     i8    [ceil(N / n_block)] of { i32 correction[n_block] (avx512 only), [ceil(K / group)][n_block][group] }
 
 `group` neighbours of k fill the 32-bit word that one dot-product instruction takes: 4 bytes, on avx2 a pair of int16 (the
@@ -100,18 +101,28 @@ def pack_i8(w: np.ndarray, isa: str) -> np.ndarray:
     return np.concatenate([_as_bytes(correction, words.shape[:-1]), words], -1).reshape(*lead, -1)
 
 
+def pack_bf16(w: np.ndarray, isa: str) -> np.ndarray:
+    """Weights (..., K, N) bf16 for `product_bf16`: u8 (..., bytes of one packed matrix)."""
+    return _as_bytes(_blocks(w.view("<u2"), TILING[isa].n_block, 2), w.shape[:-2])
+
+
 def packed_bytes(dtype: str, k: int, n: int, isa: str) -> int:
-    """Bytes of one packed (K, N) matrix of weights, `dtype` f32 or i8."""
+    """Bytes of one packed (K, N) matrix of weights, `dtype` f32, bf16 or i8."""
     tiling = TILING[isa]
     blocks = -(-n // tiling.n_block)
-    if dtype == "f32":
-        return blocks * k * tiling.n_block * 4
+    if dtype != "i8":
+        return blocks * (k if dtype == "f32" else -(-k // 2)) * tiling.n_block * 4
     return blocks * tiling.n_block * 4 * (-(-k // tiling.group) + (1 if tiling.zero_point else 0))
 
 
 def workspace_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
     """SCRATCH of `product`: a panel [K][tile] f32 for each outer index that shares the weights (those loops' extents)."""
     return 0 if direct else prod(shared) * k * TILING[isa].tile * 4
+
+
+def workspace_bf16_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
+    """SCRATCH of `product_bf16`: ceil(K / 2) words a lane for each outer index that shares the weights."""
+    return prod(shared) * -(-k // 2) * TILING[isa].tile * 4
 
 
 def workspace_i8_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:

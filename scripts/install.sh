@@ -43,15 +43,27 @@ have_torch || install_torch
 echo "installing edgewm and what its tests use ..."
 pip install -q -e '.[dev]'
 
-# Tools pip cannot bring: qemu runs the aarch64 bundles. Without them the tests that need them are skipped by name.
-packages="qemu-user libc6-arm64-cross"
+# Tools pip cannot bring: qemu runs the aarch64 bundles, sshd is logged in to as if it were a board's (the tests start
+# their own, with their own keys). Without them the tests that need them are skipped by name. Where systemd runs, the
+# package would open the machine to the network by itself, so there it is the user's to install.
+packages=
 loader=/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1
 if [ "$(uname -m)" != aarch64 ] && { [ ! -e $loader ] || ! command -v qemu-aarch64 >/dev/null; }; then
+  packages="qemu-user libc6-arm64-cross"
+fi
+if [ ! -x /usr/sbin/sshd ] && ! command -v sshd >/dev/null; then
+  if [ -d /run/systemd/system ]; then
+    echo "tests that log in to a device will be skipped; to run them: sudo apt-get install openssh-server" >&2
+  else
+    packages="$packages openssh-server openssh-client"
+  fi
+fi
+if [ -n "$packages" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing $packages ..."
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } \
       >/dev/null </dev/null || echo "could not install $packages: tests that need them will be skipped" >&2
   else
-    echo "tests that run aarch64 bundles will be skipped; to run them: sudo apt-get install $packages" >&2
+    echo "tests that need them will be skipped; to run them: sudo apt-get install $packages" >&2
   fi
 fi

@@ -35,7 +35,7 @@ def rounding(graph: Graph, dtype: type) -> float:
             own(node)
             if own
             else TRANSCENDENTAL_ULP
-            if node.op in ("exp", "log", "erf", "tanh", "sin2pi", "cos2pi")
+            if node.op in ("exp", "log", "erf", "gelu", "tanh", "sin2pi", "cos2pi")
             else 1
         )
         units[node] = cost + max((units[s] for s in node.sources), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from edgewm.toolchain import compile_program
 P = load("product")
 SOURCE = Path(__file__).parent / "kernels" / "cases.cc"
 CODES = {"f32": 0, "i32": 1, "u32": 2, "i8": 3, "u8": 4}
-DTYPES = {"float32": "f32", "int32": "i32", "uint32": "u32", "int8": "i8", "uint8": "u8"}
+DTYPES = {"float32": "f32", "int32": "i32", "uint32": "u32", "int8": "i8", "uint8": "u8", "bfloat16": "bf16"}
 MACHINES = {isa: ("x86_64-linux-gnu.2.31", cpu) for isa, cpu in X86_CPU.items()}
 MACHINES["neon"] = ("aarch64-linux-gnu.2.31", "cortex_a78ae")
 
@@ -33,16 +34,16 @@ def runs_here(isa: str) -> bool:
     return host().machine == "x86_64" and isa in levels and levels.index(isa) >= levels.index(host().isa)
 
 
-def build(isa: str, folder: Path, kernels: Path = KERNELS) -> Path:
-    """The program of cases.cc for one instruction set."""
+def build(isa: str, folder: Path, kernels: Path = KERNELS, features: Sequence[str] = ()) -> Path:
+    """The program of cases.cc for one instruction set, and with what a processor may have beyond it."""
     target, cpu = MACHINES[isa]
     constants = {"LOG2_E": math.log2(math.e), "LN2_HIGH": arithmetic.LN2_HIGH, "LN2_LOW": arithmetic.LN2_LOW}
     header = "".join(f"#define {name} {np.float32(value).item().hex()}f\n" for name, value in constants.items())
     header += f"#define EXP_COEFFICIENTS {', '.join(np.float32(c).item().hex() + 'f' for c in arithmetic.EXP)}\n"
-    flags = ["-target", target, f"-mcpu={cpu}", *P.TILING[isa].defines]
-    return compile_program(
-        {"cases.cc": header + SOURCE.read_text()}, [RUNTIME, kernels], flags=flags, out=folder / f"cases-{isa}"
-    )
+    flags = ["-target", target, "-mcpu=" + "+".join((cpu, *features)), *P.TILING[isa].defines]
+    flags += [f"-DEWM_{feature.upper()}" for feature in features]
+    out = folder / "-".join(("cases", isa, *features))
+    return compile_program({"cases.cc": header + SOURCE.read_text()}, [RUNTIME, kernels], flags=flags, out=out)
 
 
 class Case:
@@ -99,7 +100,7 @@ class Case:
         self.expected.append(values)
 
     def weights(self, packed: np.ndarray, dtype: str, batch: str = "") -> None:
-        size = packed.shape[-1] // (4 if dtype == "f32" else 1)
+        size = packed.shape[-1] // (1 if dtype == "i8" else 4)
         strides = [size if a in batch else 0 for a in self.loops]
         self._operand(2, dtype, 0, packed.nbytes, self._place(2, packed.tobytes()), 0, strides)
 

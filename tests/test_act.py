@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ from edgewm import format as ewm_format
 from edgewm.errors import EdgewmError
 from edgewm.manifest import Manifest
 from edgewm.program import Planner, Port
-from edgewm.reference import world
+from edgewm.reference import DEFAULT
+from edgewm.reference.base import Episode
+from edgewm.reference.two_room.arena import STEP_M
+from edgewm.reference.two_room.world import TwoRoom
 
+ROOMS = TwoRoom()
 PIXELS = Port("pixels", "observation", (1, 64, 64, 3), "u8")
 GOAL = Port("goal", "goal", (1, 64, 64, 3), "u8")
 ACTION = Port("action", "action", (2,), low=-1.0, high=1.0)
@@ -54,22 +59,21 @@ class Seeing:
 
     def act(self, now_ns):
         assert now_ns == self.clock[0]
-        return np.clip(self.direction / world.STEP_M, -1, 1).astype(np.float32), None
+        return np.clip(self.direction / STEP_M, -1, 1).astype(np.float32), None
 
 
-def open_room(seed: int) -> world.World:
+def open_room(seed: int) -> Episode:
     """A world whose start and goal share a room."""
     while True:
-        made = world.make(seed)
-        layout = made._layout[0]
-        if (made.state[0] < layout[0]) == (made.goal_state[0] < layout[0]):
+        made = ROOMS.make(seed)
+        if not ROOMS.in_subset(made.state[None], made.goal_state[None]):
             return made
         seed += 1000
 
 
 def test_a_loop_that_sees_reaches_the_goal_and_plans_when_its_chunk_is_played():
     made, clock = open_room(1), [0]
-    seed = next(s for s in (1 + 1000 * k for k in range(99)) if np.array_equal(world.make(s).state, made.state))
+    seed = next(s for s in (1 + 1000 * k for k in range(99)) if np.array_equal(ROOMS.make(s).state, made.state))
     runtime = Seeing(clock)
     steps = list(act.play(made, seed, act.compiled_policy(runtime, clock, MANIFEST, made.goal, seed)))
     assert made.success and len(steps) < made.max_steps
@@ -96,11 +100,16 @@ def test_the_full_models_loop_plays_its_plan_in_the_robots_units():
 
 
 def test_simulators_by_name(monkeypatch):
-    assert act.world_of("reference") is world.make and act.world_of("tworoom") is world.make
+    assert act.world_of("reference").__self__.name == DEFAULT
+    assert act.world_of("reference/two_room").__self__.name == "two_room"
+
+    def make(seed: int) -> Episode:
+        return ROOMS.make(seed)
+
     mine = types.ModuleType("mine")
-    mine.arena = world.make
+    mine.arena = make
     monkeypatch.setitem(sys.modules, "mine", mine)
-    assert act.world_of("mine:arena") is world.make
+    assert act.world_of("mine:arena") is make
     for env, words in (
         ("maze", "no simulator 'maze'"),
         ("mine:other", "mine has no 'other'"),
@@ -120,12 +129,12 @@ def test_a_world_that_does_not_fit_the_bundle_is_refused():
     with pytest.raises(
         EdgewmError, match=r"shows shape \(64, 64, 3\) on port 'pixels', the bundle wants \(1, 32, 32, 3\)"
     ):
-        act._fits(world.make(0), "reference", other)
+        act._fits(ROOMS.make(0), "reference", other)
     slow = Manifest("ab", "host", "AS_IS", "fp32", 10.0, 1, PLANNER, (PIXELS,), {})
     with pytest.raises(EdgewmError, match="simulator runs at 20 Hz, the bundle at 10 Hz") as fault:
-        act._fits(world.make(0), "reference", slow)
+        act._fits(ROOMS.make(0), "reference", slow)
     assert fault.value.fix == "build with --rate-hz 20"
-    act._fits(world.make(0), "reference", MANIFEST)
+    act._fits(ROOMS.make(0), "reference", MANIFEST)
 
 
 def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
@@ -158,16 +167,17 @@ def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr("edgewm.binding.Runtime", Opened)
-    monkeypatch.setattr(world.World, "max_steps", 12)
+    monkeypatch.setattr(TwoRoom, "max_steps", 12)
     done = []
     gif = tmp_path / "acts.gif"
-    found = act.run(bundle, episodes=2, gif=gif, progress=lambda stage, share: done.append(share))
+    act_two = partial(act.run, bundle, env="reference/two_room", episodes=2)
+    found = act_two(gif=gif, progress=lambda stage, share: done.append(share))
     assert found["episodes"] == 2 and 0 <= found["successes"] <= 2 and done == [0.5, 1.0]
     assert found["plan_ms"]["plans"] == found["counts"]["plans"] > 0
     for place, words in ((tmp_path, "place is a directory"), (tmp_path / "no" / "a.gif", "film cannot be written")):
         done.clear()
         with pytest.raises(EdgewmError, match=words):
-            act.run(bundle, episodes=2, gif=place, progress=lambda stage, share: done.append(share))
+            act_two(gif=place, progress=lambda stage, share: done.append(share))
         assert not done
     assert gif.stat().st_size > 1000 and "episodes reached the goal" in (bundle / "report.html").read_text()
 
@@ -175,7 +185,7 @@ def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
 def test_a_film_that_fails_to_be_written_leaves_nothing(tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
     made = film.Film(MANIFEST)
-    made.add(world.make(0), world.make(0).reset(0), made._every, 1.0)
+    made.add(ROOMS.make(0), ROOMS.make(0).reset(0), made._every, 1.0)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -190,16 +200,15 @@ def test_a_checkpoint_without_contexts_is_told_which_arrays_to_record(tmp_path):
     from safetensors.numpy import save_file
 
     from edgewm import validate
-    from edgewm.judge import sources
+    from edgewm.judge import recorded, sources
 
     model = types.SimpleNamespace(
         ports_of=lambda kind: {"observation": (PIXELS,), "goal": (GOAL,), "action": (ACTION,)}[kind]
     )
     words = "pixels (N, 64, 64, 3) uint8, goal (N, 64, 64, 3) uint8"
-    assert sources.wanted(model) == words
-    with pytest.raises(EdgewmError, match="nothing like contexts") as fault:
-        validate._needs(None, "contexts", "contexts to plan in", validate._record(words))
-    assert f"--data FILE.safetensors with the arrays {words}" in fault.value.fix
+    assert recorded.wanted(model) == words
+    fault = validate.lacking("plan", model, sources.Source())
+    assert "nothing like contexts" in fault.what and f"--data FILE.safetensors with the arrays {words}" in fault.fix
     save_file({"pixels": np.zeros((0, 64, 64, 3), np.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(EdgewmError, match="array 'pixels' has no rows"):
-        sources.recorded(tmp_path / "a.safetensors", model)
+        recorded.recorded(tmp_path / "a.safetensors", model)

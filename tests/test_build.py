@@ -22,7 +22,6 @@ from edgewm import expr as e
 from edgewm import format as ewm
 from edgewm.build import build, schedule_program, write
 from edgewm.errors import EdgewmError
-from edgewm.estimate import estimate_ms
 from edgewm.golden import example_inputs
 from edgewm.passes import PIPELINE, run
 from edgewm.program import Graph, Program
@@ -31,7 +30,7 @@ from edgewm.target import resolve
 
 HERE = Path(__file__).resolve().parent
 MODEL, CARELESS = "tiny_models:tiny", "tiny_models:careless"
-FILES = ["edgewm-tick", "edgewm.h", "libedgewm.so", "model.ewm"]
+FILES = ["edgewm-tick", "edgewm.h", "kit.sh", "libedgewm.so", "model.ewm"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -56,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return out, build(MODEL, out=out)
 
 
-def test_a_bundle_is_four_files_and_its_result_says_what_they_are(bundle: tuple[Path, dict]) -> None:
+def test_a_bundle_is_five_files_and_its_result_says_what_they_are(bundle: tuple[Path, dict]) -> None:
     out, result = bundle
     assert sorted(p.name for p in out.iterdir()) == FILES
     data = (out / "model.ewm").read_bytes()
@@ -115,7 +114,8 @@ def small_write(out: Path, seed: int) -> dict:
     """The last steps of a build, of a program that needs no torch."""
     board, _ = resolve("host")
     program = small_program()
-    return write(program, schedule_program(program, board.isa), {"seed": seed}, board, out, seed, lambda done: None)
+    manifest = {"seed": seed, "rate_hz": 20.0, "threads": 1}
+    return write(program, schedule_program(program, board.isa), manifest, {}, board, out, seed, lambda done: None)
 
 
 def kill_at(point: str) -> None:
@@ -232,16 +232,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, bundle: tuple[Path, dict]) -> 
 
 def test_a_dry_run_estimates_where_the_boards_peaks_are_known() -> None:
     result = build(MODEL, target="orin", dry_run=True, threads=2)
-    found, board = result["estimate_ms"], resolve("orin")[0]
-    assert found["source"] == "estimated, at advertised peaks" and 0 < found["low"] <= found["point"]
-    assert build(MODEL, target="orin", dry_run=True, threads=1)["estimate_ms"]["point"] > found["point"]
-    assert build(MODEL, target="host", dry_run=True)["estimate_ms"] is None
-    mode = board.mode_named("50W")
-    done = {"f32": 1000, "vector": 24, "i8": 4096}
-    cycles = 1024 / board.cpu.flop_per_clock.fp32 + 4096 / board.cpu.flop_per_clock.int8
-    busy_ms = cycles / (mode.cpu_cores * mode.cpu_mhz * 1e3)
-    estimated = estimate_ms(done, 10**6, board, mode, mode.cpu_cores)
-    assert estimated["point"] == pytest.approx(busy_ms + 1e3 * 10**6 / (mode.dram_gbps * 1e9))
+    found = result["estimate_ms"]
+    assert found["source"].startswith("estimated: ") and 0 < found["low"] <= found["point"] <= found["high"]
+    slower = build(MODEL, target="orin", mode="15W", dry_run=True, threads=2)["estimate_ms"]
+    assert slower["point"] > found["point"]
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

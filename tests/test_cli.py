@@ -14,7 +14,7 @@ from edgewm import cli, console
 from edgewm.cli import cli as group
 from edgewm.errors import EdgewmError
 
-VERBS = ("build", "profile", "validate", "run", "show", "targets", "doctor", "demo")
+VERBS = ("build", "profile", "validate", "run", "show", "targets", "estimate", "doctor", "demo")
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> list[str]:
@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --target orinn", "no target is named 'orinn'"),
         ("build reference --target orin --mode 60W", "has no power mode '60W'"),
         ("build reference --target orin --isa avx2", "cannot run 'avx2' kernels"),
-        ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'w8a8'"),
+        ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'w8a8'"),
         ("build reference --place gpu", "'gpu' is not one of 'auto', 'cpu'"),
         ("build reference --samples 0", "0 is not in the range x>=1"),
         ("build reference --rate-hz 0", "0.0 is not in the range 0.001<=x<=1000000.0"),
@@ -72,9 +72,12 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --bogus", "No such option"),
         ("profile out --load disk", "'disk' is not one of 'cpu', 'memory'"),
         ("profile out --slo fast", "'fast' is not like 'p99=20ms'"),
-        ("profile out --device ssh://me@board", "'ssh://me@board' is not 'local': only this machine is timed"),
+        ("profile out --device me@board", "'me@board' is no device"),
+        ("profile out --pin two", "'two' is not like '2', '2,3' or '2-5'"),
+        ("profile out --fifo 1", "1 is not in the range 2<=x<=99"),
+        ("doctor --device telnet://board", "'telnet://board' is no device"),
         ("validate out", "Missing option '--against'"),
-        ("validate out --against reference --suite plan,luck", "'luck' is not one of 'plan', 'horizon', 'closed-loop'"),
+        ("validate out --against reference --suite plan,luck", "'luck' is not one of 'plan', 'physics'"),
         ("targets show moon", "no target is named 'moon'"),
         ("show nothing", "no bundle or model 'nothing'"),
         ("doctor --skip luck", "no check is named 'luck'"),
@@ -99,7 +102,7 @@ def test_suites_are_those_the_judge_has() -> None:
 
 
 def test_json_on_stdout_is_alone_there(capsys: pytest.CaptureFixture) -> None:
-    for line in ("targets list", "targets show orin", "targets probe"):
+    for line in ("targets list", "targets show orin", "targets show host --toml"):
         assert cli.execute([*line.split(), "--json", "-"]) == 0
         assert json.loads(capsys.readouterr().out)["schema_version"] == cli.SCHEMA_VERSION
 
@@ -143,13 +146,17 @@ def test_a_profile_prints_what_it_found() -> None:
         "act_late_ms": row, "plan_ms": row, "plan_age_ms": row, "misses": 1, "miss_rate_upper": 0.02,
         "loaded": {"load": "cpu", "act_late_ms": row, "plan_ms": row, "misses": 5}, "peak_fraction": 0.4,
         "slo": "p99=20ms", "slo_met": None, "stages": {"product": 0.7, "map": 0.3},
-        "kernels": [{"call": 0, "kernel": "product<K0>", "ns": 3}, {"call": 1, "kernel": "map<K1>", "ns": 1}],
+        "kernels": [
+            {"family": family, "dims": [4, 2], "lanes": 8, "does": "y", "calls": 1, "ms": ms, "share": ms / 4,
+             "gflops": None, "gbps": None, "limit_ms": None, "of_limit": None}
+            for family, ms in (("product", 3.0), ("map", 1.0))
+        ],
         "withheld": {"plan_ms.p99": {"samples": 200, "needs": 299}},
     }  # fmt: skip
     text = shown(console.profile_table(result))
     for words in (
         "plan, cpu busy", "cpu busy: 5 misses", "40 % of this machine's measured peak",
-        "p99=20ms: not enough samples to tell", "product 70 %, map 30 %", "75.0 %  product<K0>",
+        "p99=20ms: not enough samples to tell", "product 70 %, map 30 %", "75.0%", "product 4x2, 8 lanes",
         "withheld plan p99: 200 samples, 299 needed",
     ):  # fmt: skip
         assert words in text, words

@@ -17,11 +17,13 @@ from edgewm.bundle import compile_bundle, pack
 from edgewm.emit import schedule_program
 from edgewm.golden import example_inputs
 from edgewm.models import Model, capture_model, own
+from edgewm.ops import NUMPY
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Program, walk_graphs
 from edgewm.target import resolve
 
 FAMILIES = ("tdmpc2", "rssm", "frame_causal")
+PRECISIONS = ("fp32", "bf16", "w8a8")
 DRAWS = 8  # of inputs: an error is relative to the largest value, and a lone one may have cancelled
 
 
@@ -34,7 +36,7 @@ def products(program: Program) -> set[str]:
 
 def entry_name(family: str, precision: str, entry: str) -> str:
     """At most the 23 characters that a file holds."""
-    return f"{family[:4]}{precision[1]}_{entry}"
+    return f"{family[:4]}{precision[0]}_{entry}"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def programs(models: dict[str, Model]) -> dict[tuple[str, str], Program]:
     found = {}
     for name, model in models.items():
         exact = run(capture_model(model, model.planner), EXACT)
-        for precision in ("fp32", "w8a8"):
+        for precision in PRECISIONS:
             recipe = dict.fromkeys(products(exact), precision) if precision != "fp32" else {}
             found[name, precision] = run(exact.with_(recipe=recipe), LOWERING)
     return found
@@ -74,7 +76,7 @@ def runtimes(
         yield [one, two]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_models_are_the_oracle_to_the_bit(
     family: str, precision: str, programs: dict[tuple[str, str], Program], runtimes: list[Runtime]
@@ -89,9 +91,10 @@ def test_compiled_models_are_the_oracle_to_the_bit(
                 assert found[key].tobytes() == np.ascontiguousarray(value).tobytes(), (name, key, runtime)
 
 
-def test_every_family_has_products_in_int8(programs: dict[tuple[str, str], Program]) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("w8a8", "i8"), ("bf16", "bf16")])
+def test_every_family_has_products_in(precision: str, dtype: str, programs: dict[tuple[str, str], Program]) -> None:
     for family in FAMILIES:
-        assert any(a.dtype == np.int8 for a in programs[family, "w8a8"].weights.values()), family
+        assert any(a.dtype == NUMPY[dtype] for a in programs[family, precision].weights.values()), family
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -219,7 +219,7 @@ def test_robot_json_describes_the_robot_of_a_checkpoint(checkpoint: Path) -> Non
     [
         ({"speed": 1}, "unknown key 'speed'"),
         ({"action": {"limit": 1}}, "unknown key 'limit'"),
-        ({"planner": {"history": 3}}, "unknown key 'history'"),
+        ({"planner": {"action_block": 3}}, "unknown key 'action_block'"),
         ({"planner": [1]}, "[1] where an object is wanted"),
         ({"action": {"safe": [0, 0, 0]}}, "safe is [0, 0, 0]"),
         ({"action": {"scale": 2}}, "scale is 2"),
@@ -240,7 +240,7 @@ def test_robot_json_describes_the_robot_of_a_checkpoint(checkpoint: Path) -> Non
         ({"max_age_ms": -1}, "max_age_ms is -1"),
         ({"planner": {"samples": 8}}, "30 elites of 8 samples"),
         ({"planner": {"commit_steps": 11}}, "11 committed periods exceed the plan of 10"),
-        ({"planner": {"kind": "mppi"}}, "no planner of kind 'mppi'"),
+        ({"planner": {"kind": "gradient"}}, "no planner of kind 'gradient'"),
         ({"planner": {"warm_start": 1}}, "warm_start is 1"),
     ],
 )

@@ -79,6 +79,9 @@ DOMAINS = {
     "log": np.concatenate([np.geomspace(2.0**-126, 3e38, 40_001), np.linspace(0.5, 2.0, 20_001)]),
     "erf": np.linspace(-8.0, 8.0, 60_001),
     "tanh": np.linspace(-12.0, 12.0, 60_001),
+    "gelu": np.concatenate(
+        [np.linspace(-12.0, 12.0, 60_001), np.geomspace(20.0, 3e38, 500), -np.geomspace(20, 3e38, 500)]
+    ),
     "sin2pi": np.linspace(0.0, 1.0, 60_001),
     "cos2pi": np.linspace(0.0, 1.0, 60_001),
 }
@@ -212,7 +215,7 @@ REFUSED = {
     "matmul": (
         lambda: e.matmul(e.input("x", (2, 3)), e.input("y", (2, 3))), "needs (..., m, k) and (..., k, n) of one dtype"
     ),
-    "matmul of u32": (lambda: e.matmul(*[e.input("x", (2, 2), "u32")] * 2), "needs f32 or i8"),
+    "matmul of u32": (lambda: e.matmul(*[e.input("x", (2, 2), "u32")] * 2), "needs f32, bf16 or i8"),
     "add": (lambda: e.add(e.input("x", (2,)), e.input("y", (2,), "i32")), "dtypes differ: f32, i32"),
     "broadcast": (lambda: e.add(e.input("x", (2,)), e.input("y", (3,))), "shape mismatch"),
     "exp": (lambda: e.exp(e.input("x", (2,), "i32")), "needs f32"),

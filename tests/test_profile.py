@@ -14,10 +14,12 @@ import pytest
 
 from edgewm import format as ewm_format
 from edgewm import profile as verb
+from edgewm.device import Place
 from edgewm.errors import EdgewmError
 from edgewm.program import Planner
 
 MILLI = 1_000_000
+SCHEDULER = {"policy": "other", "priority": 0, "cpus": [0], "memory_locked": False, "refused": []}
 
 
 def bucket_top(x: int) -> int:
@@ -43,7 +45,7 @@ def tick(late_ns, plan_ns=(), age_ns=(), misses=0, **more) -> dict:
         "ticks": len(late), "misses": misses, "plans": len(list(plan_ns)), "plans_per_s": 20.0,
         "first_plan_ns": 9 * MILLI, "act_late_ns": as_histogram(late), "plan_ns": as_histogram(plan_ns),
         "plan_age_ns": as_histogram(age_ns),
-        "stats": {}, "memory_locked": True, "mode": "async", "plan_error": 0, "calls": [], "steps": [], **more,
+        "stats": {}, "scheduler": SCHEDULER, "mode": "async", "plan_error": 0, "calls": [], "steps": [], **more,
     }  # fmt: skip
 
 
@@ -131,16 +133,20 @@ def test_slo():
         verb.parse_slo("p99<3")
 
 
-def test_environment_says_what_it_cannot_tell():
-    found = verb.environment()
-    assert found["cores"] >= 1 and found["machine"] == platform.machine()
-    assert {"governor", "kernel", "clock_source", "load_average", "preempt_rt"} <= found.keys()
 
 
-def test_hogs_run_and_end():
-    with verb.hogs("cpu"):
-        pass
-    with pytest.raises(EdgewmError, match="no load 'disk'"), verb.hogs("disk"):
+@pytest.mark.parametrize("load", verb.HOGS)
+def test_hogs_run_and_end(load: str) -> None:
+    started = []
+
+    def command(words: list[str]) -> list[str]:
+        started.append(words)
+        return words
+
+    here = Place("local", "measured", ".", command, lambda: None, lambda: "")
+    with verb.hogs(load, here, 2):
+        assert len(started) == 2
+    with pytest.raises(EdgewmError, match="no load 'disk'"), verb.hogs("disk", here, 1):
         pass
 
 
@@ -208,9 +214,8 @@ def test_load_is_measured_apart(tmp_path):
 
 def test_refusals(tmp_path):
     bundle = write_bundle(tmp_path / "out", "")
-    with pytest.raises(EdgewmError, match="profile runs on this machine") as fault:
-        verb.profile(bundle, device="ssh://me@robot")
-    assert fault.value.fix == "copy the bundle and run edgewm-tick there"
+    with pytest.raises(EdgewmError, match="'me@robot' is no device"):
+        verb.profile(bundle, device="me@robot")
     with pytest.raises(EdgewmError, match=r"no model\.ewm"):
         verb.profile(tmp_path)
     other = next(m for m in ELF if m != platform.machine())

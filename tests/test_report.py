@@ -21,8 +21,10 @@ from edgewm import charts, report
 from edgewm import format as ewm_format
 from edgewm.errors import EdgewmError
 from edgewm.judge import gates, picture
+from edgewm.judge.imagine import Subjects
 from edgewm.profile import summarise
 from edgewm.program import Planner
+from edgewm.statistics import wilson
 
 
 def write_bundle(folder, precision: str = "w8a8"):
@@ -43,7 +45,7 @@ def profiled(plans: int = 600) -> dict:
     found = summarise(tick(late, rng.lognormal(17.0, 0.08, plans), rng.lognormal(17.8, 0.1, 3000)))
     return found | {
         "rate_hz": 20.0, "threads": 2, "peak_fraction": 0.41,
-        "environment": {"cores": 2, "governor": None, "kernel": "6.1"},
+        "environment": {"cores": 2, "kernel": "6.1", "degraded": [{"what": "governor", "why": "not told"}]},
         "stages": {"product_i8": 0.62, "attention": 0.2, "map": 0.1, "reduce": 0.05, "barriers": 0.03},
     }  # fmt: skip
 
@@ -52,24 +54,61 @@ def judged(passed: bool = True) -> dict:
     rng = np.random.default_rng(1)
     cost = rng.gamma(3, 0.1, 128)
     rows = [
-        gates.judged("spearman_min", 0.996 if passed else 0.71, 50),
-        gates.judged("elite_overlap", 0.968, 50, (0.955, 0.98)),
-        gates.judged("regret", 0.002, 50, (-0.001, 0.006)),
-        gates.judged("drift", 0.03, 50, (0.025, 0.035)),
+        {"suite": "plan", **gates.judged("spearman_min", 0.996 if passed else 0.71, 60)},
+        {"suite": "plan", **gates.judged("elite_overlap", 0.968, 60, (0.955, 0.98))},
+        {"suite": "plan", **gates.judged("regret", 0.002, 60, (-0.001, 0.006))},
+        {"suite": "plan", **gates.judged("drift", 0.03, 60, (0.025, 0.035))},
+        {"suite": "physics", **gates.judged("probe_loss", 0.001, 60, (0.0, 0.002))},
+        {"suite": "causality", **gates.judged("prefix_causality", 0.0, 60)},
+        {"suite": "horizon", **gates.judged("horizon_kept", 1.0, 60, (0.99, 1.0))},
+        {"suite": "general", **gates.judged("shifted_rank", 0.995, 60)},
+        {"suite": "closed-loop", **gates.decided("late_loss", 0.02, True, 50)},
     ]
     drift = [0.006, 0.011, 0.017, 0.022, 0.026, 0.03]
     return {
-        "passed": gates.verdict(rows), "against": "reference", "gates": rows,
+        "passed": gates.verdict(rows), "against": "reference", "gates": rows, "preset": "default", "contexts": 60,
+        "skipped": {}, "left_out": {"causality": ["no two real futures from one start"]},
         "plan": {
             "drift_by_step": drift,
             "scatter": {"full": cost.tolist(), "compressed": (cost + rng.normal(0, 0.006, 128)).tolist(),
                         "part": (np.arange(128) * 3 // 128).tolist()},
         },
-        "horizon": {"full_error_by_step": [0.0, 0.09, 0.14, 0.18, 0.22, 0.27],
-                    "compressed_error_by_step": [0.01, 0.09, 0.142, 0.183, 0.224, 0.273]},
-        "closed_loop": {"full": {"successes": 44, "episodes": 50, "wilson_95": [0.76, 0.94]},
-                        "compressed": {"successes": 43, "episodes": 50, "wilson_95": [0.74, 0.93]}},
+        "physics": {
+            "probe_names": ["x", "y"], "probe_r2_by_state": [[0.99, 0.97], [0.985, 0.97]], "clips": 60,
+            "imagined_probe_r2_by_state": [[0.9, -0.2], [0.88, None]], "surprise_auroc": [0.8, 0.79],
+            "surprise_auroc_by_kind": {"teleport": [1.0, 1.0], "<pass>": [0.41, 0.43]},
+        },
+        "causality": {
+            "divergence_by_step": {"real": [0, 0.9, 1.2], "full": [0, 0.9, 1.1], "compressed": [0, 0.9, 1.1]},
+            "branches": 60, "action_r2": [0.8, 0.79], "action_r2_by_period": [0.2, 0.19], "prefix_change": [0.0, 0.0],
+        },
+        "horizon": {
+            "full_error_by_step": [0.0, 0.09, 0.14, 0.18, 0.22, 0.27],
+            "compressed_error_by_step": [0.01, 0.09, 0.142, 0.183, 0.224, 0.273], "threshold": 0.7,
+            "steps_to_threshold": [5.0, 4.2], "reached_threshold": [False, True], "prefix_gap": [0.04, 0.05],
+            "blackout_steps": [1, 2, 3], "blackout_frames_before": 3, "full_blackout_error": [0.1, 0.2, 0.3],
+            "compressed_blackout_error": [0.1, 0.21, 0.33],
+        },
+        "general": {
+            "shifts": {"colours": {"spearman_min": 0.998, "elite_overlap": 0.93, "regret": 0.001, "error": [8.0, 8.1]},
+                       "starts": {"spearman_min": 0.999, "elite_overlap": 0.97, "regret": -0.001}},
+            "usual_error": [0.2, 0.2],
+        },
+        "closed_loop": {**pair(44, 43), "shifts": {"all": pair(50, 50), "colours": pair(0, 0), "size": pair(30, 29)}},
+        "latency": {
+            "points": [{"name": n, "ms": ms, **pair(full, 43 - i)} for i, (n, ms, full) in
+                       enumerate((("at once", 0.0, 44), ("measured", 141.0, 43), ("600 ms", 600.0, 20)))],
+            "margin": 0.1, "break_even_ms": 480.0,
+        },
     }  # fmt: skip
+
+
+def pair(full: int, compressed: int) -> dict:
+    """Two sides of a closed loop of 50 episodes."""
+    return {
+        name: {"successes": n, "episodes": 50, "wilson_95": list(wilson(n, 50)), "median_periods": 20.0 if n else None}
+        for name, n in (("full", full), ("compressed", compressed))
+    }
 
 
 def imagined() -> dict:
@@ -120,9 +159,13 @@ def whole(folder):
 def test_the_whole_page(tmp_path):
     text = checked(whole(tmp_path))
     for words in (
-        "It plans like the full model: all 4 gates passed.", "128 samples × 8 iterations × 5 actions", "what came",
+        "It plans like the full model: all 9 gates passed.", "128 samples × 8 iterations × 5 actions", "what came",
         "this bundle imagined", "spearman min", "product_i8", "41 % of this machine", "9 of 10 episodes",
-        "Not told by this machine: governor", "full 44/50", "+1.25 s",
+        "Could not be had: governor (not told)", "full 44/50", "+1.25 s",
+        "by the preset <b>default</b>.", "Physically right", "is not surprised by: &lt;pass&gt;",
+        "half of the variance is explained for more than 5 model actions (full), 4.2 (bundle)", "Beyond the training",
+        "Caused by its actions: no two real futures from one start.", "at 480 ms it has lost 0.1 against the full",
+        "measured: 141 ms at the median", "Blackout", "y, imagined",
     ):  # fmt: skip
         assert words in text, words
     assert len(text) < 200_000
@@ -142,9 +185,10 @@ def test_a_failed_and_an_undecided_verdict_are_told(tmp_path):
     )
     few = judged()
     few["gates"] = [gates.judged("regret", float("nan"), 3)]
-    few |= {"passed": None, "plan": None, "horizon": None, "closed_loop": None}
+    few |= {"passed": None, **dict.fromkeys(("plan", "physics", "causality", "horizon", "general", "closed_loop"))}
+    few |= {"latency": None, "skipped": {"general": "no contexts"}, "left_out": {}}
     text = checked(report.add(tmp_path, "validate", few))
-    assert "Not enough evidence" in text and "3 independent samples, 50 needed" in text and "not a number" in text
+    assert "Not enough evidence" in text and "3 independent samples, 59 needed" in text and "not a number" in text
 
 
 def test_parts_of_other_bytes_are_dropped(tmp_path):
@@ -184,6 +228,10 @@ def test_charts_of_odd_data():
     assert "no candidate" in charts.scatter([None], [1.0], [0], "x", "y")
     assert "<circle" in charts.scatter([1.0, 1.0], [1.0, 1.0], [0, 1], "x", "y")
     assert "nothing was measured" in charts.lines([("a", [None], "full")], [0], "x", "y")
+    near = charts.lines([("a", [1.0, 2.0, 3.0], "full")], [0, 1, 100], "x", "y")
+    assert 'text-anchor="middle">0</text>' in near and 'text-anchor="middle">1</text>' not in near  # no room for both
+    assert "nothing was measured" in charts.dumbbells([("a", None, None)], "x")
+    assert charts.dumbbells([("a", 0.5, None), ("b", -1.0, 2.0)], "x", high=1.0).count("<circle") == 3
     low, high, ticks = charts.scale(0.013, 0.97)
     assert low <= 0.013 and high >= 0.97 and 4 <= len(ticks) <= 7
 
@@ -194,9 +242,8 @@ def test_imagined_futures_are_what_the_gallery_knows():
     frames = rng.integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
     shown = np.concatenate([frames[:1], rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)])
     actions = rng.uniform(-1, 1, (8, 2))
-    found = picture.futures(
-        side(toy), side(toy), TOY_PLANNER, "pixels", PORTS[2], lambda periods, seed: (frames, actions, shown), 20.0, 0
-    )
+    subjects = Subjects(side(toy), side(toy), TOY_PLANNER, "pixels", PORTS[2])
+    found = picture.futures(subjects, lambda periods, seed: (frames, actions, shown), 20.0, 0)
     assert found.real.shape == found.full.shape == (5, 4, 4, 3)
     assert np.array_equal(found.full, found.compressed) and np.array_equal(found.full[0], frames[0])
     assert found.seconds.tolist() == [0, 0.1, 0.2, 0.3, 0.4]
@@ -205,9 +252,9 @@ def test_imagined_futures_are_what_the_gallery_knows():
 def test_a_film_of_an_episode(tmp_path):
     image = pytest.importorskip("PIL.Image")
     from edgewm.film import Film
-    from edgewm.reference import world
+    from edgewm.reference.two_room.world import TwoRoom
 
-    arena = world.make(3)
+    arena = TwoRoom().make(3)
     seen = arena.reset(3)
     film = Film(SimpleNamespace(rate_hz=20.0))
     for period in range(1, 6):

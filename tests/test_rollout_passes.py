@@ -18,12 +18,13 @@ SAMPLES, WIDTH, HEADS, HEAD, ACTION = 3, 8, 2, 4, 2
 
 
 class Rollout:
-    """A small action-conditioned causal predictor, rolled out over a window that grows and then slides."""
+    """A small action-conditioned causal predictor, rolled out from some frames over a window that grows and slides."""
 
-    def __init__(self, horizon: int, window: int, causal: bool = True, shifting: bool = True):
+    def __init__(self, horizon: int, window: int, causal: bool = True, shifting: bool = True, frames: int = 1):
         self.rng = np.random.default_rng(0)
         self.weights: dict[str, np.ndarray] = {}
         self.horizon, self.window, self.causal, self.shifting = horizon, window, causal, shifting
+        self.frames = frames
 
     def weight(self, name: str, *shape: int) -> Node:
         if name not in self.weights:
@@ -58,19 +59,23 @@ class Rollout:
         return e.narrow(x, 1, tokens - 1, tokens)
 
     def program(self) -> Program:
-        candidates = e.input("candidates", (SAMPLES, self.horizon, ACTION))
-        latents = [e.expand(e.input("z", (1, 1, WIDTH)), (SAMPLES, 1, WIDTH))]
-        for step in range(1, self.horizon + 1):
+        frames, actions = self.frames, e.input("candidates", (SAMPLES, self.horizon, ACTION))
+        context = e.expand(e.input("z", (1, frames, WIDTH)), (SAMPLES, frames, WIDTH))
+        latents = [e.narrow(context, 1, t, t + 1) for t in range(frames)]
+        if frames > 1:  # the same past for every candidate
+            past = e.expand(e.input("past", (1, frames - 1, ACTION)), (SAMPLES, frames - 1, ACTION))
+            actions = e.concat([past, actions], 1)
+        for step in range(frames, frames + self.horizon):
             first = max(0, step - self.window) if self.shifting else 0
-            actions = e.narrow(candidates, 1, first, step)
-            latents.append(self.predict(e.concat(latents[first:step], 1), actions))
+            latents.append(self.predict(e.concat(latents[first:step], 1), e.narrow(actions, 1, first, step)))
         cost = e.reduce_sum(e.mul(latents[-1], latents[-1]), -1)
         return Program({"score": Graph({"cost": e.reshape(cost, (SAMPLES,))})}, self.weights)
 
 
 def inputs(program: Program) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return {n: rng.standard_normal(x.shape).astype(np.float32) for n, x in program.entries["score"].inputs().items()}
+    """By name: a pass may leave an input unread."""
+    leaves = program.entries["score"].inputs().items()
+    return {n: np.random.default_rng(list(n.encode())).standard_normal(x.shape).astype(np.float32) for n, x in leaves}
 
 
 def costs(program: Program) -> np.ndarray:
@@ -85,9 +90,12 @@ def step(program: Program, name: str) -> tuple[int, int]:
     return next(line.flops for line in program.log if line.step == name)
 
 
-@pytest.mark.parametrize(("horizon", "window"), [(1, 3), (2, 3), (3, 3), (5, 3), (4, 2), (3, 1)])
-def test_no_bit_changes_and_no_operation_is_added(horizon: int, window: int) -> None:
-    program = Rollout(horizon, window).program()
+@pytest.mark.parametrize(
+    ("horizon", "window", "frames"),
+    [(1, 3, 1), (2, 3, 1), (3, 3, 1), (5, 3, 1), (4, 2, 1), (3, 1, 1), (3, 3, 2), (4, 3, 3), (2, 2, 3), (3, 1, 2)],
+)
+def test_no_bit_changes_and_no_operation_is_added(horizon: int, window: int, frames: int) -> None:
+    program = Rollout(horizon, window, frames=frames).program()
     exact = run(program, EXACT)
     assert np.array_equal(costs(program), costs(exact))
     assert flops(exact) <= flops(program)
@@ -113,6 +121,18 @@ def test_a_growing_window_computes_each_token_once() -> None:
     assert flops(exact) < 0.45 * flops(program)
 
 
+@pytest.mark.parametrize("frames", [2, 3])
+def test_a_window_that_began_with_several_frames_is_reused_while_it_grows(frames: int) -> None:
+    """The first window computes its frames together; every later one adds one token."""
+    program = Rollout(3, frames + 2, frames=frames).program()
+    exact = run(program, EXACT)
+    assert np.array_equal(costs(program), costs(exact))
+    rows = [n.shape[1] for n in exact.entries["score"].order() if n.op == "matmul" and n.shape[-1] == 3 * HEADS * HEAD]
+    assert sorted(rows) == [1] * 2 * 2 + [frames] * 2
+    slid = run(Rollout(3, frames, frames=frames).program(), EXACT)
+    assert min(step(slid, "reuse_prefixes")) == max(step(slid, "reuse_prefixes"))  # slides at once: nothing to reuse
+
+
 def test_a_window_that_sees_the_future_is_not_reused() -> None:
     program = Rollout(3, 3, causal=False).program()
     exact = run(program, EXACT)
@@ -130,7 +150,8 @@ def test_a_sliding_window_stays_whole() -> None:
     assert any(n.shape[1:2] == (2,) and n.shape[-1] == 3 * HEADS * HEAD for n in products)
 
 
-def test_a_pass_that_ignored_positions_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_pass_that_ignored_positions_would_be_seen(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: rows of the position table are taken to be alike, so a slid window seems to be a prefix."""
     module = importlib.import_module(reuse_prefixes.__module__)
     made_cut = module._Reuse.made_cut
@@ -139,7 +160,7 @@ def test_a_pass_that_ignored_positions_would_be_seen(monkeypatch: pytest.MonkeyP
         start, stop = (0, stop - start) if x.op == "weight" else (start, stop)
         return made_cut(self, x, axis, start, stop, through)
 
-    program = run(Rollout(3, 3).program(), EXACT[:3])
+    program = run(Rollout(3, 3, frames=frames).program(), EXACT[:3])
     monkeypatch.setattr(module._Reuse, "made_cut", first_rows)
     assert not np.array_equal(costs(program), costs(reuse_prefixes(program)))
 

@@ -150,9 +150,10 @@ def counted(folder: Path, threads: int, spin: bool, plans: int, pause_us: int = 
 @pytest.mark.parametrize(("threads", "spin"), [(1, False), (2, True)])
 def test_ten_thousand_plans_never_enter_the_kernel(threads: int, spin: bool) -> None:
     found = counted(fixture.bundle(), threads, spin, 10_000)
+    found.pop("held_up")  # the machine's business
     assert found == {
         "plans": 10_000, "errors": 0, "futexes": 0, "other_calls": 0, "first_other": -1, "allocations": 0,
-        "page_faults": 0, "futex_calls": 0, "held_up": 0,
+        "page_faults": 0, "futex_calls": 0,
     }  # fmt: skip
 
 
@@ -161,9 +162,8 @@ def test_ten_thousand_plans_with_sleeping_workers_make_two_futex_calls_each() ->
     clean = {"errors": 0, "other_calls": 0, "allocations": 0, "page_faults": 0}
     assert {key: found[key] for key in clean} == clean
     assert found["futexes"] == found["futex_calls"]  # the runtime's own count is the truth
-    # One wake a plan; one wait, unless the worker saw the next plan before it slept. A thread held up by a busy
-    # machine sleeps in a barrier and is woken: two more, and one more wait where its wake came too early.
-    assert 10_000 <= found["futexes"] <= 2 * 10_000 + 3 * found["held_up"] + 1
+    # One wake a plan; one wait, unless the worker saw the next plan before it slept. However busy the machine is.
+    assert 10_000 <= found["futexes"] <= 2 * 10_000 + 1
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from edgewm import format as ewm_format
 from edgewm import validate as verb
 from edgewm.errors import EdgewmError
-from edgewm.judge import closed_loop, gates, horizon, plan, sides, sources
+from edgewm.judge import gates, plan, sides, sources
+from edgewm.judge.imagine import Subjects
+from edgewm.judge.noise import philox
 from edgewm.manifest import Manifest
 from edgewm.program import Planner, Port
 
@@ -81,7 +82,10 @@ def contexts(n: int, seed: int = 0):
         yield tuple({"pixels": rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)} for _ in range(2))
 
 
-def judged(compressed: sides.Side, n: int = gates.CONTEXTS) -> dict[str, dict]:
+CONTEXTS = gates.DEFAULT.contexts
+
+
+def judged(compressed: sides.Side, n: int = CONTEXTS) -> dict[str, dict]:
     _, rows = plan.run(side(Toy()), compressed, PLANNER, ACTION, contexts(n), n, 0, quiet)
     return {r["name"]: r for r in rows}
 
@@ -156,7 +160,7 @@ def test_every_gate_of_the_suite_is_failed_by_some_fault():
 def test_too_few_contexts_decide_nothing():
     rows = judged(side(Toy()), 10)
     assert {r["passed"] for r in rows.values()} == {None}
-    assert "10 independent samples, 50 needed" in rows["regret"]["note"]
+    assert "10 independent samples, 59 needed" in rows["regret"]["note"]
     assert gates.verdict(judged(side(Toy()), 0).values()) is None
 
 
@@ -222,8 +226,13 @@ def test_first_candidate_is_the_mean_where_the_planner_says_so():
 class FakeRuntime:
     """Answers as a bundle does: fixed batches, exact dtypes, `(1, D)` latents."""
 
-    def __init__(self, toy: Toy):
-        self.toy, self.calls = toy, []
+    def __init__(self, toy: Toy, stuck: bool = False):
+        self.toy, self.calls, self.stuck = toy, [], stuck
+
+    def ports(self, entry: str):
+        assert entry == "plan"
+        kinds = {"pixels": (1, 4, 4, 3), "goal": (1, 4, 4, 3), "warm_mean": (PLANNER.horizon, ACTION), "seed": (2,)}
+        return [SimpleNamespace(name=n, shape=s, dtype=np.float32, is_input=True) for n, s in kinds.items()]
 
     def run_entry(self, name, **given):
         self.calls.append(name)
@@ -231,7 +240,7 @@ class FakeRuntime:
         if name == "encode":
             assert given["pixels"].dtype == np.uint8 and given["pixels"].shape == (1, 4, 4, 3)
             return {"z": toy.encode(given["pixels"]).astype(np.float32)[None]}
-        assert all(v.dtype in (np.float32, np.uint8) for v in given.values())
+        assert all(v.dtype in (np.float32, np.uint8, np.uint32) for v in given.values())
         if name.startswith("predict"):
             length = WINDOW if name == "predict" else int(name[8:])
             assert given["z"].shape == (s, length, LATENT) and given["actions"].shape == (s, length, ACTION)
@@ -239,9 +248,13 @@ class FakeRuntime:
         if name == "score":
             assert given["candidates"].shape == (s, h, ACTION) and given["goal"].shape == (1, LATENT)
             return {"cost": toy.score(given["z"][0], given["goal"][0], given["candidates"]).astype(np.float32)}
-        assert name == "plan_with_noise" and not given["warm_mean"].any()
+        assert name in ("plan", "plan_with_noise") and not given["warm_mean"].any()
         pair = {"pixels": given["pixels"]}, {"pixels": given["goal"]}
-        return {"actions": side(toy).plan(*pair, given["noise"]).astype(np.float32)}
+        if name == "plan":  # draws its own; a stuck one the same for every plan
+            count, seed = int(given["plan_counter"][0]), int(given["seed"][0]) + (int(given["seed"][1]) << 32)
+            given["noise"] = philox(PLANNER, ACTION, seed, 0 if self.stuck else count)
+        found = {"actions": side(toy).plan(*pair, given["noise"]).astype(np.float32)}
+        return found | ({"plan_counter": given["plan_counter"] + 1} if name == "plan" else {})
 
 
 def model():
@@ -268,70 +281,6 @@ def test_a_bundle_is_asked_in_its_own_batches_and_answers_like_the_model():
     noise = rng.standard_normal((4, 48, 4, ACTION), np.float32)
     assert np.allclose(bundle.plan(observation, goal, noise), side(toy).plan(observation, goal, noise), **tight)
     assert {"predict_1", "predict", "score", "plan_with_noise", "encode"} == set(runtime.calls)
-
-
-# ---------------------------------------------------------------------------------------------- suite horizon
-
-
-def trajectories(toy: Toy, n: int, blocks: int = PLANNER.horizon):
-    """The toy is its own world: what it imagines comes true, up to a little noise in the picture."""
-    rng = np.random.default_rng(5)
-    for _ in range(n):
-        actions = rng.uniform(-1, 1, (blocks * 2, 2))
-        yield rng.integers(0, 256, (blocks * 2 + 1, 4, 4, 3), dtype=np.uint8), actions, None
-
-
-def followed(compressed: sides.Side, n: int = gates.CONTEXTS):
-    return horizon.run(side(Toy()), compressed, PLANNER, "pixels", PORTS[2], trajectories(Toy(), n), n, quiet)
-
-
-def test_horizon_of_the_full_model_itself_and_of_a_quantized_one():
-    figures, rows = followed(side(Toy()))
-    assert gates.verdict(rows) is True and figures["full_error_by_step"] == figures["compressed_error_by_step"]
-    assert len(figures["full_error_by_step"]) == PLANNER.horizon + 1 and figures["full_error_by_step"][0] == 0
-    assert gates.verdict(followed(side(Toy().rounded(10)))[1]) is True
-
-
-def test_horizon_catches_runaway_latents_and_two_ways_that_disagree():
-    toy = Toy()
-    _, rows = followed(of_predict(toy, lambda z, a: 3 * toy.predict(z, a)))
-    assert {r["name"]: r["passed"] for r in rows}["future_error_added"] is False
-    _, rows = followed(side(toy, predict=lambda z, a: toy.predict(z, -a)))
-    assert {r["name"]: r["passed"] for r in rows}["self_consistency"] is False
-    assert gates.verdict(followed(side(toy), 5)[1]) is None
-
-
-def test_model_actions_undo_the_ports_scale():
-    port = Port("action", "action", (2,), scale=(2.0, 4.0), offset=(1.0, 0.0))
-    actions = np.array([[3.0, 4.0], [1.0, -4.0]])
-    assert horizon.model_actions(actions, port, PLANNER).tolist() == [[1.0, 1.0, 0.0, -1.0]]
-
-
-# ------------------------------------------------------------------------------------------- suite closed-loop
-
-
-def test_closed_loop_of_equals_stops_early_and_passes():
-    seen = []
-
-    def episode(seed: int) -> bool:
-        seen.append(seed)
-        return np.random.default_rng(seed).random() < 0.8
-
-    figures, rows = closed_loop.run(episode, episode, 200, 0, quiet)
-    assert rows[0]["passed"] is True and figures["full"]["episodes"] < 60
-    assert seen[0::2] == seen[1::2]  # pairs share their starts
-    low, high = figures["full"]["wilson_95"]
-    assert low < figures["full"]["successes"] / figures["full"]["episodes"] < high
-
-
-def test_closed_loop_of_a_broken_model_fails_and_of_two_episodes_is_undecided():
-    def good(seed: int) -> bool:
-        return np.random.default_rng(seed).random() < 0.9
-
-    figures, rows = closed_loop.run(good, lambda seed: seed % 3 == 0, 200, 0, quiet)
-    assert rows[0]["passed"] is False and figures["mcnemar_p"] < 0.05
-    _, rows = closed_loop.run(good, good, 2, 0, quiet)
-    assert rows[0]["passed"] is None and "2 episodes" in rows[0]["note"]
 
 
 # ---------------------------------------------------------------------------------------------- verdict, refusals
@@ -377,17 +326,91 @@ def test_a_verdict_that_cannot_be_written_is_refused(bundle, tmp_path):
         verb.write_verdict(tmp_path / "nowhere", {})
 
 
-def test_all_suites_on_a_whole_bundle(bundle, monkeypatch):
-    full = side(Toy())
-    monkeypatch.setattr(verb, "upstream", lambda model, planner: full)
-    found = sources.Source(contexts, lambda n, steps, seed: trajectories(Toy(), n), None)
-    asked = {"suite": ["plan", "horizon"], "episodes": 5, "contexts": 50, "seed": 0, "progress": quiet}
-    result = verb.judge(manifest_of(bundle), model(), FakeRuntime(Toy()), [0], found, **asked)
-    assert result["passed"] is True and result["closed_loop"] is None
-    assert {"spearman_min", "elite_overlap", "regret", "first_action_error"} <= result["plan"].keys()
+def trajectories(n: int, steps: int, seed: int = 0):
+    """Random pictures and actions, a picture a period; what they show beside them."""
+    rng = np.random.default_rng([5, seed])
+    for _ in range(n):
+        frames = rng.integers(0, 256, (steps + 1, 4, 4, 3), dtype=np.uint8)
+        yield frames, rng.uniform(-1, 1, (steps, 2)), frames.reshape(steps + 1, -1)[:, :2].astype(float)
+
+
+def judge_whole(bundle, runtime=None, full=None, **asked):
+    runtime = runtime or FakeRuntime(Toy())
+    subjects = Subjects(
+        full or side(Toy()), sides.compiled(runtime, model(), PLANNER), PLANNER, "pixels", PORTS[2]
+    )  # fmt: skip
+    found = sources.Source(contexts=contexts, rollouts=trajectories)
+    usual = {
+        "suite": ["plan", "horizon"], "preset": gates.DEFAULT, "episodes": 5, "contexts": CONTEXTS, "latency": (),
+        "seed": 0, "progress": quiet, "notice": str,
+    }  # fmt: skip
+    asked.setdefault("source", found)
+    return verb.judge(
+        subjects, manifest_of(bundle), model(), runtime, [0], asked.pop("source"), **(usual | asked)
+    )  # fmt: skip
+
+
+def test_suites_on_a_whole_bundle(bundle):
+    result = judge_whole(bundle)
+    assert result["passed"] is True and result["closed_loop"] is None and result["suites"] == ["plan", "horizon"]
+    assert {"spearman_min", "elite_overlap", "regret", "first_action_error", "own_plans"} <= result["plan"].keys()
+    assert {g["suite"] for g in result["gates"]} == result["seconds"].keys() == {"plan", "horizon"}
     json.dumps(result, allow_nan=False)
-    with pytest.raises(EdgewmError, match="nothing like a simulator for this model"):
-        verb.judge(manifest_of(bundle), model(), FakeRuntime(Toy()), [0], found, **(asked | {"suite": ["closed-loop"]}))
+
+
+def test_the_usual_suites_are_those_there_is_evidence_for(bundle):
+    found = sources.Source(contexts=contexts)
+    result = judge_whole(bundle, suite=None, source=found)
+    assert result["suites"] == ["plan"] and result["passed"] is True
+    assert result["skipped"].keys() == {"physics", "causality", "horizon", "general"}
+    assert "nothing like recorded futures" in result["skipped"]["horizon"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [("closed-loop", "nothing like a simulator"), ("horizon", "nothing like recorded futures"),
+     ("general", "nothing like shifted scenes"), ("plan", "nothing like contexts")],
+)  # fmt: skip
+def test_a_suite_asked_for_without_evidence_is_refused(bundle, suite, message):
+    with pytest.raises(EdgewmError, match=f"{message}.* for this model"):
+        judge_whole(bundle, suite=[suite], source=sources.Source())
+
+
+def test_plans_that_the_robot_would_make_otherwise_are_refused(bundle):
+    result = judge_whole(bundle, FakeRuntime(Toy(), stuck=True), suite=["plan"])
+    assert {g["name"]: g["passed"] for g in result["gates"]}["own_plans"] is False
+
+
+def test_a_preset_decides_and_is_named(bundle):
+    strict = judge_whole(bundle, suite=["plan"], preset=gates.NAMED["strict"])
+    assert strict["passed"] is None and strict["preset"] == "strict"
+    assert "59 independent samples, 149 needed" in strict["gates"][0]["note"]
+
+
+def test_suites_run_one_after_another_come_together(bundle):
+    first, second = judge_whole(bundle, suite=["plan"]), judge_whole(bundle, suite=["horizon"])
+    head = {"schema_version": 1, "bundle_sha256": manifest_of(bundle).sha256, "against": "toy", "same_weights": True}
+    whole = verb.merged(head | second, head | first)
+    assert whole["suites"] == ["plan", "horizon"] and whole["passed"] is True
+    assert whole["plan"] == first["plan"] and whole["horizon"] == second["horizon"]
+    assert whole["gates"] == first["gates"] + second["gates"] and whole["seconds"].keys() == {"plan", "horizon"}
+    worse = head | second | {"gates": [row | {"passed": False} for row in second["gates"]], "passed": False}
+    assert verb.merged(worse, head | first)["passed"] is False
+    assert verb.merged(worse, head | second) == head | second  # the newer of the same suite
+    for other in ({"preset": "strict"}, {"bundle_sha256": "0"}, {"against": "another"}):
+        assert verb.merged(head | second | other, head | first) == head | first
+    assert verb.merged(None, head | first) == head | first
+    usual = head | judge_whole(bundle, suite=None, source=sources.Source(contexts=contexts))
+    assert "horizon" in usual["skipped"] and "horizon" not in verb.merged(head | second, usual)["skipped"]
+    verb.write_verdict(bundle, head | second)
+    assert not verb.is_validated(bundle)  # nothing said of its plans
+    verb.write_verdict(bundle, whole)
+    assert verb.is_validated(bundle)
+
+
+def test_a_latency_without_a_loop_is_refused():
+    with pytest.raises(EdgewmError, match="a latency without a loop"):
+        verb.check_suites(("plan",), ("100",))
 
 
 def test_another_models_bundle_is_refused(bundle):
@@ -397,56 +420,7 @@ def test_another_models_bundle_is_refused(bundle):
     assert "the model it was built from" in fault.value.fix
 
 
-def test_recorded_trajectories_serve_the_horizon_suite_and_are_checked(tmp_path):
-    file, rng = tmp_path / "recorded.safetensors", np.random.default_rng(0)
-    frames = rng.integers(0, 256, (5, 13, 4, 4, 3), dtype=np.uint8)
-    actions = rng.uniform(-1, 1, (5, 12, 2)).astype(np.float32)
-    save_file({"rollout_pixels": frames, "rollout_action": actions}, file)
-    found = sources.source_of("some/checkpoint", model(), file)
-    assert found.contexts is None
-    for seen, played, _ in found.rollouts(3, 8, 0):
-        (which,) = {i for i in range(5) for t in range(5) if np.array_equal(frames[i, t : t + 9], seen)}
-        assert any(np.array_equal(actions[which, t : t + 8], played) for t in range(5))
-    with pytest.raises(EdgewmError, match="trajectories of 12 periods"):
-        next(found.rollouts(3, 13, 0))
-    save_file({"rollout_pixels": frames, "rollout_action": actions[:, :9].copy()}, file)
-    with pytest.raises(EdgewmError, match="5 trajectories of 13 frames and 5 of 9 actions") as fault:
-        sources.recorded(file, model())
-    assert fault.value.fix == "record T + 1 frames for T actions of each trajectory"
-    save_file({"rollout_pixels": frames}, file)
-    with pytest.raises(EdgewmError, match="no array 'rollout_action'"):
-        sources.recorded(file, model())
-    save_file({"rollout_pixels": frames, "rollout_action": np.zeros((5, 12, 3), np.float32)}, file)
-    with pytest.raises(EdgewmError, match="rows of 'rollout_action' have shape"):
-        sources.recorded(file, model())
-
-
-def test_recorded_data_serve_as_contexts_and_are_checked(tmp_path):
-    file = tmp_path / "recorded.safetensors"
-    frames = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
-    save_file({"pixels": frames, "goal": frames[::-1].copy()}, file)
-    found = list(sources.source_of("some/checkpoint", model(), file).contexts(5, 0))
-    assert len(found) == 5 and found[0][0]["pixels"].shape == (4, 4, 3)
-    save_file({"pixels": frames}, file)
-    with pytest.raises(EdgewmError, match="no array 'goal'"):
-        sources.recorded(file, model())
-    save_file({"pixels": frames[:, :2].copy(), "goal": frames}, file)
-    with pytest.raises(EdgewmError, match="rows of 'pixels' have shape"):
-        sources.recorded(file, model())
-    file.write_bytes(b"no")
-    with pytest.raises(EdgewmError, match="not a safetensors file"):
-        sources.recorded(file, model())
-
-
 def test_an_unknown_suite_is_refused(bundle):
     pytest.importorskip("edgewm.binding")
     with pytest.raises(EdgewmError, match="no suite 'speed'"):
         verb.validate(bundle, against="reference", suite=("speed",))
-
-
-def test_the_reference_brings_contexts_futures_a_world_and_a_gallery():
-    found = sources.source_of("reference", model())
-    observation, goal = next(iter(found.contexts(1, 0)))
-    assert observation["pixels"].shape == goal["pixels"].shape == (64, 64, 3)
-    frames, actions, gallery = found.gallery(20, 0)
-    assert frames.shape == (21, 64, 64, 3) and actions.shape == (20, 2) and len(gallery) > 500

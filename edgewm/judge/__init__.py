@@ -1,10 +1,22 @@
 """The judge: would the robot do the same with the compressed model as with the full one?
 
+gates.py        what must hold, as data; presets; three-valued decisions
 sides.py        the two models behind one set of functions, and the planner both are judged with
-sources.py      where contexts, recorded futures and simulators come from
-gates.py        what must hold, as data, and three-valued decisions
+imagine.py      futures of many latents at once, by either model
+
 plan.py         suite `plan`: the same costs, ranks, elites and plan on the same noise
-horizon.py      suite `horizon`: error growth against real futures, prefix self-consistency
+own.py            and the bundle's own plans are those that were judged
+physics.py      suite `physics`: state probes, surprise at what cannot be
+causality.py    suite `causality`: counterfactuals, recoverable actions, no future action in an earlier latent
+horizon.py      suite `horizon`: error growth against real futures, self-consistency, blackout
+general.py      suite `general`: scenes outside the training range
 closed_loop.py  suite `closed-loop`: paired episodes, stopped as soon as the evidence suffices
+loops.py          episodes of both models, shifted scenes, success by latency
+latency.py        plans that are there as much later as they took
+noise.py          the noise that a bundle's plans draw
+
+sources.py      where evidence comes from: contexts, futures, clips, simulators
+recorded.py       out of a file
+derived.py        made of recorded trajectories where nobody brought it
 picture.py      imagined futures beside real ones
 """

@@ -1,107 +1,238 @@
-"""What must hold, as data; each gate answers True, False or None (not enough evidence)."""
+"""What must hold, as data; each gate answers True, False or None (not enough evidence).
+
+A preset says how far each gate may go, and of what share of all contexts a verdict may know nothing. The share gives
+the number of contexts: the worst of n independent ones lies above all but that share of them with 95 % confidence.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .. import statistics
+from ..errors import EdgewmError
+from ..options import PRESETS
 
 Array = np.ndarray
 
-RANK = 0.99
+RANK = (0.998, 0.99, 0.95)  # least rank correlation of candidate costs, by preset
+UNSEEN = (0.02, 0.05, 0.10)  # share of all contexts that may be worse than the worst one looked at, by preset
+MARGIN = (0.03, 0.10, 0.20)  # of success in closed loop, by preset
+DISCORDANCE = 0.15  # share of pairs in which one model succeeds and the other does not, as episodes are counted for
+POWER = 0.80
+
 # An error that is independent of what it disturbs, of this share of its spread, leaves a correlation of RANK.
-ERROR = math.sqrt(1 / RANK**2 - 1)
-MARGIN = 0.10  # of success, in closed loop
-CONTEXTS = 50
+ERROR = tuple(math.sqrt(1 / rank**2 - 1) for rank in RANK)
+# Independent errors add in squares, so the same limit for a square, or for explained variance, is this.
+SQUARED = tuple(error**2 for error in ERROR)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """`value` may not pass `limit`: `at_least` or `at_most`. Below `needs` independent samples nothing is decided."""
+    """`value` may not pass the preset's limit: `at_least` or `at_most`."""
 
     name: str
-    limit: float
+    limits: tuple[float, float, float]  # of PRESETS
     direction: str
-    needs: int
     meaning: str
 
 
 GATES: Mapping[str, Gate] = {
     g.name: g
     for g in (
-        Gate("spearman_min", RANK, "at_least", CONTEXTS,
+        Gate("spearman_min", RANK, "at_least",
              "rank correlation of candidate costs with the full model's, in the worst context"),
-        Gate("elite_overlap", 0.95, "at_least", CONTEXTS,
+        Gate("elite_overlap", (0.98, 0.95, 0.90), "at_least",
              "share of the planner's elites that both models choose from the same candidates, mean over contexts"),
-        Gate("regret", 0.01, "at_most", CONTEXTS,
+        Gate("regret", (0.005, 0.01, 0.05), "at_most",
              "what the compressed model's plan costs under the full model above the full model's own plan, as a share "
              "of what planning gains over a candidate drawn blindly"),
-        Gate("cost_error", ERROR, "at_most", CONTEXTS,
+        Gate("cost_error", ERROR, "at_most",
              "rms error of candidate costs over their spread in that context, mean over contexts"),
-        Gate("first_action_ratio", 0.5, "at_most", CONTEXTS,
+        Gate("first_action_ratio", (0.25, 0.5, 0.8), "at_most",
              "distance of first actions on the same noise, over the full model's own distance on other noise"),
-        Gate("drift", ERROR, "at_most", CONTEXTS,
+        Gate("drift", ERROR, "at_most",
              "rms difference of imagined latents at the planner's horizon over the spread of latents"),
-        Gate("future_error_added", ERROR**2, "at_most", CONTEXTS,
-             "squared error against real futures at the horizon above the full model's own, over the variance of "
-             "latents (independent errors add in squares, so this is the limit of `drift` again)"),
-        Gate("self_consistency", ERROR**2, "at_most", CONTEXTS,
-             "what `score` asks of a candidate for the very latent that `predict`, step by step, says it leads to, "
-             "over what it asks for the latent it began with (medians)"),
-        Gate("closed_loop_loss", MARGIN, "at_most", 1,
+        Gate("own_plans", (0.0, 0.0, 0.0), "at_most",
+             "share of plans that come out otherwise when the bundle draws its own noise, as on a robot, than when the "
+             "same noise is handed to it"),
+        Gate("probe_loss", SQUARED, "at_most",
+             "explained variance (R2) of the world's state, read linearly from a latent, that compression loses; one "
+             "probe for each model, held-out frames"),
+        Gate("imagined_probe_loss", SQUARED, "at_most",
+             "the same read from latents imagined up to the planner's horizon"),
+        Gate("surprise_loss", (0.01, 0.02, 0.05), "at_most",
+             "AUROC lost in telling impossible clips from possible ones by surprise, the distance between the latent "
+             "predicted and the one seen"),
+        Gate("prefix_causality", (0.0, 0.0, 0.0), "at_most",
+             "largest change of any latent when only later actions change, and other candidates beside it"),
+        Gate("action_effect", ERROR, "at_most",
+             "rms error of what another sequence of actions changes at the planner's horizon, over what it changes"),
+        Gate("counterfactual_added", SQUARED, "at_most",
+             "squared error of that change against the real one, above the full model's own, over its square"),
+        Gate("recoverability_loss", SQUARED, "at_most",
+             "explained variance (out-of-fold R2) of an action, summed over its block, read linearly from the latents "
+             "before and after it, that compression loses"),
+        Gate("future_error_added", SQUARED, "at_most",
+             "squared error against real futures at the planner's horizon above the full model's own, over the "
+             "variance of latents"),
+        Gate("self_consistency", SQUARED, "at_most",
+             "what the scorer asks of a candidate for the very latent that the predictor, step by step, says it leads "
+             "to, over what it asks for the latent it began with (medians)"),
+        Gate("horizon_kept", (0.98, 0.95, 0.85), "at_least",
+             "steps until imagined latents explain less than half of what comes, over the full model's"),
+        Gate("prefix_gap_added", SQUARED, "at_most",
+             "squared gap between imagining in one go and going on from a latent imagined half way, above the full "
+             "model's own, over the variance of latents"),
+        Gate("blackout_added", SQUARED, "at_most",
+             "squared error of what is expected when the camera comes back, above the full model's own, over the "
+             "variance of latents"),
+        # The full model is less sure of its own ranking there.
+        Gate("shifted_rank", (0.99, 0.95, 0.90), "at_least",
+             "rank correlation of candidate costs with the full model's, in the worst context of a shifted scene"),
+        Gate("shifted_regret", (0.005, 0.01, 0.05), "at_most",
+             "regret in shifted scenes"),
+        Gate("shifted_error_added", SQUARED, "at_most",
+             "squared error against real futures of shifted scenes above the full model's own, over the variance of "
+             "latents and the full model's own"),
+        Gate("closed_loop_loss", MARGIN, "at_most",
              "successes lost in closed loop, per episode; non-inferiority with its margin as the limit"),
+        Gate("shifted_loss", MARGIN, "at_most",
+             "successes lost in closed loop in shifted scenes; non-inferiority with its margin as the limit"),
+        Gate("late_loss", MARGIN, "at_most",
+             "successes lost where the compressed model's actions come as late as was measured and the full model's "
+             "at once; non-inferiority with its margin as the limit"),
     )
 }  # fmt: skip
 
 
-def holds(gate: Gate, value: float) -> bool:
+@dataclass(frozen=True)
+class Preset:
+    """`limits` by gate; `unseen` is the share of contexts that may be worse than the worst one looked at."""
+
+    name: str
+    limits: Mapping[str, float]
+    unseen: float
+
+    @property
+    def contexts(self) -> int:
+        """How many independent contexts that claim takes, with 95 % confidence."""
+        return statistics.samples_needed(1 - self.unseen)
+
+    @property
+    def episodes(self) -> int:
+        """Pairs of closed-loop episodes at most: twice what a test that looks once needs for models that are equal."""
+        z = sum(NormalDist().inv_cdf(p) for p in (0.95, POWER))
+        return math.ceil(2 * z**2 * DISCORDANCE / self.limits["closed_loop_loss"] ** 2)
+
+
+def _preset(i: int) -> Preset:
+    return Preset(PRESETS[i], MappingProxyType({g.name: g.limits[i] for g in GATES.values()}), UNSEEN[i])
+
+
+NAMED: Mapping[str, Preset] = {name: _preset(i) for i, name in enumerate(PRESETS)}
+DEFAULT = NAMED["default"]
+
+
+def preset_of(given: str) -> Preset:
+    """A named preset, or one's own from a JSON file: `{"base": "default", "limits": {"regret": 0.02}}`.
+
+    EdgewmError for an unknown name, base or gate, or a limit that is no number.
+    """
+    if given in NAMED:
+        return NAMED[given]
+    path = Path(given)
+    if not path.is_file():
+        raise EdgewmError(f"no preset {given!r}", "--preset", f"use {', '.join(PRESETS)}, or a JSON file")
+    fix = 'write {"base": "default", "limits": {"regret": 0.02}}'
+    try:
+        found = json.loads(path.read_text())
+        base, limits = found.get("base", DEFAULT.name), dict(found.get("limits", {}))
+    except (ValueError, AttributeError, TypeError) as fault:
+        raise EdgewmError(f"not a preset: {fault}", given, fix) from fault
+    if base not in NAMED:
+        raise EdgewmError(f"no preset {base!r} to begin with", given, f"name one of {', '.join(PRESETS)} as base")
+    for name, limit in limits.items():
+        if name not in GATES:
+            raise EdgewmError(f"no gate {name!r}", given, f"name one of {', '.join(GATES)}")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
+            raise EdgewmError(f"the limit of {name} is {limit!r}", given, "give a number")
+    return replace(NAMED[base], name=path.stem, limits=MappingProxyType({**NAMED[base].limits, **limits}))
+
+
+def holds(gate: Gate, value: float, limit: float) -> bool:
     """A value that is not a number never holds."""
-    return bool(value >= gate.limit if gate.direction == "at_least" else value <= gate.limit)
+    return bool(value >= limit if gate.direction == "at_least" else value <= limit)
 
 
-def judged(name: str, value: float, n: int, interval: Sequence[float] | None = None) -> dict[str, Any]:
+def judged(
+    name: str, value: float, n: int, interval: Sequence[float | None] | None = None, preset: Preset = DEFAULT
+) -> dict[str, Any]:
     """One row of the verdict. With one-sided bounds, the one towards the limit must hold too, or nothing is decided."""
-    gate = GATES[name]
-    passed: bool | None = holds(gate, value)
+    gate, limit = GATES[name], preset.limits[name]
+    passed: bool | None = holds(gate, value, limit)
     note = None
-    if n < gate.needs:
-        passed, note = None, f"{n} independent samples, {gate.needs} needed"
+    if n < preset.contexts:
+        passed, note = None, f"{n} independent samples, {preset.contexts} needed"
     elif passed and interval is not None:
         worse = interval[0] if gate.direction == "at_least" else interval[1]
-        if not holds(gate, worse):
-            passed, note = None, f"the 95 % bound is {worse:.3g}: more samples could decide (there are {n})"
-    return row(gate, value, passed, n, interval, note)
+        if worse is None or not holds(gate, worse, limit):
+            passed, note = None, _undecided(value, worse, limit, n)
+    return row(gate, value, limit, passed, n, interval, note)
 
 
-def decided(name: str, value: float, passed: bool | None, n: int, note: str | None = None) -> dict[str, Any]:
-    """A row whose decision came from a test of its own."""
-    return row(GATES[name], value, passed, n, None, note)
+def _undecided(value: float, worse: float | None, limit: float, n: int) -> str:
+    """Why, and how many samples would decide: a bound comes closer with the root of their number."""
+    if worse is None or value == limit:
+        return f"the 95 % bound is not within the limit with {n} samples"
+    enough = math.ceil(n * ((worse - value) / (limit - value)) ** 2)
+    return f"the 95 % bound is {worse:.3g}: about {enough} samples could decide (there are {n})"
+
+
+def decided(
+    name: str, value: float, passed: bool | None, n: int, note: str | None = None, preset: Preset = DEFAULT
+) -> dict[str, Any]:
+    """A row whose decision came from a test of its own, with the preset's limit as its margin."""
+    return {**row(GATES[name], value, preset.limits[name], passed, n, None, note), "decided": True}
+
+
+def under(preset: Preset, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `judged` says of the row's evidence under another preset; a row of `decided` stays as it is."""
+    if found["decided"]:
+        return dict(found)
+    value = math.nan if found["value"] is None else found["value"]
+    return judged(found["name"], value, found["samples"], found["bounds_95"], preset)
 
 
 def row(
-    gate: Gate, value: float, passed: bool | None, n: int, interval: Sequence[float] | None, note: str | None
-) -> dict[str, Any]:
+    gate: Gate, value: float, limit: float, passed: bool | None, n: int, interval: Sequence[float | None] | None,
+    note: str | None,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "name": gate.name,
         "value": finite(value),
-        "limit": gate.limit,
+        "limit": limit,
         "direction": gate.direction,
         "passed": passed,
         "samples": n,
         "bounds_95": None if interval is None else [finite(v) for v in interval],
         "note": note,
         "meaning": gate.meaning,
+        "decided": False,
     }
 
 
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """JSON has no NaN: null stands for it."""
-    return float(value) if math.isfinite(value) else None
+    return float(value) + 0.0 if value is not None and math.isfinite(value) else None  # and no -0
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> bool | None:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..program import Planner, Port
-from .horizon import model_actions
-from .sides import Side, rollout
+from .imagine import Subjects, encoded, follow, model_actions
+from .sides import Side
 
 Array = np.ndarray
 
@@ -28,21 +27,19 @@ class Futures(NamedTuple):
 
 
 def futures(
-    full: Side, compressed: Side, planner: Planner, observation: str, action: Port,
-    gallery: Callable[[int, int], tuple[Array, Array, Array]], rate_hz: float, seed: int,
-) -> Futures:  # fmt: skip
+    subjects: Subjects, gallery: Callable[[int, int], tuple[Array, Array, Array]], rate_hz: float, seed: int
+) -> Futures:
     """One held-out trajectory of the planner's horizon, really and as both models imagine it from its first frame."""
-    frames, actions, shown = gallery(planner.horizon * planner.action_block, seed)
-    blocks = model_actions(actions, action, planner)[None]
-    known = np.stack([full.encode({observation: frame}) for frame in shown])
-    first = {observation: frames[0]}
+    frames, actions, shown = gallery(subjects.periods, seed)
+    blocks = model_actions(actions, subjects.action, subjects.planner)[None]
+    known = encoded(subjects.full, subjects.camera, shown)
 
     def imagine(side: Side) -> Array:
-        latents = rollout(side, side.encode(first), blocks)[0]
+        latents = follow(side, encoded(side, subjects.camera, frames[:1])[:, None], blocks)[0]
         return shown[np.square(latents[:, None] - known).sum(-1).argmin(1)]
 
-    seconds = np.arange(planner.horizon + 1) * planner.action_block / rate_hz
-    return Futures(frames[:: planner.action_block], imagine(full), imagine(compressed), seconds)
+    seconds = np.arange(len(blocks[0]) + 1) * subjects.block / rate_hz
+    return Futures(frames[:: subjects.block], *map(imagine, subjects.both), seconds)
 
 
 def as_json(found: Futures) -> dict[str, Any]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..ops import NUMPY
+from ..planner import committed_actions, kept_elites, state_ports
 from ..program import Planner, Port
 
 Array = np.ndarray
 Observation = Mapping[str, Array]
+LEAST_DEVIATION = 1e-8  # of iCEM's noise along the horizon
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Side:
     """One model under judgement.
 
     `encode(observation)` -> latent (D,); `predict(z, actions)` with z (B, T, D), actions (B, T, A) and T up to `window`
-    -> the latent after the last one, (B, D); `score(z, goal, candidates)` -> cost (S,);
-    `plan(observation, goal, noise)` with noise (I, S, H, A) -> actions (H, A).
+    -> the latent after the last one, (B, D); `score(z, goal, candidates)` -> cost (S,), from one latent, which then
+    stands for all of the planner's history, or from frames (T, D), with the actions between them before each candidate
+    (S, T - 1 + H, A); `plan(observation, goal, noise)` with noise (I, S, H, A) -> actions (H, A): a first plan.
     """
 
     encode: Callable[[Observation], Array]
@@ -48,7 +51,8 @@ def rollout(side: Side, z: Array, actions: Array) -> Array:
 
 
 class Search(NamedTuple):
-    """All that one run of the planner looked at: candidates (I, S, H, A), costs (I, S), elites (I, k), mean (H, A)."""
+    """All that one run of the planner looked at: candidates (I, S, H, A), costs (I, S), elites (I, k); and the plan it
+    chose, `mean` (H, A)."""
 
     candidates: Array
     costs: Array
@@ -61,24 +65,101 @@ def elites_of(cost: Array, k: int) -> Array:
     return np.sort(np.argsort(np.where(np.isnan(cost), np.inf, cost), kind="stable")[:k])
 
 
-def search(score: Callable[[Array], Array], planner: Planner, noise: Array) -> Search:
-    """The cross-entropy method of `edgewm.planner`, on given noise (I, S, H, A), in float64 around any cost."""
-    mean = np.zeros(noise.shape[2:])
+def search(score: Callable[[Array], Array], planner: Planner, noise: Array, warm: Array | None = None) -> Search:
+    """The planner's method on given noise (I, S, H, A), in float64 around any cost; from zero or from `warm` (H, A)."""
+    mean = np.zeros(noise.shape[2:]) if warm is None else np.asarray(warm, np.float64)
     std = np.full(noise.shape[2:], planner.var_scale)
+    first, count = int(planner.first_candidate_is_mean), kept_elites(planner)
     tried, costs, chosen = [], [], []
-    for z in noise.astype(np.float64):
-        candidates = mean + std * z
+    kept, best = np.empty((0, *mean.shape)), mean
+    for white in noise.astype(np.float64):
+        candidates = mean + std * (coloured(planner, white) if planner.kind == "icem" else white)
         if planner.first_candidate_is_mean:
             candidates[0] = mean
+        candidates[first : first + len(kept)] = kept
         candidates = np.clip(candidates, planner.low, planner.high)
         cost = score(candidates)
         elites = elites_of(cost, planner.elites)
-        mean = candidates[elites].mean(0)
-        std = candidates[elites].std(0, ddof=int(planner.unbiased_std))
+        ranked = elites[np.argsort(cost[elites], kind="stable")]
+        mean, std = _refitted(planner, mean, std, candidates[elites], cost[elites])
+        kept, best = candidates[ranked[:count]], candidates[ranked[0]]
         tried.append(candidates)
         costs.append(cost)
         chosen.append(elites)
-    return Search(np.stack(tried), np.stack(costs), np.stack(chosen), mean)
+    is_mean = planner.return_mean or planner.kind != "icem"
+    return Search(np.stack(tried), np.stack(costs), np.stack(chosen), mean if is_mean else best)
+
+
+def _refitted(planner: Planner, mean: Array, std: Array, elites: Array, cost: Array) -> tuple[Array, Array]:
+    """Mean and deviation for the next iteration, from elites (k, H, A) and their costs (k,)."""
+    if planner.kind == "mppi":
+        weights = np.exp(-(cost - cost.min()) / planner.temperature)
+        return np.tensordot(weights / weights.sum(), elites, 1), std
+    stays = planner.alpha if planner.kind == "icem" else 0.0
+    spread = elites.std(0, ddof=int(planner.unbiased_std))
+    return stays * mean + (1 - stays) * elites.mean(0), stays * std + (1 - stays) * spread
+
+
+def coloured(planner: Planner, white: Array) -> Array:
+    """iCEM's noise: white (S, H, A) scaled by frequency along the horizon, then to unit deviation along it."""
+    steps = white.shape[1]
+    if steps == 1:
+        return white
+    frequencies = np.fft.rfftfreq(steps)
+    frequencies[0] = frequencies[1]
+    spectrum = np.fft.rfft(white, axis=1) * frequencies[:, None] ** (-planner.noise_beta / 2)
+    mixed = np.fft.irfft(spectrum, steps, axis=1)
+    return mixed / np.maximum(mixed.std(1, ddof=1, keepdims=True), LEAST_DEVIATION)
+
+
+@dataclass
+class Memory:
+    """What a plan takes from the plans before it, as a bundle's state ports hold it; empty after a reset."""
+
+    frames: list[Array] = field(default_factory=list)  # latents, oldest first
+    actions: list[Array] = field(default_factory=list)  # the one played after each of them
+    warm: Array | None = None
+    chunk: Array | None = None
+
+    def forget_frames(self) -> None:
+        """The next observation is not one model action after the last."""
+        self.frames, self.actions = [], []
+
+
+def replan(
+    side: Side, planner: Planner, observation: Observation, goal: Array, noise: Array, memory: Memory, begun: int = 0
+) -> Array:
+    """The plan (H, A) that follows on those in `memory`, which is brought up to date; `goal` is a latent.
+
+    `begun` counts the control periods of the last plan that had begun when the observation was taken; 0: it is not
+    being played, or the planner does not roll it.
+    """
+    z, width, older = side.encode(observation), noise.shape[-1], planner.history - 1
+    latents = [*(memory.frames or [z] * older), z]
+    between = memory.actions or [np.zeros(width)] * older
+    start, past, played = latents, between, None
+    if planner.roll_committed and begun:
+        rows = memory.chunk.reshape(planner.horizon * planner.action_block, -1)
+        place = np.arange(committed_actions(planner) * planner.action_block) + begun - 1
+        coming = rows[np.minimum(place, len(rows) - 1)].reshape(-1, width)
+        start, past, played = list(latents), [*between, *coming], coming[0]
+        for t in range(len(latents), len(past) + 1):
+            last = slice(max(0, t - side.window), t)
+            start.append(side.predict(np.stack(start[last])[None], np.stack(past[last])[None])[0])
+    context, shared = np.stack(start[-planner.history :]), np.array(past[len(past) - older :]).reshape(older, width)
+
+    def cost(candidates: Array) -> Array:
+        actions = np.concatenate([np.broadcast_to(shared, (len(candidates), older, width)), candidates], 1)
+        return side.score(context if older else context[0], goal, actions)
+
+    found = search(cost, planner, noise, memory.warm).mean
+    if older:
+        memory.frames, memory.actions = latents[1:], [*between[1:], found[0] if played is None else played]
+    if planner.warm_start:
+        count = committed_actions(planner)
+        memory.warm = np.concatenate([found[count:], np.zeros((count, width))])
+    memory.chunk = found
+    return found
 
 
 def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
@@ -97,15 +178,19 @@ def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
 
     @torch.inference_mode()
     def encode(observation: Observation) -> Array:
-        return model.encode(module, *(torch.from_numpy(as_port(observation[p.name], p)) for p in ports))[0].numpy()
+        seen = (torch.from_numpy(as_port(observation[p.name], p)) for p in ports)
+        return model.encode(module, *(x.to(kind) if x.is_floating_point() else x for x in seen))[0].numpy()
 
     @torch.inference_mode()
     def predict(z: Array, actions: Array) -> Array:
         return model.predict(module, tensor(z), tensor(actions)).numpy()
 
+    cost = model.scored(planner.objective)
+
     @torch.inference_mode()
     def score(z: Array, goal: Array, candidates: Array) -> Array:
-        return model.score(module, tensor(z[None]), tensor(goal[None]), tensor(candidates)).numpy()
+        latents, actions = _in_context(planner, z, candidates)
+        return cost(module, tensor(latents), tensor(goal[None]), tensor(actions)).numpy()
 
     def plan(observation: Observation, goal: Observation, noise: Array) -> Array:
         z, target = encode(observation), encode(goal)
@@ -117,6 +202,7 @@ def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
 def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
     """The bundle opened as `runtime` (an `edgewm.Runtime`), asked through its entries; `model` says what ports mean."""
     observations, goals = model.ports_of("observation"), model.ports_of("goal")
+    unplanned = _reset_state(runtime, model, planner)
 
     def encode(observation: Observation) -> Array:
         return runtime.run_entry("encode", **named(observations, observation, observations))["z"][0]
@@ -131,18 +217,38 @@ def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
         return np.concatenate(parts)[: len(z)]
 
     def score(z: Array, goal: Array, candidates: Array) -> Array:
+        latents, actions = _in_context(planner, z, candidates)
+        older = planner.history - 1
+        given = {"z": _f32(latents), "goal": _f32(goal[None])}
+        given |= {"past_actions": _f32(actions[0, :older])} if older else {}
         parts = [
-            runtime.run_entry("score", z=_f32(z[None]), goal=_f32(goal[None]), candidates=part)["cost"]
-            for part in _filled(candidates, planner.samples)
+            runtime.run_entry("score", **given, candidates=part)["cost"]
+            for part in _filled(actions[:, older:], planner.samples)
         ]
         return np.concatenate(parts)[: len(candidates)]
 
     def plan(observation: Observation, goal: Observation, noise: Array) -> Array:
         given = named(observations, observation, observations) | named(goals, goal, observations)
-        warm = np.zeros(noise.shape[2:], np.float32)
-        return runtime.run_entry("plan_with_noise", **given, noise=_f32(noise), warm_mean=warm)["actions"]
+        return runtime.run_entry("plan_with_noise", **given, **unplanned, noise=_f32(noise))["actions"]
 
     return Side(encode, predict, score, plan, model.window)
+
+
+def _in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Array]:
+    """Frames (history, D) and actions (S, history - 1 + H, A) of what `Side.score` is given."""
+    if z.ndim == 2:
+        return z, candidates
+    padding = np.zeros((len(candidates), planner.history - 1, candidates.shape[2]))
+    return np.repeat(z[None], planner.history, 0), np.concatenate([padding, candidates], 1)
+
+
+def _reset_state(runtime: Any, model: Any, planner: Planner) -> dict[str, Array]:
+    """What the state ports of `plan_with_noise` hold after a reset."""
+    if planner.history == 1 and not planner.roll_committed:
+        return {"warm_mean": np.zeros((planner.horizon, model.action_dim), np.float32)}
+    read = {port.name for port in runtime.ports("plan_with_noise") if port.is_input}
+    ports = state_ports(planner, model.latent_dim, model.action_dim)
+    return {p.name: np.zeros(p.shape, NUMPY[p.dtype]) for p in ports if p.name in read}
 
 
 def as_port(value: Array, port: Port) -> Array:

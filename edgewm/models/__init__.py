@@ -14,26 +14,28 @@ import torch
 from ..capture import capture
 from ..constants import Store
 from ..errors import EdgewmError
-from ..planner import check, plan_graph
-from ..program import Planner, Port, Program
+from ..planner import check, committed_actions, noise_port, plan_graph, plan_weights, state_ports
+from ..program import Graph, Planner, Port, Program
+from ..reference import checkpoint_of
+from ..reference.worlds import world_by_word
 from . import own, stable_worldmodel, torch_world
 from .checkpoint import read_config, weights_file
 from .model import Model, example
 
 FAMILIES: tuple[ModuleType, ...] = (torch_world, stable_worldmodel)
 
-__all__ = ["Model", "capture_model", "example", "load"]
+__all__ = ["Model", "capture_model", "capture_roll", "capture_score", "example", "load"]
 
 
 def load(spec: str) -> Model:
-    """The model that MODEL names: a checkpoint directory (or a file in it), `module:function`, or `reference`.
+    """The model that MODEL names: a checkpoint directory (or a file in it), `module:function`, or
+    `reference`, of which `reference/two_room` and its like are the ones by name.
 
     Raises EdgewmError when there is no such thing, when its family is unknown, or when a weight does not fit.
     """
-    if spec == "reference":
-        from ..reference import PATH
-
-        return _checkpoint(PATH)
+    shipped = world_by_word(spec)
+    if shipped is not None:
+        return _checkpoint(checkpoint_of(shipped.name))
     path = Path(spec)
     if path.is_dir() or path.is_file():
         return _checkpoint(path)
@@ -68,43 +70,82 @@ def capture_model(model: Model, planner: Planner | None = None) -> Program:
     Raises EdgewmError for planner settings that do not fit and for whatever `capture` refuses.
     """
     planner = planner or model.planner
-    check(planner)
-    if planner.history != 1:
-        raise EdgewmError(f"history is {planner.history}", "planner settings", "plan from 1 context frame")
-    if model.action_dim % planner.action_block:
-        raise EdgewmError(
-            f"a model action of {model.action_dim} numbers is no block of {planner.action_block} periods",
-            "planner settings",
-            "give the action_block the model was trained with (for a checkpoint in robot.json beside its config.json)",
-        )  # fmt: skip
+    _check(model, planner)
     weights: Store = {}
     entries = {}
 
     def enter(name: str, call, inputs: dict[str, torch.Tensor], output: str) -> None:
         entries[name], _ = capture(model.torch, [*inputs.values()], [*inputs], [output], call=call, weights=weights)
 
-    samples, horizon, latent, action = planner.samples, planner.horizon, model.latent_dim, model.action_dim
+    samples, latent, action = planner.samples, model.latent_dim, model.action_dim
     enter("encode", model.encode, {p.name: example(p) for p in model.ports_of("observation")}, "z")
     for length in range(1, model.window + 1):
         window = {"z": torch.zeros(samples, length, latent), "actions": torch.zeros(samples, length, action)}
         enter("predict" if length == model.window else f"predict_{length}", model.predict, window, "z_next")
-    rollout = {
-        "z": torch.zeros(planner.history, latent), "goal": torch.zeros(1, latent),
-        "candidates": torch.zeros(samples, horizon, action),
-    }  # fmt: skip
-    enter("score", model.score, rollout, "cost")
+    entries["score"] = capture_score(model, planner, weights)
     for name, head in model.heads.items():
         enter(f"decode_{name}", head, {"z": torch.zeros(1, latent)}, name)
     pairs = zip(model.ports_of("observation"), model.ports_of("goal"), strict=True)
     goals = {observation.name: goal.name for observation, goal in pairs}
+    roll = capture_roll(model, planner, weights) if planner.roll_committed else None
+    weights |= plan_weights(planner)
     for name, injected in (("plan", False), ("plan_with_noise", True)):
-        entries[name] = plan_graph(entries["encode"], entries["score"], planner, goals, injected)
-    state = (
-        Port("warm_mean", "state", (horizon, action)), Port("plan_counter", "state", (1,), "u32"),
-        Port("seed", "state", (2,), "u32"), Port("noise", "noise", (planner.iterations, samples, horizon, action)),
-    )  # fmt: skip
+        entries[name] = plan_graph(entries["encode"], entries["score"], planner, goals, injected, roll)
+    kept = (*state_ports(planner, latent, action), noise_port(planner, action))
     ports = tuple(_bounded(p, planner) for p in model.ports)
-    return Program(entries=entries, weights=weights, ports=ports + state, planner=planner)
+    return Program(entries=entries, weights=weights, ports=ports + kept, planner=planner)
+
+
+def capture_score(model: Model, planner: Planner, weights: Store, dtype: torch.dtype = torch.float32) -> Graph:
+    """The graph of `z` (history, latent), `goal` (1, latent), `candidates` (samples, horizon, action) and, with a
+    history, `past_actions` (history - 1, action) to `cost` (samples,); its weights enter `weights`. `dtype` is that of
+    the module."""
+    score = model.scored(planner.objective)
+    shapes = {
+        "z": (planner.history, model.latent_dim), "goal": (1, model.latent_dim),
+        "candidates": (planner.samples, planner.horizon, model.action_dim),
+    }  # fmt: skip
+    call = score
+    if planner.history > 1:
+        shapes["past_actions"] = (planner.history - 1, model.action_dim)
+
+        def call(module, z, goal, candidates, past):
+            return score(module, z, goal, torch.cat([past.expand(len(candidates), -1, -1), candidates], 1))
+
+    inputs = [torch.zeros(shape, dtype=dtype) for shape in shapes.values()]
+    return capture(model.torch, inputs, [*shapes], ["cost"], call=call, weights=weights)[0]
+
+
+def capture_roll(model: Model, planner: Planner, weights: Store) -> Graph:
+    """The graph of `z` (history, latent) and `actions` (history - 1 + committed, action) to the latents `z` (history,
+    latent) when these actions have been played; its weights enter `weights`."""
+    history, count = planner.history, planner.history - 1 + committed_actions(planner)
+
+    def call(module: torch.nn.Module, z: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        latents = list(z.unbind(0))
+        for t in range(history, count + 1):
+            seen = slice(max(0, t - model.window), t)
+            latents.append(model.predict(module, torch.stack(latents[seen])[None], actions[seen][None])[0])
+        return torch.stack(latents[-history:])
+
+    inputs = {"z": torch.zeros(history, model.latent_dim), "actions": torch.zeros(count, model.action_dim)}
+    return capture(model.torch, [*inputs.values()], [*inputs], ["z"], call=call, weights=weights)[0]
+
+
+def _check(model: Model, planner: Planner) -> None:
+    """EdgewmError for settings that do not fit each other or the model."""
+    check(planner, model.action_dim)
+    if model.action_dim % planner.action_block:
+        raise EdgewmError(
+            f"a model action of {model.action_dim} numbers is no block of {planner.action_block} periods",
+            "planner settings",
+            "give the action_block the model was trained with (for a checkpoint in robot.json beside its config.json)",
+        )  # fmt: skip
+    if planner.history > model.window:
+        raise EdgewmError(
+            f"history is {planner.history}, the model looks at {model.window} frames at most", "planner settings",
+            f"give a history of 1 to {model.window}",
+        )  # fmt: skip
 
 
 def _bounded(port: Port, planner: Planner) -> Port:

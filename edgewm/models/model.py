@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..errors import EdgewmError
 from ..program import Planner, Port
+
+Score = Callable[[torch.nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +21,10 @@ class Model:
     The functions take the module first, so that the same ones serve capture, the judge and comparisons in float64:
     `encode(module, *observations)` -> z (1, latent), observations as their ports declare them, raw;
     `predict(module, z (S, T, latent), actions (S, T, action))` -> the latent after the last one, (S, latent);
-    `score(module, z (history, latent), goal (1, latent), candidates (S, H, action))` -> cost (S,), upstream's rollout
-    and criterion; `heads[name](module, z (1, latent))` -> a reading of the latent.
+    `score(module, z (history, latent), goal (1, latent), actions (S, history - 1 + H, action))` -> cost (S,),
+    upstream's rollout and criterion: the first actions are those between the frames of z; `path_score`, where there is
+    one, takes the same and returns the mean cost of all imagined latents; `heads[name](module, z (1, latent))` -> a
+    reading of the latent.
     `window` is the longest T, `action_dim` counts one model action (`planner.action_block` periods), `files` gives the
     SHA-256 of each file read.
     """
@@ -28,7 +33,7 @@ class Model:
     torch: torch.nn.Module
     encode: Callable[..., Tensor]
     predict: Callable[[torch.nn.Module, Tensor, Tensor], Tensor]
-    score: Callable[[torch.nn.Module, Tensor, Tensor, Tensor], Tensor]
+    score: Score
     latent_dim: int
     action_dim: int
     ports: tuple[Port, ...]
@@ -36,10 +41,17 @@ class Model:
     window: int = 1
     heads: Mapping[str, Callable[[torch.nn.Module, Tensor], Tensor]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    path_score: Score | None = None
 
     def ports_of(self, kind: str) -> tuple[Port, ...]:
         """The ports of one kind, in order; goal ports answer observation ports one by one."""
         return tuple(p for p in self.ports if p.kind == kind)
+
+    def scored(self, objective: str) -> Score:
+        """The function that scores by a planner's objective. EdgewmError where this model has none for it."""
+        if objective == "path" and self.path_score is None:
+            raise EdgewmError("this model scores no path", "planner settings", "plan with the objective final")
+        return self.path_score if objective == "path" and self.path_score else self.score
 
 
 def example(port: Port) -> Tensor:

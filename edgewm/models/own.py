@@ -47,17 +47,27 @@ def from_module(module: torch.nn.Module, where: str) -> Model:
     return Model(
         family="own", torch=module, latent_dim=latent_dim, planner=planner, ports=tuple(module.ports),
         encode=lambda m, *xs: m.encode(*xs), predict=lambda m, z, a: m.predict(z, a), score=score,
+        path_score=path_score,
         action_dim=action.shape[-1] * planner.action_block, window=getattr(module, "history", 1),
         heads={n[7:]: (lambda m, z, n=n: getattr(m, n)(z)) for n in sorted(dir(module)) if n.startswith("decode_")},
     )  # fmt: skip
 
 
-def score(module: torch.nn.Module, z: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
-    """Roll out through the last `history` latents and actions; the cost of the last latent."""
-    samples, horizon, _ = candidates.shape
-    window = getattr(module, "history", 1)
-    latents = list(z.unsqueeze(0).expand(samples, -1, -1).unbind(1))
-    for t in range(len(latents), horizon + 1):
+def imagined(module: torch.nn.Module, z: Tensor, actions: Tensor) -> list[Tensor]:
+    """Latents (S, latent), one after each action from the last frame of z (history, latent) on, each from the last
+    `history` latents and actions."""
+    window, latents = getattr(module, "history", 1), list(z.unsqueeze(0).expand(len(actions), -1, -1).unbind(1))
+    for t in range(len(z), actions.shape[1] + 1):
         start = max(0, t - window)
-        latents.append(module.predict(torch.stack(latents[start:], 1), candidates[:, start:t]))
-    return module.cost(latents[-1], goal)
+        latents.append(module.predict(torch.stack(latents[start:], 1), actions[:, start:t]))
+    return latents[len(z) :]
+
+
+def score(module: torch.nn.Module, z: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+    """The cost of the last imagined latent."""
+    return module.cost(imagined(module, z, actions)[-1], goal)
+
+
+def path_score(module: torch.nn.Module, z: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+    """The mean cost of all imagined latents."""
+    return torch.stack([module.cost(latent, goal) for latent in imagined(module, z, actions)]).mean(0)

@@ -6,9 +6,9 @@
      "planner": {"samples": 300, "iterations": 30, "elites": 30, "horizon": 5, "commit_steps": 25}}
 
 Every key may be left out. `action` holds the fields of the action port (`program.Port`), in the robot's units;
-`planner` those of `program.Planner`: its `low` and `high` bound the search in the model's units, its `commit_steps`
-count control periods. `action_block` is how many control periods one model action lasts, `max_age_ms` how old an
-observation may be.
+`planner` those of `program.Planner` (`"kind": "icem"` and what belongs to it, too): its `low` and `high` bound the
+search in the model's units, its `commit_steps` count control periods. `action_block` is how many control periods one
+model action lasts, `max_age_ms` how old an observation may be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgewmError
-from ..planner import check, committed_actions
+from ..planner import check, committed_actions, settled
 from ..program import Planner, Port
 from .checkpoint import read_object, sha256
 from .model import Model
@@ -29,7 +29,7 @@ from .model import Model
 ROBOT = "robot.json"
 KEYS = ("action", "rate_hz", "action_block", "max_age_ms", "planner")
 ACTION = ("control", "unit", "low", "high", "slew", "safe", "scale", "offset")
-PLANNER = {f.name: f.default for f in fields(Planner) if f.name not in ("action_block", "history")}
+PLANNER = {f.name: f.default for f in fields(Planner) if f.name != "action_block"}
 CONTROLS = ("position", "velocity", "torque")
 NS_PER_MS = 1_000_000
 
@@ -101,8 +101,8 @@ def _planner(section: Any, base: Planner, block: int, where: str) -> Planner:
         for key, default in PLANNER.items()
         if key in found
     }
-    merged = replace(base, action_block=block, **given)
-    if "commit_steps" not in given:
+    merged = settled(replace(base, action_block=block), given, where)
+    if "commit_steps" not in given and merged.history == 1:
         merged = replace(merged, commit_steps=min(committed_actions(base), merged.horizon) * block)
     try:
         check(merged)

@@ -21,6 +21,7 @@ from .checkpoint import fill, read_weights, sha256
 from .lewm_modules import MLP, Embedder, LeWM, Predictor, ViT
 from .model import Model
 from .robot import with_robot
+from .scoring import path_score, score
 
 FAMILY = "stable_worldmodel.lewm"
 ROOTS = ("stable_worldmodel.wm.lewm.LeWM", "stable_worldmodel.wm.lewm.lewm.LeWM")
@@ -77,8 +78,9 @@ def lewm(module: LeWM, image_px: int, action_dim: int, planner: Planner = PLANNE
         "preprocessing": f"(pixels / 255 - {list(IMAGENET['mean'])}) / {list(IMAGENET['std'])}",
     }  # fmt: skip
     return Model(
-        family=FAMILY, torch=module.eval(), encode=encode, predict=predict, score=score, planner=planner,
-        latent_dim=module.predictor.pos_embedding.shape[-1], action_dim=action_dim, window=module.predictor.num_frames,
+        family=FAMILY, torch=module.eval(), encode=encode, predict=predict, score=score, path_score=path_score,
+        latent_dim=module.predictor.pos_embedding.shape[-1], action_dim=action_dim, planner=planner,
+        window=module.predictor.num_frames,
         ports=(
             Port("pixels", "observation", **frame), Port("goal", "goal", **frame),
             Port("action", "action", (action_dim // planner.action_block,)),
@@ -94,12 +96,6 @@ def encode(module: LeWM, pixels: Tensor) -> Tensor:
 
 def predict(module: LeWM, z: Tensor, actions: Tensor) -> Tensor:
     return module.predict(z, module.action_encoder(actions))[:, -1]
-
-
-def score(module: LeWM, z: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
-    samples = candidates.shape[0]
-    imagined = module.rollout(z.unsqueeze(0).expand(samples, -1, -1), candidates)
-    return module.cost(imagined, goal.expand(samples, -1))
 
 
 # ------------------------------------------------------------------------------------------------- config to modules

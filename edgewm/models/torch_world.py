@@ -19,6 +19,7 @@ from ..program import Planner, Port
 from .checkpoint import fill, read_weights, sha256
 from .model import Model
 from .robot import with_robot
+from .scoring import path_score, score
 
 FAMILY = "torch_world.lewm"
 PLANNER = Planner(first_candidate_is_mean=False, iterations=10)
@@ -51,8 +52,8 @@ def lewm(
         "preprocessing": f"(pixels * {scale} - {list(mean)}) / {list(std)}",
     }  # fmt: skip
     return Model(
-        family=FAMILY, torch=module.eval(), encode=encode, predict=predict, score=score, latent_dim=latent,
-        action_dim=action_dim, planner=planner, window=module.history,
+        family=FAMILY, torch=module.eval(), encode=encode, predict=predict, score=score, path_score=path_score,
+        latent_dim=latent, action_dim=action_dim, planner=planner, window=module.history,
         ports=(
             Port("pixels", "observation", **frame), Port("goal", "goal", **frame),
             action or Port("action", "action", (action_dim // planner.action_block,), rate_hz=rate_hz),
@@ -62,12 +63,6 @@ def lewm(
 
 def predict(module: torch.nn.Module, z: Tensor, actions: Tensor) -> Tensor:
     return module.predict(z, actions)[:, -1]
-
-
-def score(module: torch.nn.Module, z: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
-    samples = candidates.shape[0]
-    imagined = module.rollout(z.unsqueeze(0).expand(samples, -1, -1), candidates)
-    return module.cost(imagined, goal.expand(samples, -1))
 
 
 def recognises(config: dict[str, Any]) -> bool:

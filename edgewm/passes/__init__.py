@@ -19,6 +19,7 @@ from ..spec import verify
 from .fold_constants import fold_constants
 from .fuse_kernels import fuse_kernels
 from .lift_reshapes import lift_reshapes
+from .merge_products import merge_products
 from .prune_rows import prune_rows
 from .quantize_products import quantize_products
 from .reuse_prefixes import reuse_prefixes
@@ -35,6 +36,7 @@ EXACT: tuple[Step, ...] = (
 )
 LOWERING: tuple[Step, ...] = (
     quantize_products,  # by the recipe; the only step that changes values
+    merge_products,  # products of one value in one: columns side by side
     fuse_kernels,  # cores from kernels/, neighbours absorbed
 )
 PIPELINE: tuple[Step, ...] = EXACT + LOWERING

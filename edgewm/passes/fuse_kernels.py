@@ -12,11 +12,11 @@ from ..kernel import load, match
 from ..ops import TABLE, make
 from ..program import Graph, Node, Program, order, users
 
-EXPENSIVE = frozenset({"exp", "log", "erf", "tanh", "sin2pi", "cos2pi", "div", "sqrt"})
+EXPENSIVE = frozenset({"exp", "log", "erf", "tanh", "gelu", "sin2pi", "cos2pi", "div", "sqrt"})
 DEPTH_LIMIT = 120  # element-wise nodes on one path of a body; beyond that a value is stored
 OPERAND_LIMIT = 10  # operands of one part of a kernel; an op has three sources and a call 32 operands
-MATCHED = ("attention", "product_i8")  # families recognised by their reference, largest first
-REPEATABLE = ("product_i8",)  # two cores may each compute what they share: rows are quantized where they are read
+MATCHED = ("attention", "product_i8", "product_bf16")  # families recognised by their reference, largest first
+REPEATABLE = ("product_i8", "product_bf16")  # two cores may each compute what they share: rows rounded where read
 SERIAL = ("topk", "take")  # one thread, once
 
 
@@ -212,6 +212,10 @@ class _Partition:
     def _product_i8(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         x, w, t = body.expression(bound["x"]), body.param(bound["w"]), body.param(bound["t"])
         return load("product_i8").reference(x, w, t), {"left": Graph({"x": x}), "packed": (w["name"], t["name"])}
+
+    def _product_bf16(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
+        x, w = body.expression(bound["x"]), body.param(bound["w"])
+        return load("product_bf16").reference(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
 
     def _attention(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         dot = score_dot(bound["scores"])

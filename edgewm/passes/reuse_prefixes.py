@@ -90,14 +90,19 @@ class _Reuse:
         return self.known_first(lengths, axis, lambda start, stop: self.rows_of(node, axis, start, stop))
 
     def known_first(self, lengths: list[int], axis: int, rows: Callable[[int, int], Node | None]) -> Node | None:
-        """Pieces of these lengths as long as they are known, and the rest in one; None where not even the first is."""
+        """Pieces of these lengths as long as they are known, and the rest in one; None where not even the first is.
+
+        A window that began with several frames knows them together: the first piece may be several of `lengths`.
+        """
         start, pieces, end = 0, [], sum(lengths)
-        for length in lengths:
-            piece = rows(start, start + length)
-            if piece is None or piece not in self.built:
+        ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+        for stop in ends[:-1] or ends:
+            piece = rows(start, stop)
+            if piece is not None and piece in self.built:
+                pieces.append(piece)
+                start = stop
+            elif pieces:
                 break
-            pieces.append(piece)
-            start += length
         rest = rows(start, end) if pieces and start < end else None
         if not pieces or (start < end and rest is None):
             return None
@@ -138,12 +143,8 @@ class _Reuse:
         scores = bound["scores"].sources[1]
         scores = self.cut(self.cut(scores, axis, start, stop, PRODUCTS), axis + 1, 0, keys, PRODUCTS)
         if not rows[:, :keys].all():
-            mask = self.cut(
-                self.cut(e.expand(bound["scores"].sources[0], node.shape[:-1] + seen.shape[1:]), axis, start, stop),
-                axis + 1,
-                0,
-                keys,
-            )
+            mask = self.aligned(bound["scores"].sources[0], bound["scores"], axis, start, stop)
+            mask = self.aligned(mask, bound["scores"], axis + 1, 0, keys)
             scores = make("where", mask, scores, bound["scores"].sources[2])
         if score_dot(scores) is None:
             return None
@@ -228,7 +229,7 @@ class _Reuse:
             )
         return make(node.op, *(self.aligned(s, node, axis, start, stop, through) for s in node.sources), **attrs)
 
-    def aligned(self, source: Node, node: Node, axis: int, start: int, stop: int, through: int) -> Node:
+    def aligned(self, source: Node, node: Node, axis: int, start: int, stop: int, through: int = 1) -> Node:
         """The rows of a broadcast source; all of it where it has one row for all."""
         own = axis - (len(node.shape) - len(source.shape))
         if own < 0 or source.shape[own] != node.shape[axis]:

@@ -1,8 +1,11 @@
-"""The world model that ships with edgewm: TwoRoom from pixels, trained by the recipe in this folder.
+"""World models that ship with edgewm, each trained from pixels by the recipe in this folder.
 
-world.py     the simulator (numpy)          data.py      trajectories of a scripted, noisy policy
-model.py     build, load, normalise         train.py     the recipe
-evaluate.py  success, probes, card          checkpoint/  config.json, robot.json, weights.safetensors (fp16)
+base.py      what a world is                   worlds.py    the worlds by name, the words for them
+two_room/    navigation: a wall and a door     pushing/     contact: a disc pushes a puck or a T
+model.py     build, load, normalise            train.py     the recipe
+evaluate.py  success, probes, prediction       card.py      MODEL_CARD.md from these figures
+
+<world>/checkpoint/  config.json, robot.json, weights.safetensors (fp16)      <world>/MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -11,12 +14,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-PATH = Path(__file__).resolve().parent / "checkpoint"
+DEFAULT = "two_room"  # the world whose model the word `reference` means
+WORD = "reference"
 
 
-def _planner() -> dict[str, Any]:
-    """The planner of robot.json under torch-world's names; `commit_steps` counts model actions here."""
-    robot = json.loads((PATH / "robot.json").read_text())
+def checkpoint_of(world: str) -> Path:
+    """The folder of a world's checkpoint."""
+    return Path(__file__).resolve().parent / world / "checkpoint"
+
+
+PATH = checkpoint_of(DEFAULT)
+
+
+def planner_of(checkpoint: Path) -> dict[str, Any]:
+    """The planner of robot.json under torch-world's names; `commit_steps` counts model actions here.
+
+    One plan: `iterations` rounds of `samples` sequences of `horizon` model actions (each `action_block` periods long),
+    refit to the `elites` cheapest; then `commit_steps` model actions are played before the next plan. `bounds` and
+    `std` are in the environment's normalised action units.
+    """
+    robot = json.loads((checkpoint / "robot.json").read_text())
     block, found = robot["action_block"], robot["planner"]
     return {
         "kind": "cem",
@@ -27,9 +44,3 @@ def _planner() -> dict[str, Any]:
         "bounds": (found["low"], found["high"]),
         "objective": "final",
     }
-
-
-# One plan: `iterations` rounds of `samples` sequences of `horizon` model actions (each `action_block` periods long),
-# refit to the `elites` cheapest; then `commit_steps` model actions are played before the next plan. `bounds` and `std`
-# are in the environment's normalised action units.
-PLANNER = _planner()

@@ -1,10 +1,10 @@
-"""What the reference model is worth: closed-loop success, linear probes, prediction error; and its model card.
+"""What a reference model is worth: closed-loop success, linear probes, prediction error; and its model card.
 
-    python -m edgewm.reference.evaluate --episodes 200 --policy cem|random|idle --json -
-    python -m edgewm.reference.evaluate --episodes 300 --card        every policy, then MODEL_CARD.md
+    python -m edgewm.reference.evaluate --path CHECKPOINT --episodes 200 --policy cem|random|idle --json -
+    python -m edgewm.reference.evaluate --path CHECKPOINT --episodes 300 --card      every policy, then MODEL_CARD.md
 
-An episode succeeds when the disc's centre comes within `GOAL_RADIUS_M` of the goal at any time in its first `MAX_STEPS`
-periods. Intervals are Wilson's at 95 %. Every figure is measured on the weights as shipped (fp16, computed in fp32).
+An episode succeeds when the world's `reached` holds at any time in its first `max_steps` periods. Intervals are
+Wilson's at 95 %. Every figure is measured on the weights as shipped (fp16, computed in fp32).
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from torch_world.models import LeWM
 from torch_world.planning import CEM
 
 from edgewm.errors import EdgewmError
-from edgewm.reference import PATH, PLANNER, data, world
+from edgewm.reference import PATH, planner_of
+from edgewm.reference.base import HELD_OUT, World
+from edgewm.reference.card import card
 from edgewm.reference.model import load, normalise, parameter_count
+from edgewm.reference.worlds import world_named
 
 Array = np.ndarray
-Policy = Callable[[Array, Array, Array], Array]  # layouts, positions, goals, each (B, 2) -> actions (B, periods, 2)
+Policy = Callable[[Array, Array], Array]  # states, goals, each (B, S) -> actions (B, periods, A)
 
 _EPISODES_AT_ONCE = 8  # rows of one product: this times the planner's samples; stays in a core's cache
 POLICIES = ("cem", "random", "idle")
@@ -56,12 +59,12 @@ def embed(model: LeWM, pixels: Array, frames_at_once: int = 64) -> Tensor:
     return torch.cat(parts)
 
 
-def cem_policy(model: LeWM, planner: dict[str, Any], seed: int) -> Policy:
+def cem_policy(model: LeWM, world: World, planner: dict[str, Any], seed: int) -> Policy:
     """Encodes the present frame and the goal, plans with one context frame, plays `commit_steps` model actions."""
     device = next(model.parameters()).device
     cem = CEM(
         horizon=planner["horizon"],
-        action_dim=planner["action_block"] * world.World.action_dim,
+        action_dim=planner["action_block"] * world.action_dim,
         num_samples=planner["samples"],
         num_elites=planner["elites"],
         iterations=planner["iterations"],
@@ -71,36 +74,35 @@ def cem_policy(model: LeWM, planner: dict[str, Any], seed: int) -> Policy:
     )
     generator = torch.Generator(device).manual_seed(seed)
 
-    def act(layouts: Array, positions: Array, goals: Array) -> Array:
-        z, goal = embed(model, world.observe(layouts, positions)), embed(model, world.observe(layouts, goals))
+    def act(states: Array, goals: Array) -> Array:
+        z, goal = embed(model, world.observe(states)), embed(model, world.observe(goals))
         n = _EPISODES_AT_ONCE
         plans = [cem(model, z[i : i + n, None], goal[i : i + n], generator=generator) for i in range(0, len(z), n)]
         chunk = torch.cat(plans)[:, : planner["commit_steps"]]
-        return chunk.reshape(len(z), -1, world.World.action_dim).cpu().numpy()
+        return chunk.reshape(len(z), -1, world.action_dim).cpu().numpy()
 
     return act
 
 
-def plain_policy(name: str, seed: int) -> Policy:
+def plain_policy(name: str, world: World, seed: int) -> Policy:
     """`random`: a new uniform command every period. `idle`: none."""
-    rng = np.random.default_rng([world.HELD_OUT, 4, seed])
-    if name == "random":
-        return lambda layouts, positions, goals: rng.uniform(-1, 1, (len(positions), 1, 2)).astype(np.float32)
-    return lambda layouts, positions, goals: np.zeros((len(positions), 1, 2), np.float32)
+    rng = np.random.default_rng([HELD_OUT, 4, seed])
+    low, high = (world.action_low, world.action_high) if name == "random" else (0.0, 0.0)
+    return lambda states, goals: rng.uniform(low, high, (len(states), 1, world.action_dim)).astype(np.float32)
 
 
-def closed_loop(policy: Policy, episodes: int, seed: int) -> dict[str, Any]:
+def closed_loop(world: World, policy: Policy, episodes: int, seed: int) -> dict[str, Any]:
     """All episodes side by side; those that have arrived drop out."""
-    layouts, at, goals = world.sample_tasks(np.random.default_rng([world.HELD_OUT, 3, seed]), episodes)
-    crossing = (at[:, 0] < layouts[:, 0]) != (goals[:, 0] < layouts[:, 0])
+    at, goals = world.sample_tasks(np.random.default_rng([HELD_OUT, 3, seed]), episodes)
+    subset = world.in_subset(at, goals)
     arrival = np.full(episodes, -1)
     began, plans, t = time.monotonic(), 0, 0
-    while t < world.MAX_STEPS and (arrival < 0).any():
+    while t < world.max_steps and (arrival < 0).any():
         live = np.flatnonzero(arrival < 0)
-        chunk = policy(layouts[live], at[live], goals[live])
+        chunk = policy(at[live], goals[live])
         plans += len(live)
-        for k in range(min(chunk.shape[1], world.MAX_STEPS - t)):
-            at[live] = world.move(layouts[live], at[live], chunk[:, k])
+        for k in range(min(chunk.shape[1], world.max_steps - t)):
+            at[live] = world.move(at[live], chunk[:, k])
             t += 1
             new = live[world.reached(at[live], goals[live]) & (arrival[live] < 0)]
             arrival[new] = t
@@ -110,7 +112,7 @@ def closed_loop(policy: Policy, episodes: int, seed: int) -> dict[str, Any]:
         "successes": int(done.sum()),
         "rate": float(done.mean()),
         "wilson_95": [round(v, 4) for v in wilson(int(done.sum()), episodes)],
-        "other_room": {"episodes": int(crossing.sum()), "successes": int((done & crossing).sum())},
+        "subset": {"episodes": int(subset.sum()), "successes": int((done & subset).sum())},
         "median_periods_to_goal": float(np.median(arrival[done])) if done.any() else None,
         "plans": plans,
         "seconds": round(time.monotonic() - began, 1),
@@ -120,31 +122,28 @@ def closed_loop(policy: Policy, episodes: int, seed: int) -> dict[str, Any]:
 # --- latents --------------------------------------------------------------------------------------------------
 
 
-def probe(model: LeWM, seed: int, n_fit: int = 3000, n_test: int = 1500) -> dict[str, float]:
+def probe(model: LeWM, world: World, seed: int, n_fit: int = 3000, n_test: int = 1500) -> dict[str, float]:
     """R2 of ridge regressions from one frame's latent to what is in the picture."""
-    rng = np.random.default_rng([world.HELD_OUT, 5, seed])
-    layouts = world.sample_layouts(rng, n_fit + n_test)
-    at = world.sample_positions(rng, layouts)
-    latents = embed(model, world.observe(layouts, at)).double().cpu().numpy()
+    states = world.sample_states(np.random.default_rng([HELD_OUT, 5, seed]), n_fit + n_test)
+    latents = embed(model, world.observe(states)).double().cpu().numpy()
     x = np.concatenate([latents, np.ones((len(latents), 1))], 1)
-    y = np.concatenate([at, layouts], 1).astype(np.float64)
+    y = world.features(states).astype(np.float64)
     fit, test = slice(0, n_fit), slice(n_fit, None)
     w = np.linalg.solve(x[fit].T @ x[fit] + 1e-3 * np.eye(x.shape[1]), x[fit].T @ y[fit])
     residual = ((y[test] - x[test] @ w) ** 2).mean(0)
     r2 = 1 - residual / y[test].var(0)
-    return dict(zip(("x", "y", "wall_x", "door_y"), r2.round(4).tolist(), strict=True))
+    return dict(zip(world.names, r2.round(4).tolist(), strict=True))
 
 
-def prediction(model: LeWM, planner: dict[str, Any], seed: int, n: int = 256, horizon: int = 5) -> dict[str, float]:
+def prediction(model: LeWM, world: World, action_block: int, horizon: int, seed: int, n: int = 256) -> dict[str, float]:
     """Mean squared error of predicted latents over the variance of latents, 1 and `horizon` model actions ahead.
 
     `copy` is the error of predicting no change. All from one context frame, as the planner uses the model.
     """
     device = next(model.parameters()).device
-    block = planner["action_block"]
-    layouts, actions, states = data.trajectories(np.random.default_rng([world.HELD_OUT, 6, seed]), n, horizon * block)
-    kept = states[:, ::block].reshape(-1, 2)
-    z = embed(model, world.observe(np.repeat(layouts, horizon + 1, 0), kept)).view(n, horizon + 1, -1)
+    actions, states = world.trajectories(np.random.default_rng([HELD_OUT, 6, seed]), n, horizon * action_block)
+    kept = states[:, ::action_block].reshape(-1, states.shape[2])
+    z = embed(model, world.observe(kept)).view(n, horizon + 1, -1)
     with torch.inference_mode():
         imagined = model.rollout(z[:, :1], torch.from_numpy(actions.reshape(n, horizon, -1)).to(device))
     spread = z.flatten(0, 1).var(0).mean()
@@ -162,93 +161,27 @@ def prediction(model: LeWM, planner: dict[str, Any], seed: int, n: int = 256, ho
 def evaluate(
     path: Path, planner: dict[str, Any], policies: tuple[str, ...], episodes: int, seed: int, device: str
 ) -> dict[str, Any]:
-    model = load(path).to(device)
+    """Every figure of the checkpoint at `path`. EdgewmError for one that cannot be loaded."""
+    model, world = load(path).to(device), world_at(path)
 
     def policy(name: str) -> Policy:
-        return cem_policy(model, planner, seed) if name == "cem" else plain_policy(name, seed)
+        return cem_policy(model, world, planner, seed) if name == "cem" else plain_policy(name, world, seed)
 
     return {
         "schema_version": 1,
+        "world": world.name,
         "parameters": parameter_count(model),
         "planner": planner,
         "seed": seed,
-        "closed_loop": {name: closed_loop(policy(name), episodes, seed) for name in policies},
-        "probe_r2": probe(model, seed),
-        "prediction": prediction(model, planner, seed, horizon=planner["horizon"]),
+        "closed_loop": {name: closed_loop(world, policy(name), episodes, seed) for name in policies},
+        "probe_r2": probe(model, world, seed),
+        "prediction": prediction(model, world, planner["action_block"], planner["horizon"], seed),
     }
 
 
-def card(result: dict[str, Any], config: dict[str, Any]) -> str:
-    """MODEL_CARD.md from figures alone."""
-    m, t, done = config["model"], config["training"], config["trained"]
-    planner, errors, pre = result["planner"], result["prediction"], config["preprocessing"]
-    horizon, block = planner["horizon"], planner["action_block"]
-    encoder, predictor = m["encoder"], m["predictor"]
-    rows = []
-    for name, c in result["closed_loop"].items():
-        low, high = (100 * v for v in c["wilson_95"])
-        far, median = c["other_room"], c["median_periods_to_goal"]
-        rows.append(
-            f"| {name} | {c['successes']}/{c['episodes']} | {100 * c['rate']:.1f} % | {low:.1f} - {high:.1f} % "
-            f"| {far['successes']}/{far['episodes']} | {'-' if median is None else f'{median:.0f}'} |"
-        )
-    probes = ", ".join(f"{k} {v:.4f}" for k, v in result["probe_r2"].items())
-    windows = t["layouts_per_batch"] * t["windows_per_layout"]
-    frames = done["steps_done"] * windows * (m["history"] + 1)
-    terms = ("prediction", "chained", "sigreg")
-    phases = [
-        f"| {p['steps']} | {p['learning_rate'][0]:g} to {p['learning_rate'][1]:g} over {p.get('over', p['steps'])} "
-        f"| {p['sigreg_weight']} | {p['chained_weight']} | {100 * p.get('straight_share', 0):.0f} % |"
-        for p in t["phases"]
-    ]
-    return f"""# Reference model: LeWM on TwoRoom
-
-Written by `python -m edgewm.reference.evaluate --card`; no figure here was typed by hand.
-
-**World.** A disc {2 * world.RADIUS_M:.2f} m across in an arena of 1 m x 1 m: two rooms, one wall, one door; wall and
-door stand elsewhere in every episode. An action is a velocity command in [-1, 1]^2; full scale is {world.STEP_M} m per
-axis in one period of {world.PERIOD_S} s. The observation is {m["image_px"]}x{m["image_px"]} RGB and the goal is such a
-picture. {100 * world.CROSSING_SHARE:.0f} % of the tasks end in the other room, all at least {world.MIN_TASK_M} m away.
-Success: the disc's centre comes within {world.GOAL_RADIUS_M} m of the goal at any time in {world.MAX_STEPS} periods.
-
-**Model.** `torch_world.models.LeWM`, {result["parameters"]:,} parameters. Encoder: ViT, patch {m["patch_px"]},
-{m["embed_dim"]} wide, {encoder["depth"]} layers, {encoder["num_heads"]} heads. Predictor: {predictor["depth"]}
-adaLN-zero layers, {predictor["num_heads"]} heads x {predictor["head_dim"]}, MLP {predictor["mlp_dim"]}, history
-{m["history"]}. One model action is {block} environment actions. Weights are fp16 on disk. Preprocessing:
-{pre["input"]} to {pre["layout"]}, `{pre["formula"]}`, scale 1/255, mean {pre["mean"][0]}, std {pre["std"][0]}.
-
-**Training.** {done["steps_done"]:,} steps of {windows} windows of {m["history"] + 1} frames ({frames:,} frames drawn on
-the fly from a scripted, noisy policy, none repeated); {done["seconds"] / 60:.0f} minutes on {done["hardware"]}, shared
-with other work. Next-embedding error plus SIGReg within each layout, then also the error of predictions chained over
-{m["history"]} model actions. Last step: {", ".join(f"{k} {done['last'][k]:.4f}" for k in terms)}. No pretrained
-weights, no labels, no reward.
-
-| steps | learning rate | SIGReg weight | chained weight | seekers that ignore the wall |
-|---|---|---|---|---|
-{chr(10).join(phases)}
-
-**Planner.** {planner["kind"].upper()}: {planner["samples"]} samples, {planner["iterations"]} iterations,
-{planner["elites"]} elites, std {planner["std"]}, horizon {horizon} model actions ({horizon * block} periods), a new
-plan every {planner["commit_steps"] * block} periods. Cost: squared distance of the last imagined latent to the goal's.
-
-## Closed loop
-
-| policy | successes | rate | Wilson 95 % | of which other room | median periods to goal |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-## Latents (held-out)
-
-- linear probes, R2: {probes}
-- prediction error over latent variance, from one frame: {errors["steps_1"]:.4f} after 1 model action,
-  {errors[f"steps_{horizon}"]:.4f} after {horizon}; predicting no change: {errors["copy_1"]:.4f} and
-  {errors[f"copy_{horizon}"]:.4f}
-
-**Limits.** It knows this world only: one disc, one wall, one door. It is made to be compiled, judged and shown, not to
-be built upon. Success above is the torch model's; a bundle's is what `edgewm validate --suite closed-loop` finds.
-Push-T, where the robot pushes in contact, has not been trained yet: this TwoRoom model is the hardest that passes so
-far.
-"""
+def world_at(path: Path) -> World:
+    """The world that the checkpoint at `path` was trained in."""
+    return world_named(json.loads((path / "config.json").read_text())["world"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -264,12 +197,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     for key in ("samples", "iterations", "elites", "horizon", "commit_steps"):
-        parser.add_argument(f"--{key.replace('_', '-')}", type=int, default=PLANNER[key])
-    parser.add_argument("--objective", choices=("final", "path"), default=PLANNER["objective"])
+        parser.add_argument(f"--{key.replace('_', '-')}", type=int, help="instead of robot.json's")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    planner = PLANNER | {k: v for k, v in vars(args).items() if k in PLANNER}
     try:
+        planner = planner_of(args.path)
+        planner |= {k: v for k, v in vars(args).items() if k in planner and v is not None}
         policies = POLICIES if args.card else (args.policy,)
         result = evaluate(args.path, planner, policies, args.episodes, args.seed, args.device)
     except EdgewmError as error:

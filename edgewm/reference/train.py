@@ -1,6 +1,11 @@
-"""The recipe: LeWM from pixels on TwoRoom, next-embedding error plus SIGReg, on whatever device there is.
+"""The recipe: LeWM from pixels, next-embedding error plus SIGReg, on whatever device there is.
 
-    python -m edgewm.reference.train --out DIR [--resume] [--device cpu] [--threads 1]
+    python -m edgewm.reference.train --config CHECKPOINT/config.json --out DIR [--resume] [--device cpu] [--threads 1]
+
+The config names the world and the model's sizes, and lists the phases, one after another. In a phase the learning rate
+goes from the first to the second number along half a cosine, `over` as many steps as the phase has unless it says
+otherwise. A strong SIGReg finds what moves; a weak one then lets the latents lie flat, so that nearer in latents means
+nearer in the world.
 
 DIR afterwards holds `config.json` and `weights.safetensors` (fp16, what `model.load` reads), `log.jsonl` (one line a
 logged step) and `step-NNNNNN/`, the newest resumable state. Every step seeds itself from `(seed, step)`, so a run that
@@ -10,6 +15,7 @@ was killed and resumed ends in the same bits as one that was not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -23,46 +29,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_world.models import LeWM
 
 from edgewm.errors import EdgewmError
-from edgewm.reference import data
-from edgewm.reference.model import MODEL, PREPROCESSING, build, normalise, shipped_weights
+from edgewm.reference import PATH
+from edgewm.reference.model import PREPROCESSING, build, normalise, shipped_weights
+from edgewm.reference.worlds import world_named
 
-CONFIG: dict[str, Any] = {
-    "schema_version": 1,
-    "model": MODEL,
-    "preprocessing": PREPROCESSING,
-    "training": {
-        "seed": 0,
-        "layouts_per_batch": 4,
-        "windows_per_layout": 16,
-        # One after another. The rate goes from the first to the second along half a cosine, `over` as many steps as the
-        # phase has unless it says otherwise. A strong SIGReg finds the
-        # disc; a weak one then lets the latent plane lie flat, so that nearer in latents means nearer in the arena.
-        "phases": [
-            {"steps": 1100, "learning_rate": [1e-3, 1e-3], "sigreg_weight": 0.09, "chained_weight": 0.0},
-            {"steps": 300, "learning_rate": [1e-3, 1e-3], "sigreg_weight": 0.09, "chained_weight": 1.0},
-            {"steps": 600, "learning_rate": [1e-3, 1e-5], "sigreg_weight": 0.09, "chained_weight": 1.0},
-            {"steps": 200, "learning_rate": [6e-4, 1e-5], "over": 500, "sigreg_weight": 0.02, "chained_weight": 1.0},
-            {"steps": 300, "learning_rate": [4e-4, 1e-5], "sigreg_weight": 0.008, "chained_weight": 1.0},
-            {
-                "steps": 350,
-                "learning_rate": [5e-4, 1e-5],
-                "sigreg_weight": 0.008,
-                "chained_weight": 1.0,
-                "straight_share": 0.6,
-            },
-        ],
-        "warmup_steps": 100,
-        "weight_decay": 1e-3,
-        "betas": [0.9, 0.98],
-        "gradient_clip": 1.0,
-        "batch_norm_batches": 20,
-        "save_every_steps": 100,
-        "log_every_steps": 10,
-    },
-}
+RECIPE = ("world", "model", "training")
+DATA_OPTIONS = ("straight_share",)  # settings of a phase that go to the world's `batch`
 
 
 def total_steps(t: dict[str, Any]) -> int:
@@ -90,20 +66,36 @@ def make_optimizer(model: LeWM, t: dict[str, Any]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=t["phases"][0]["learning_rate"][0], betas=tuple(t["betas"]))
 
 
-def loss_terms(model: LeWM, pixels: torch.Tensor, actions: torch.Tensor, n_layouts: int) -> dict[str, torch.Tensor]:
-    """LeWM's two terms, and the same error once more on predictions chained as a planner chains them.
+def precision(t: dict[str, Any], device: torch.device) -> contextlib.ExitStack:
+    """Products in the training section's `precision`, fp32 unless it says bf16; weights and losses stay fp32.
+
+    In bf16 on a CPU, torch 2.13's fused attention takes 25 times as long backward as its parts do.
+    """
+    stack = contextlib.ExitStack()
+    if t.get("precision") == "bf16":
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
+
+
+def loss_terms(model: LeWM, pixels: torch.Tensor, actions: torch.Tensor, t: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """LeWM's two terms, and the same error once more on predictions chained as a planner chains them, over the window.
 
     SIGReg is taken within each layout: `pixels` `(B, F, 3, 64, 64)` come layout by layout. Over mixed layouts the
     Gaussian could be filled by wall and door alone: they never move, so they are predicted for free, and the disc would
     be left out. Within one layout only the disc is left to fill it.
     """
-    z = model.encode(pixels)
-    predicted = model.predict(z[:, :-1], actions[:, :-1])
-    chained = model.rollout(z[:, :1], actions[:, :-1])[:, 1:]
+    n = model.history
+    with precision(t, pixels.device):
+        z = model.encode(pixels)
+        predicted = model.predict(z[:, :n], actions[:, :n])
+        chained = model.rollout(z[:, :1], actions[:, :-1])[:, 1:]
+    z = z.float()
     return {
-        "prediction": (predicted - z[:, 1:]).square().mean(),
-        "chained": (chained - z[:, 1:]).square().mean(),
-        "sigreg": model.sigreg(z.unflatten(0, (n_layouts, -1)).flatten(1, 2)),
+        "prediction": (predicted.float() - z[:, 1 : n + 1]).square().mean(),
+        "chained": (chained.float() - z[:, 1:]).square().mean(),
+        "sigreg": model.sigreg(z.unflatten(0, (t["layouts_per_batch"], -1)).flatten(1, 2)),
     }
 
 
@@ -112,13 +104,13 @@ def train_step(
 ) -> dict[str, float]:
     """One update, a function of the weights, the optimizer state and `(seed, step)`."""
     t, m, now = config["training"], config["model"], settings(config["training"], step)
-    n_layouts, frames = t["layouts_per_batch"], m["history"] + 1
-    pixels, actions, _ = data.batch(
-        t["seed"], step, n_layouts, t["windows_per_layout"], frames, m["action_block"], now.get("straight_share", 0.0)
-    )
+    windows, frames = now.get("windows_per_layout", t["windows_per_layout"]), now.get("frames", m["history"] + 1)
+    options = {k: now[k] for k in DATA_OPTIONS if k in now}
+    batch = world_named(config["world"]).batch
+    pixels, actions, _ = batch(t["seed"], step, t["layouts_per_batch"], windows, frames, m["action_block"], **options)
     torch.manual_seed((t["seed"] << 32) + step)  # SIGReg's slices
     inputs = normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(actions).to(device)
-    terms = loss_terms(model, *inputs, n_layouts)
+    terms = loss_terms(model, *inputs, t)
     loss = terms["prediction"] + now["sigreg_weight"] * terms["sigreg"] + now["chained_weight"] * terms["chained"]
     for group in optimizer.param_groups:
         group["lr"] = now["learning_rate"]
@@ -180,7 +172,8 @@ def settle_batch_norm(model: LeWM, config: dict[str, Any], batches: int) -> LeWM
     with torch.no_grad():
         for i in range(batches):
             windows = t["layouts_per_batch"] * t["windows_per_layout"]
-            pixels, actions, _ = data.batch(t["seed"], -1 - i, windows, 1, m["history"] + 1, m["action_block"])
+            batch = world_named(config["world"]).batch
+            pixels, actions, _ = batch(t["seed"], -1 - i, windows, 1, m["history"] + 1, m["action_block"])
             z = settled.encode(normalise(torch.from_numpy(pixels).to(device)))
             settled.predict(z[:, :-1], torch.from_numpy(actions).to(device)[:, :-1])
     return settled.eval()
@@ -250,13 +243,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--config", type=Path, help="a config.json whose model and training sections to use")
+    parser.add_argument(
+        "--config", type=Path, default=PATH / "config.json", help="whose world, model and training to take"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    config = copy.deepcopy(CONFIG)
-    if args.config:
-        given = json.loads(args.config.read_text())
-        config |= {k: given[k] for k in ("model", "training")}
+    given = json.loads(args.config.read_text())
+    config = {"schema_version": 1, "preprocessing": PREPROCESSING, **{k: given[k] for k in RECIPE}}
     if args.seed is not None:
         config["training"]["seed"] = args.seed
     try:

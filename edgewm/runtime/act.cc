@@ -11,10 +11,6 @@
 namespace ewm {
 namespace {
 
-uint64_t periods_between(uint64_t from, uint64_t to, uint64_t period) {
-  return to > from ? (to - from + period / 2) / period : 0;
-}
-
 float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
 // The port's safe value; where it declares none: nothing for velocity and torque, the last action for a position.
@@ -63,6 +59,24 @@ uint32_t aim(const ewm_loop& loop, const Player& player, uint64_t index, float* 
   return state;
 }
 
+// A chunk that follows on the one in play waits until what that one was committed to has been played.
+bool may_begin(const ewm_loop& loop, uint64_t now_ns) {
+  if (!unread(loop.chunks)) return true;
+  return __atomic_load_n(&loop.due_ns, __ATOMIC_RELAXED) <= now_ns + loop.options.period_ns / 2;
+}
+
+// The chunk plays from now on; a plan that is to follow on it learns when it began.
+void begin(ewm_loop& loop, const Chunk* chunk, uint64_t now_ns) {
+  const uint64_t due_ns = __atomic_load_n(&loop.due_ns, __ATOMIC_RELAXED);
+  loop.player.chunk = chunk;
+  loop.player.generation = chunk->generation;
+  loop.player.release_ns = now_ns;
+  __atomic_store_n(&loop.begun_ns, now_ns, __ATOMIC_RELAXED);
+  __atomic_store_n(&loop.begun, chunk->generation, __ATOMIC_RELEASE);
+  count(loop.counts.chunks);
+  count(loop.counts.begun_late, due_ns != 0 && periods_between(due_ns, now_ns, loop.options.period_ns) > 0);
+}
+
 // Limits, then slew from the last action; how many numbers they changed.
 uint32_t limit(const Port& p, const Player& player, float* action) {
   uint32_t changed = 0;
@@ -94,13 +108,10 @@ extern "C" int ewm_act(ewm_loop* loop, uint64_t now_ns, float* action, ewm_act_i
   Player& player = loop->player;
   const uint32_t epoch = __atomic_load_n(&loop->epoch, __ATOMIC_ACQUIRE);
   if (player.epoch != epoch) forget(player, p, epoch);
-  if (!player.stopped) {
+  if (!player.stopped && may_begin(*loop, now_ns)) {
     const auto* chunk = reinterpret_cast<const Chunk*>(newest(loop->chunks));
     if (chunk->epoch == epoch && chunk->generation != player.generation) {
-      player.chunk = chunk;
-      player.generation = chunk->generation;
-      player.release_ns = now_ns;
-      count(loop->counts.chunks);
+      begin(*loop, chunk, now_ns);
     } else if (chunk->epoch != epoch) {
       player.chunk = nullptr;  // its slot was taken back by a plan from before the reset
     }

@@ -15,13 +15,18 @@ namespace {
 struct Feature {
   const char* name;
   unsigned leaf, reg, bit;  // register: 0 eax, 1 ebx, 2 ecx, 3 edx
+  unsigned subleaf = 0;
 };
 [[maybe_unused]] const Feature AVX2_SET[] = {{"avx", 1, 2, 28},   {"fma", 1, 2, 12},          {"f16c", 1, 2, 29},
                                              {"movbe", 1, 2, 22}, {"avx2", 7, 1, 5},          {"bmi", 7, 1, 3},
                                              {"bmi2", 7, 1, 8},   {"lzcnt", 0x80000001, 2, 5}};
 [[maybe_unused]] const Feature AVX512_SET[] = {{"avx512f", 7, 1, 16},  {"avx512dq", 7, 1, 17},
                                                {"avx512cd", 7, 1, 28}, {"avx512bw", 7, 1, 30},
-                                               {"avx512vl", 7, 1, 31}, {"avx512vnni", 7, 2, 11}};
+                                               {"avx512vl", 7, 1, 31}, {"avx512vnni", 7, 2, 11},
+#if defined(EWM_AVX512BF16)
+                                               {"avx512bf16", 7, 0, 5, 1},
+#endif
+};
 
 [[maybe_unused]] int require(const Feature* set, unsigned count, unsigned state, ewm_fault* fault) {
   unsigned r[4] = {};
@@ -32,7 +37,7 @@ struct Feature {
     return refuse(fault, EWM_NO_INSTRUCTIONS, "this processor", Text("XCR0 %#x", enabled),
                   Text("%#x set in it", state));
   for (unsigned i = 0; i < count; i++) {
-    if (!__get_cpuid_count(set[i].leaf, 0, &r[0], &r[1], &r[2], &r[3]) || !(r[set[i].reg] & 1u << set[i].bit))
+    if (!__get_cpuid_count(set[i].leaf, set[i].subleaf, &r[0], &r[1], &r[2], &r[3]) || !(r[set[i].reg] & 1u << set[i].bit))
       return refuse(fault, EWM_NO_INSTRUCTIONS, "this processor", Text("no %s", set[i].name), Text("%s", set[i].name));
   }
   return EWM_OK;

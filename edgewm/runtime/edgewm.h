@@ -7,8 +7,18 @@
  *   -> ewm_end -> ewm_close
  *
  * ewm_set_goal, ewm_reset, ewm_warm_start, ewm_run_entry and ewm_profile belong to the planning thread.
- * After ewm_init nothing allocates and nothing but two futex calls for each plan enters the kernel (none with
- * options.spin; two more where a thread was held up, as on a machine with more to run than processors). Structs begin
+ *
+ * Which action plays when. A file whose plan has no state port `periods_begun` plans from the observation on: its chunk
+ * begins in the period in which ewm_act first sees it. One that has it is planned while the last chunk is played: the
+ * plan rolls the latent through the commit_steps periods of that chunk that come next, counted from the observation,
+ * and its own chunk begins when they have been played (`due_ns`), or as soon as it is there where that was missed; the
+ * last chunk goes on until then. So a plan wants the last chunk in play (EWM_TOO_EARLY else), and has commit_steps
+ * periods of time. After a reset, or once the last chunk has run out, nothing is rolled and the chunk begins at once.
+ * A plan with a history (state port `frames_seen`) looks back at the frames of the plans before it, one model action
+ * apart; where the last one is not, the history begins anew.
+ *
+ * After ewm_init nothing allocates and nothing but two futex calls for each plan (one wakes the workers, one each puts
+ * them to sleep; none with options.spin) enters the kernel. Structs begin
  * with their size: set it to sizeof before the call, so that old callers meet new libraries. Functions return EWM_OK or
  * an error; where `fault` is not NULL it is told what was found and expected. */
 #ifndef EDGEWM_H
@@ -38,6 +48,7 @@ typedef enum ewm_error {
   EWM_OUT_OF_RANGE = 103, /* a number outside its port's [low, high] */
   EWM_STALE = 104,        /* an observation older than its port allows, or stamped in the future */
   EWM_MISSING = 105,      /* no observation, no goal, no action yet, or an entry that needs one more input */
+  EWM_TOO_EARLY = 106,    /* a plan to follow a chunk that has not begun */
   /* the file */
   EWM_NOT_EWM = 200, /* not a model.ewm */
   EWM_FORMAT_VERSION = 201,
@@ -158,6 +169,7 @@ typedef struct ewm_plan_info {
   uint64_t generation; /* of the published chunk; unchanged where none was */
   uint64_t start_ns, end_ns;
   uint64_t stamp_ns; /* of the oldest observation it used */
+  uint64_t due_ns;   /* when its first action is to play; 0: as soon as it is there */
 } ewm_plan_info;
 
 /* Plan and publish. `deadline_ns` on the loop's clock, 0 for none, is looked at before each round of the anytime loop:
@@ -206,7 +218,9 @@ typedef struct ewm_counts {
   uint64_t plans, published, late, stale, missing, refused_input, result_non_finite; /* of ewm_plan */
   uint64_t observed, wrong_size, non_finite, out_of_range, bad_stamp;                /* of ewm_observe */
   uint64_t acts, waiting, fresh, hold, ramp, stopped, skipped, limited, chunks;      /* of ewm_act */
-  uint64_t futex_calls, held_up; /* of all threads; held up: a thread that waited so long for another that it slept */
+  uint64_t futex_calls, held_up; /* of all threads; held up: waits for another's tile, over 0.2 ms and twice one's own */
+  uint64_t begun_late; /* of ewm_act: chunks that began in a later period than the one they were due in */
+  uint64_t begun_anew; /* of ewm_plan: histories, as the frame before was not one model action old */
 } ewm_counts;
 
 EWM_API int ewm_stats(const ewm_loop* loop, ewm_counts* counts);

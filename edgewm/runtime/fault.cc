@@ -42,6 +42,7 @@ extern "C" const char* ewm_strerror(int error) {
     case EWM_OUT_OF_RANGE: return "input outside its port's range";
     case EWM_STALE: return "stale observation";
     case EWM_MISSING: return "something it needs was not given";
+    case EWM_TOO_EARLY: return "the last chunk has not begun";
     case EWM_NOT_EWM: return "not a model.ewm";
     case EWM_FORMAT_VERSION: return "model.ewm of another format version";
     case EWM_TRUNCATED: return "model.ewm has the wrong length";

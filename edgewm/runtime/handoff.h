@@ -27,6 +27,8 @@ inline char* writable(Handoff& h) { return h.slots + h.back * h.slot_bytes; }
 inline void publish(Handoff& h) {
   h.back = __atomic_exchange_n(&h.between, static_cast<uint8_t>(h.back | UNREAD), __ATOMIC_ACQ_REL) & 3;
 }
+// Whether there is a value that the reader has not taken.
+inline bool unread(const Handoff& h) { return __atomic_load_n(&h.between, __ATOMIC_ACQUIRE) & UNREAD; }
 // The newest value; it stays valid and unchanged until the next call.
 inline char* newest(Handoff& h) {
   if (__atomic_load_n(&h.between, __ATOMIC_RELAXED) & UNREAD)

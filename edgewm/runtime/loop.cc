@@ -128,6 +128,8 @@ extern "C" int ewm_init(const ewm_model* model, void* arena, uint64_t bytes, uin
   loop->model = model;
   loop->options = chosen;
   lay_out(*model, threads, static_cast<char*>(arena), loop);
+  loop->periods_begun = find_state(*model, "periods_begun");
+  loop->frames_seen = find_state(*model, "frames_seen");
   loop->team.threads = threads;
   loop->team.spin = chosen.spin;
   uint32_t made = assemble(loop->team);
@@ -153,6 +155,7 @@ extern "C" int ewm_reset(ewm_loop* loop, uint64_t seed, ewm_fault* fault) {
   for (uint32_t i = 0; i < m.sizes->ports; i++)
     if (m.ports[i].kind == STATE) memset(loop->kept[i].value, 0, port_bytes(m.ports[i]));
   if (port != EWM_NONE) memcpy(loop->kept[port].value, words, room < sizeof(words) ? room : sizeof(words));
+  loop->forgotten = loop->generation;
   // Observations and chunks of before carry the old epoch and are not looked at again.
   __atomic_add_fetch(&loop->epoch, 1, __ATOMIC_RELEASE);
   return EWM_OK;

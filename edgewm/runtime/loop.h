@@ -27,16 +27,16 @@ struct Kept {
   bool given;        // GOAL, NOISE: has been set
 };
 
-// One run of an entry, shared by the threads.
+// One run of an entry: changed by the thread that finished a region's last tile, while no tile is offered.
 struct Job {
   const Entry* entry;
   uint64_t deadline_ns;  // 0: none
   uint64_t longest_ns;   // round of the anytime loop
-  uint64_t round_began_ns;
+  uint64_t round_began_ns, step_began_ns;
   uint32_t iterations, of;
-  // Whether a loop is left, written by thread 0 before the barrier that opens each round; two by turns, as it may
-  // decide the next one while another thread has yet to read this one.
-  uint32_t leave[2];
+  const Step* step;  // the region whose tiles are offered
+  uint32_t at;       // index of the step after it
+  uint32_t depth, round[MAX_NESTING];
 };
 
 // What `ewm_act` remembers; only its thread looks in here.
@@ -63,6 +63,13 @@ struct ewm_loop {
   ewm::Job job;
   ewm::Player player;
   uint64_t generation;  // of the last published chunk
+  // Where a plan follows on the chunk in play:
+  uint64_t due_ns;      // when the last published chunk is to begin, 0: at once; written before it is published
+  uint64_t begun;       // generation of the chunk in play, written by `ewm_act` after
+  uint64_t begun_ns;    // when it began
+  uint64_t forgotten;   // the last generation of before the reset
+  uint64_t planned_ns;  // stamp of the observation behind the last published chunk
+  uint32_t periods_begun, frames_seen;  // state ports of the plan; EWM_NONE where it has none
   uint32_t epoch;       // raised by each reset
   uint64_t* step_ns;
   uint64_t* call_ns;
@@ -73,6 +80,10 @@ namespace ewm {
 
 inline void count(uint64_t& n, uint64_t by = 1) { __atomic_add_fetch(&n, by, __ATOMIC_RELAXED); }
 uint64_t clock_ns(const ewm_loop& loop);  // the loop's own clock
+// Whole periods from one time to a later one, to the nearest.
+inline uint64_t periods_between(uint64_t from, uint64_t to, uint64_t period) {
+  return to > from ? (to - from + period / 2) / period : 0;
+}
 
 // Runs an entry whose input ports lie in the arena; on all threads, to the end.
 void run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns);

@@ -43,6 +43,39 @@ const char* held(const ewm_loop& loop, uint32_t index) {
   return kept.observed.slots + kept.observed.front * kept.observed.slot_bytes + sizeof(Observed);
 }
 
+// How far the chunk in play has come, for a plan that follows on it; `due_ns`: when the next one is to begin.
+int look_ahead(ewm_loop& loop, uint64_t stamp_ns, uint64_t& due_ns, ewm_fault* fault) {
+  due_ns = 0;
+  if (loop.periods_begun == EWM_NONE) return EWM_OK;
+  uint32_t begun = 0;
+  if (loop.generation != loop.forgotten) {
+    if (__atomic_load_n(&loop.begun, __ATOMIC_ACQUIRE) != loop.generation)
+      return refuse(fault, EWM_TOO_EARLY, "ewm_plan",
+                    Text("chunk %llu not in play", (unsigned long long)loop.generation),
+                    "ewm_act to begin it before the next plan; ewm_reset after a latched stop");
+    const Port& p = action_port(loop);
+    const uint64_t period = loop.options.period_ns, began_ns = __atomic_load_n(&loop.begun_ns, __ATOMIC_RELAXED);
+    const uint64_t played = periods_between(began_ns, stamp_ns, period);
+    if (played < p.elements / p.axes) {  // else it has run out: the robot waits for this plan
+      begun = static_cast<uint32_t>(played) + 1;
+      due_ns = began_ns + (played + p.commit_steps) * period;
+    }
+  }
+  memcpy(loop.kept[loop.periods_begun].value, &begun, sizeof(begun));
+  return EWM_OK;
+}
+
+// Forgets the frames of before where the last one is not one model action old.
+void look_back(ewm_loop& loop, uint64_t stamp_ns) {
+  if (loop.frames_seen == EWM_NONE) return;
+  const uint64_t apart = periods_between(loop.planned_ns, stamp_ns, loop.options.period_ns);
+  const uint32_t none = 0;
+  char* seen = loop.kept[loop.frames_seen].value;
+  if (apart == action_port(loop).action_block || memcmp(seen, &none, sizeof(none)) == 0) return;
+  memcpy(seen, &none, sizeof(none));
+  count(loop.counts.begun_anew);
+}
+
 // The plan's actions in the robot's units, one row a control period; false where scaling made one infinite.
 bool write_chunk(ewm_loop& loop, uint64_t stamp_ns) {
   const Port& p = action_port(loop);
@@ -74,6 +107,8 @@ int plan(ewm_loop& loop, uint64_t deadline_ns, ewm_plan_info& info, ewm_fault* f
   uint64_t stamp_ns = info.start_ns;
   for (uint32_t k = 0; k < entry.ports; k++)
     if (int bad = ready(loop, m.entry_ports[entry.first_port + k], info.start_ns, stamp_ns, fault)) return bad;
+  if (int bad = look_ahead(loop, stamp_ns, info.due_ns, fault)) return bad;
+  look_back(loop, stamp_ns);
   for (uint32_t k = 0; k < entry.ports; k++) {
     uint32_t index = m.entry_ports[entry.first_port + k];
     const Port& p = m.ports[index];
@@ -89,7 +124,9 @@ int plan(ewm_loop& loop, uint64_t deadline_ns, ewm_plan_info& info, ewm_fault* f
     count(loop.counts.result_non_finite);
     return refuse(fault, EWM_RESULT_NON_FINITE, Text("port %s", m.ports[bad].name), "NaN or infinity", "numbers");
   }
+  __atomic_store_n(&loop.due_ns, info.due_ns, __ATOMIC_RELAXED);
   publish(loop.chunks);
+  loop.planned_ns = stamp_ns;
   loop.generation++;
   feed_back(loop, entry);
   count(loop.counts.published);

@@ -1,4 +1,4 @@
-// One run of an entry: every thread walks the same steps and takes every n-th tile of each region.
+// One run of an entry: its regions one after the other, the tiles of each for whoever takes them.
 #define EWM_BUILDING
 #include <string.h>
 
@@ -24,26 +24,20 @@ struct FloatMode {
 #endif
 };
 
-void run_region(ewm_loop& loop, const Step& step, uint32_t thread, const Frame& frame) {
+void run_tile(ewm_loop& loop, const Step& step, uint32_t index, uint32_t thread, const Frame& frame) {
   const ewm_model& m = *loop.model;
   uint64_t* call_ns = thread == 0 ? loop.call_ns : nullptr;
-  const uint32_t tiles = (step.lanes + step.tile - 1) / step.tile;
-  for (uint32_t i = thread; i < tiles; i += loop.team.threads) {
-    Tile tile{i * step.tile, step.tile, step.lanes - i * step.tile};
-    if (tile.valid > tile.lanes) tile.valid = tile.lanes;
-    for (uint32_t c = step.first_call; c < step.first_call + step.calls; c++) {
-      const Call& call = m.calls[c];
-      uint64_t began = call_ns != nullptr ? monotonic_ns() : 0;
-      kernels[call.kernel](call, m.operands + call.first_operand, frame, tile);
-      if (call_ns != nullptr) call_ns[c] += monotonic_ns() - began;
-    }
+  Tile tile{index * step.tile, step.tile, step.lanes - index * step.tile};
+  if (tile.valid > tile.lanes) tile.valid = tile.lanes;
+  for (uint32_t c = step.first_call; c < step.first_call + step.calls; c++) {
+    const Call& call = m.calls[c];
+    uint64_t began = call_ns != nullptr ? monotonic_ns() : 0;
+    kernels[call.kernel](call, m.operands + call.first_operand, frame, tile);
+    if (call_ns != nullptr) call_ns[c] += monotonic_ns() - began;
   }
 }
 
-// A region of one tile: thread 0's.
-bool serial(const Step& step) { return step.kind == REGION && step.lanes <= step.tile; }
-
-// Thread 0, before a round: whether the anytime loop is left here, as its longest round would not fit.
+// Before a round: whether the anytime loop is left here, as its longest round would not fit.
 bool out_of_time(ewm_loop& loop, const Step& step, uint32_t round) {
   Job& job = loop.job;
   if (!step.anytime) return false;
@@ -64,43 +58,69 @@ uint32_t matching_end(const ewm_model& m, uint32_t repeat) {
   }
 }
 
-void walk(void* context, uint32_t thread) {
-  ewm_loop& loop = *static_cast<ewm_loop*>(context);
+// The region that comes next, rounds of loops counted on the way; nullptr at the end.
+const Step* next_region(ewm_loop& loop) {
   const ewm_model& m = *loop.model;
-  FloatMode mode;
-  Frame frame{{loop.arena, loop.scratch + thread * loop.scratch_stride, const_cast<char*>(m.weights)}};
-  uint64_t* step_ns = thread == 0 ? loop.step_ns : nullptr;
-  uint32_t round[MAX_NESTING], depth = 0, turn = 0;
-  const uint32_t end = loop.job.entry->first_step + loop.job.entry->steps;
-  for (uint32_t i = loop.job.entry->first_step; i < end;) {
-    const Step& step = m.steps[i];
+  Job& job = loop.job;
+  while (job.at < job.entry->first_step + job.entry->steps) {
+    const Step& step = m.steps[job.at];
     if (step.kind == REGION) {
-      const uint64_t began = monotonic_ns();
-      run_region(loop, step, thread, frame);
-      const bool more = i + 1 < end && serial(step) && serial(m.steps[i + 1]);
-      if (!more) barrier(loop.team, began);  // thread 0 goes from one serial region to the next alone
-      if (step_ns != nullptr) step_ns[i] += monotonic_ns() - began;
-      i++;
-      continue;
+      job.at++;
+      return &step;
     }
-    if (step.kind == REPEAT) round[depth++] = 0;
-    if (step.kind == END) round[depth - 1]++;
-    const uint32_t repeat = step.kind == REPEAT ? i : i - step.count, done = round[depth - 1];
+    if (step.kind == REPEAT) job.round[job.depth++] = 0;
+    if (step.kind == END) job.round[job.depth - 1]++;
+    const uint32_t repeat = step.kind == REPEAT ? job.at : job.at - step.count, done = job.round[job.depth - 1];
     const Step& loop_step = m.steps[repeat];
-    uint32_t& leave = loop.job.leave[turn++ % 2];
-    if (thread == 0) {
-      leave = out_of_time(loop, loop_step, done);
-      if (done < loop_step.count) memcpy(loop.arena + loop_step.counter, &done, sizeof(done));
-    }
-    barrier(loop.team, monotonic_ns());
+    const bool leave = out_of_time(loop, loop_step, done);
+    if (done < loop_step.count) memcpy(loop.arena + loop_step.counter, &done, sizeof(done));
     if (done < loop_step.count && !leave) {
-      i = repeat + 1;
+      job.at = repeat + 1;
     } else {
-      i = matching_end(m, repeat) + 1;
-      depth--;
+      job.at = matching_end(m, repeat) + 1;
+      job.depth--;
     }
   }
-  if (m.steps[end - 1].kind == END) barrier(loop.team, monotonic_ns());  // `leave` is read after the one before
+  return nullptr;
+}
+
+// Where a thread stands in a run.
+struct Place {
+  uint32_t thread;
+  FloatMode mode;
+  Frame frame;
+  Place(const ewm_loop& loop, uint32_t thread)
+      : thread(thread),
+        frame{{loop.arena, loop.scratch + thread * loop.scratch_stride, const_cast<char*>(loop.model->weights)}} {}
+};
+
+// Offers the tiles of the next region; a region of one tile is done here and now.
+void advance(ewm_loop& loop, const Place& place) {
+  Job& job = loop.job;
+  for (;;) {
+    if (loop.step_ns != nullptr) {
+      const uint64_t now = monotonic_ns();
+      if (job.step != nullptr) loop.step_ns[job.step - loop.model->steps] += now - job.step_began_ns;
+      job.step_began_ns = now;
+    }
+    job.step = next_region(loop);
+    if (job.step == nullptr) return end(loop.team);
+    const uint32_t tiles = (job.step->lanes + job.step->tile - 1) / job.step->tile;
+    if (tiles > 1) return offer(loop.team, tiles);
+    run_tile(loop, *job.step, 0, place.thread, place.frame);
+  }
+}
+
+void work(void* context, uint32_t thread) {
+  ewm_loop& loop = *static_cast<ewm_loop*>(context);
+  const Place place(loop, thread);
+  uint64_t tile_ns = 0;
+  for (uint32_t tile; (tile = take(loop.team, tile_ns)) != NO_TILE;) {
+    const uint64_t began = monotonic_ns();
+    run_tile(loop, *loop.job.step, tile, thread, place.frame);
+    tile_ns = monotonic_ns() - began;
+    if (finished(loop.team)) advance(loop, place);
+  }
 }
 
 bool given(const ewm_buffer* buffers, uint32_t count, uint32_t port) {
@@ -131,8 +151,11 @@ uint64_t clock_ns(const ewm_loop& loop) {
 void run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns) {
   loop.job = Job{};
   loop.job.entry = &entry;
+  loop.job.at = entry.first_step;
   loop.job.deadline_ns = deadline_ns;
-  loop.team.work = walk;
+  advance(loop, Place(loop, 0));
+  if (is_over(loop.team)) return;
+  loop.team.work = work;
   loop.team.context = &loop;
   run(loop.team);
 }

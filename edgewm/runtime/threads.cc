@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -32,7 +33,7 @@ void* serve(void* argument) {
   auto* seat = static_cast<Team::Seat*>(argument);
   Team& team = *seat->team;
   touch_stack();
-  barrier(team, monotonic_ns());
+  __atomic_add_fetch(&team.ready, 1, __ATOMIC_RELEASE);
   for (uint32_t seen = 0;;) {
     uint32_t now;
     while ((now = __atomic_load_n(&team.runs, __ATOMIC_ACQUIRE)) == seen) {
@@ -52,6 +53,12 @@ void wake(Team& team) {
   if (!team.spin && team.threads > 1) futex(team, &team.runs, FUTEX_WAKE_PRIVATE, team.threads - 1);
 }
 
+constexpr uint32_t PAUSES_A_LOOK = 64;  // at the clock
+constexpr uint64_t OVER = uint64_t(1) << 63;
+uint32_t taken(uint64_t offer) { return uint32_t(offer); }
+uint32_t offered(uint64_t offer) { return uint32_t(offer >> 32); }
+bool open(uint64_t offer) { return !(offer & OVER) && taken(offer) < offered(offer); }
+
 }  // namespace
 
 uint64_t monotonic_ns() {
@@ -60,50 +67,54 @@ uint64_t monotonic_ns() {
   return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
 
-void barrier(Team& team, uint64_t began_ns) {
-  if (team.threads == 1) return;
-  const uint32_t phase = __atomic_load_n(&team.phase, __ATOMIC_RELAXED);
-  if (__atomic_add_fetch(&team.arrived, 1, __ATOMIC_ACQ_REL) == team.threads) {
-    __atomic_store_n(&team.arrived, 0, __ATOMIC_RELAXED);
-    // Sequentially consistent on both sides: either this sees a sleeper, or the sleeper sees the new phase.
-    __atomic_store_n(&team.phase, phase + 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&team.sleepers, __ATOMIC_SEQ_CST) != 0)
-      futex(team, &team.phase, FUTEX_WAKE_PRIVATE, team.threads);
-    return;
-  }
-  const uint64_t arrived_ns = monotonic_ns(), patience_ns = PATIENCE_NS + 2 * (arrived_ns - began_ns);
-  for (;;) {
-    for (int i = 0; i < 64; i++, pause())
-      if (__atomic_load_n(&team.phase, __ATOMIC_ACQUIRE) != phase) return;
-    if (team.spin || monotonic_ns() - arrived_ns < patience_ns) continue;
-    __atomic_add_fetch(&team.held_up, 1, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&team.sleepers, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&team.phase, __ATOMIC_SEQ_CST) == phase) futex(team, &team.phase, FUTEX_WAIT_PRIVATE, phase);
-    __atomic_sub_fetch(&team.sleepers, 1, __ATOMIC_SEQ_CST);
-    return;
+void offer(Team& team, uint32_t tiles) {
+  __atomic_store_n(&team.left, tiles, __ATOMIC_RELAXED);
+  __atomic_store_n(&team.offer, uint64_t(tiles) << 32, __ATOMIC_RELEASE);
+}
+
+void end(Team& team) { __atomic_store_n(&team.offer, OVER, __ATOMIC_RELEASE); }
+
+bool is_over(const Team& team) { return __atomic_load_n(&team.offer, __ATOMIC_ACQUIRE) & OVER; }
+
+uint32_t take(Team& team, uint64_t tile_ns) {
+  uint64_t patient_until_ns = 0;
+  for (uint32_t pauses = 1;; pauses++) {
+    uint64_t now = __atomic_load_n(&team.offer, __ATOMIC_ACQUIRE);
+    if (now & OVER) return NO_TILE;
+    if (open(now)) {
+      // Tiles and count are one word: what is taken belongs to the offer that stands then, be it this one or a later.
+      now = __atomic_fetch_add(&team.offer, 1, __ATOMIC_ACQ_REL);
+      if (open(now)) return taken(now);
+    }
+    pause();
+    if (pauses % PAUSES_A_LOOK != 0) continue;
+    const uint64_t now_ns = monotonic_ns();
+    if (patient_until_ns == 0) patient_until_ns = now_ns + PATIENCE_NS + 2 * tile_ns;
+    if (now_ns > patient_until_ns) {
+      __atomic_add_fetch(&team.held_up, 1, __ATOMIC_RELAXED);
+      patient_until_ns = ~uint64_t(0);  // once a wait
+    }
   }
 }
 
+bool finished(Team& team) { return __atomic_sub_fetch(&team.left, 1, __ATOMIC_ACQ_REL) == 0; }
+
 static uint32_t make_threads(Team& team) {
-  for (uint32_t i = 1; i < team.threads; i++) {
-    Team::Seat& seat = team.seats[i];
+  end(team);
+  uint32_t made = 1;
+  for (; made < team.threads; made++) {
+    Team::Seat& seat = team.seats[made];
     seat.team = &team;
-    seat.thread = i;
-    if (pthread_create == nullptr || pthread_join == nullptr || pthread_create(&seat.id, nullptr, serve, &seat) != 0) {
-      // The ones made wait in the first barrier: let them through with their own number.
-      __atomic_store_n(&team.stop, 1, __ATOMIC_RELAXED);
-      team.threads = i;
-      if (i > 1) {
-        while (__atomic_load_n(&team.arrived, __ATOMIC_ACQUIRE) < i - 1) pause();
-        __atomic_store_n(&team.phase, team.phase + 1, __ATOMIC_SEQ_CST);
-        futex(team, &team.phase, FUTEX_WAKE_PRIVATE, i);
-        dismiss(team);
-      }
-      return i;
-    }
+    seat.thread = made;
+    if (pthread_create == nullptr || pthread_join == nullptr || pthread_create(&seat.id, nullptr, serve, &seat) != 0)
+      break;
   }
-  barrier(team, monotonic_ns());
-  return team.threads;
+  while (__atomic_load_n(&team.ready, __ATOMIC_ACQUIRE) < made - 1) sched_yield();
+  if (made < team.threads) {
+    team.threads = made;
+    dismiss(team);
+  }
+  return made;
 }
 
 uint32_t assemble(Team& team) {

@@ -1,8 +1,9 @@
-// The threads of one loop: made at init, asleep on a futex (or spinning) between runs, in step within one.
+// The threads of one loop: made at init, asleep on a futex (or spinning) between runs. Within a run none of them ever
+// enters the kernel.
 //
-// Within a run a barrier spins: tiles are even, so the wait is short. Only a thread that has waited PATIENCE_NS and
-// twice as long as its own work took goes to sleep: somebody was taken off his processor, perhaps by this very spin.
-// With `spin` it never does.
+// A run is a sequence of offers, each of some tiles; whoever is on a processor takes the next one. So a thread that was
+// taken off its own holds the others up only if it had a tile in hand, and never by being late. Who finishes the last
+// tile of an offer makes the next one: no thread is in charge. Which thread computes a tile changes no bit of it.
 #pragma once
 #include <pthread.h>
 #include <stdint.h>
@@ -10,18 +11,19 @@
 namespace ewm {
 
 constexpr uint32_t MAX_THREADS = 64;
-constexpr uint64_t PATIENCE_NS = 200 * 1000;  // twice what waking a sleeper takes where it takes long
+constexpr uint64_t PATIENCE_NS = 200 * 1000;  // of a wait that nothing held up
+constexpr uint32_t NO_TILE = ~0u;
 
 struct Team {
   uint32_t threads;  // the caller's own included
   uint32_t spin, stop;
   void (*work)(void* context, uint32_t thread);
   void* context;
-  alignas(64) uint32_t runs;  // futex word: raised for each run
-  alignas(64) uint32_t arrived;
-  alignas(64) uint32_t phase;     // futex word: raised by the last to arrive
-  uint32_t sleepers;              // in a barrier
-  uint64_t futex_calls, held_up;  // held up: waits in a barrier that ended in sleep
+  alignas(64) uint32_t runs;   // futex word: raised for each run
+  uint32_t ready;              // threads made so far, their stacks touched
+  alignas(64) uint64_t offer;  // tiles << 32 | how many of them are taken; OVER between runs
+  alignas(64) uint32_t left;   // of the offer's tiles: not finished
+  alignas(64) uint64_t futex_calls, held_up;
   struct Seat {
     Team* team;
     uint32_t thread;
@@ -32,10 +34,19 @@ struct Team {
 // Makes the threads; returns how many there are then, the caller included (fewer than asked when the system refuses).
 uint32_t assemble(Team& team);
 void dismiss(Team& team);
-// Runs `work` on every thread. Back when the caller's own share is done: let `work` end in a barrier.
+// Runs `work` on every thread; back when the caller's own returns.
 void run(Team& team);
-// Returns when every thread has called it; `began_ns` is when the caller began its share of the work before it.
-void barrier(Team& team, uint64_t began_ns);
+
+// What `work` is made of. One thread at a time makes offers: at first the caller of `run`, before it calls it, then
+// the one that `finished` tells so.
+void offer(Team& team, uint32_t tiles);
+void end(Team& team);
+bool is_over(const Team& team);
+// One tile of the offer at hand, waiting for the next where all are taken; NO_TILE once the run is over. `tile_ns` is
+// what the caller's last tile took: longer waits than twice that count as held up.
+uint32_t take(Team& team, uint64_t tile_ns);
+// A taken tile is done; true: it was the last one of its offer.
+bool finished(Team& team);
 
 uint64_t monotonic_ns();
 

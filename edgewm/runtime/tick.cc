@@ -4,9 +4,11 @@
 // against every period it swallowed, those that never got an action of their own included.
 //
 // A plan starts when as many periods of the chunk in play have passed as the file commits to; the chunk goes on until
-// the next one is there. With `--replan free` it starts in each period that the planning thread is free in.
+// the next one is there. With `--replan free` it starts in each period that the planning thread is free in. A plan that
+// follows on the chunk in play (state port periods_begun) starts right after the first action of that chunk, always.
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,6 +17,7 @@
 
 #include "golden.h"
 #include "histogram.h"
+#include "realtime.h"
 
 typedef unsigned long long ull;
 
@@ -47,6 +50,9 @@ struct Run {
   uint64_t due;             // and the tick the next plan starts in, written before `taken`
   uint32_t planned;         // the chunk published last
   uint32_t commit;          // periods; 0: plan whenever free
+  bool follows;             // the plan begins where what is committed of the chunk in play ends
+  uint32_t planning;        // a plan that follows is under way, or woken
+  sem_t wake;               // the planning thread, where it follows
   int plan_error;
   ewm_fault fault;
   uint64_t first_plan_ns, late_plans, misses, elapsed_ns, published;
@@ -57,6 +63,7 @@ struct Run {
 constexpr uint64_t LONGEST_SERIES = 100000;
 
 Run run;  // static: some 150 KB
+Realtime realtime;
 
 int complain(const char* what, const char* where, const char* fix) {
   fprintf(stderr, "error: %s\n  where: %s\n  fix: %s\n", what, where, fix);
@@ -104,15 +111,18 @@ void plan() {
   if (error != EWM_OK) return;
   add(run.plan, info.end_ns - info.start_ns);
   if (info.of != 0) add(run.iterations, info.iterations);
-  run.planned = uint32_t(info.generation);
+  __atomic_store_n(&run.planned, uint32_t(info.generation), __ATOMIC_RELAXED);
   run.late_plans += info.late;
   run.published++;
 }
 
-// Whether a plan starts in this tick. A stopped loop takes no chunk: it goes on planning for the time that takes.
+// Whether a plan starts in this tick. A stopped loop takes no chunk: it goes on planning for the time that takes, where
+// it can.
 bool due(uint64_t tick) {
+  const bool in_play = __atomic_load_n(&run.taken, __ATOMIC_ACQUIRE) == __atomic_load_n(&run.planned, __ATOMIC_RELAXED);
+  if (run.follows) return in_play && !__atomic_load_n(&run.stopped, __ATOMIC_RELAXED);
   if (run.commit == 0 || __atomic_load_n(&run.stopped, __ATOMIC_RELAXED)) return true;
-  return __atomic_load_n(&run.taken, __ATOMIC_ACQUIRE) == run.planned && tick >= run.due;
+  return in_play && tick >= run.due;
 }
 
 // After each action: which chunk it is of, and, where that is a new one, when the next is wanted.
@@ -121,6 +131,24 @@ void note_played(const ewm_act_info& info, uint64_t tick) {
   if (uint32_t(info.generation) == run.taken) return;
   run.due = tick + run.commit;
   __atomic_store_n(&run.taken, uint32_t(info.generation), __ATOMIC_RELEASE);
+}
+
+void* plan_when_woken(void*) {
+  for (;;) {
+    while (sem_wait(&run.wake) != 0) {
+    }
+    if (__atomic_load_n(&run.stop, __ATOMIC_ACQUIRE)) return nullptr;
+    plan();
+    __atomic_store_n(&run.planning, 0, __ATOMIC_RELEASE);
+  }
+}
+
+// After the action of a tick: a plan that follows on the chunk it is of.
+void follow(uint64_t tick) {
+  if (!run.follows || __atomic_load_n(&run.planning, __ATOMIC_ACQUIRE) || !due(tick)) return;
+  if (!run.arguments->async) return plan();
+  __atomic_store_n(&run.planning, 1, __ATOMIC_RELAXED);
+  sem_post(&run.wake);
 }
 
 void* plan_when_due(void*) {
@@ -152,6 +180,7 @@ int drive() {
   observe(now_ns());
   for (uint64_t i = 0; i <= a.warmup; i++) {
     uint64_t began = now_ns();
+    if (run.follows) ewm_reset(run.loop, 0, nullptr);  // else it would wait for the chunk before to be played
     observe(began);
     plan();
     if (run.plan_error != EWM_OK) return complain(run.fault);
@@ -164,23 +193,27 @@ int drive() {
   run.late_plans = run.published = 0;
   run.taken = run.planned;  // by the last action before the start: the first tick plans
   ewm_profile(run.loop, run.step_ns, a.kernels ? run.call_ns : nullptr);
+  lock_memory(realtime);
   run.t0 = now_ns() + run.period_ns;
   pthread_t planner;
-  if (a.async && pthread_create(&planner, nullptr, plan_when_due, nullptr) != 0)
+  sem_init(&run.wake, 0, 0);
+  if (a.async && !make_thread(realtime, &planner, run.follows ? plan_when_woken : plan_when_due))
     return complain("cannot make the planning thread", "edgewm-tick", "raise the limit of threads, or use --inline");
+  lead(realtime);
   for (uint64_t tick = 0, done = 0; done < a.ticks;) {
     sleep_until(release(tick));
     uint64_t began = now_ns();
     uint64_t current = (began - run.t0) / run.period_ns;
     if (current > tick) tick = current < a.ticks ? current : a.ticks - 1;
     observe(release(tick) < began ? release(tick) : began);
-    if (!a.async && due(tick)) plan();
+    if (!a.async && !run.follows && due(tick)) plan();
     uint64_t called = now_ns();
     ewm_act(run.loop, release(tick), action, &info);
     uint64_t ended = now_ns();
     add(run.act, ended - called);
     note_played(info, tick);
     if (info.state != EWM_WAITING && info.state != EWM_STOPPED) add(run.age, info.age_ns + (ended - release(tick)));
+    follow(tick);
     for (; done <= tick; done++) {
       add(run.late, ended - release(done));
       run.misses += ended - release(done) >= run.period_ns;
@@ -189,6 +222,7 @@ int drive() {
   }
   run.elapsed_ns = now_ns() - run.t0;
   __atomic_store_n(&run.stop, 1, __ATOMIC_RELEASE);
+  sem_post(&run.wake);
   if (a.async) pthread_join(planner, nullptr);
   return 0;
 }
@@ -206,6 +240,7 @@ int gather_inputs(const ewm_model_info& about) {
     ewm_port_info p;
     p.size = sizeof(p);
     if (port == EWM_NONE || ewm_port(run.model, port, &p) != EWM_OK) return 0;
+    if (p.kind == EWM_STATE && strcmp(p.name, "periods_begun") == 0) run.follows = true;
     if (p.kind != EWM_OBSERVATION && p.kind != EWM_GOAL && p.kind != EWM_NOISE) continue;
     if (run.input_count == 64) return complain("more than 64 inputs", "plan entry", "use the library directly");
     Input& in = run.inputs[run.input_count++];
@@ -220,7 +255,7 @@ int gather_inputs(const ewm_model_info& about) {
   }
 }
 
-void print_report(const ewm_model_info& about, bool locked, FILE* out) {
+void print_report(const ewm_model_info& about, FILE* out) {
   const Arguments& a = *run.arguments;
   ewm_counts n;
   n.size = sizeof(n);
@@ -229,9 +264,11 @@ void print_report(const ewm_model_info& about, bool locked, FILE* out) {
           "{\"schema_version\": 1, \"target\": \"%s\", \"mode\": \"%s\", \"rate_hz\": %.9g, \"ticks\": %llu, "
           "\"threads\": %u, \"replan\": \"%s\", \"commit_steps\": %u, ",
           ewm_target(), a.async ? "async" : "inline", a.rate_hz, (ull)a.ticks, a.threads,
-          run.commit == 0 ? "free" : "commit", run.commit);
-  fprintf(out, "\"spin\": %s, \"memory_locked\": %s, \"elapsed_ns\": %llu, \"first_plan_ns\": %llu,\n",
-          a.spin ? "true" : "false", locked ? "true" : "false", (ull)run.elapsed_ns, (ull)run.first_plan_ns);
+          run.follows ? "follow" : run.commit == 0 ? "free" : "commit", run.commit);
+  fprintf(out, "\"spin\": %s, \"elapsed_ns\": %llu, \"first_plan_ns\": %llu,\n \"scheduler\": ",
+          a.spin ? "true" : "false", (ull)run.elapsed_ns, (ull)run.first_plan_ns);
+  print_json(realtime, out);
+  fprintf(out, ",\n");
   fprintf(out, " \"misses\": %llu, \"plans\": %llu, \"late_plans\": %llu, \"plan_error\": %d, \"plans_per_s\": %.9g,\n",
           (ull)run.misses, (ull)run.published, (ull)run.late_plans, run.plan_error,
           double(run.published) * 1e9 / double(run.elapsed_ns));
@@ -252,10 +289,10 @@ void print_report(const ewm_model_info& about, bool locked, FILE* out) {
           " \"stats\": {\"waiting\": %llu, \"fresh\": %llu, \"hold\": %llu, \"ramp\": %llu, \"stopped\": %llu, "
           "\"skipped\": %llu, \"limited\": "
           "%llu, \"chunks\": %llu, \"stale\": %llu, \"refused_input\": %llu, \"result_non_finite\": %llu, "
-          "\"futex_calls\": %llu, \"held_up\": %llu},\n",
+          "\"futex_calls\": %llu, \"held_up\": %llu, \"begun_late\": %llu, \"begun_anew\": %llu},\n",
           (ull)n.waiting, (ull)n.fresh, (ull)n.hold, (ull)n.ramp, (ull)n.stopped, (ull)n.skipped, (ull)n.limited,
           (ull)n.chunks, (ull)n.stale, (ull)n.refused_input, (ull)n.result_non_finite, (ull)n.futex_calls,
-          (ull)n.held_up);
+          (ull)n.held_up, (ull)n.begun_late, (ull)n.begun_anew);
   // Planning thread's time, barriers included: regions of the plan, then (with --kernels) its own share of each call.
   fprintf(out, " \"steps\": [");
   bool first = true;
@@ -293,7 +330,7 @@ int parse(int argc, char** argv, Arguments& a) {
   const char usage[] =
       "edgewm-tick BUNDLE [--rate-hz 50] [--ticks 3000] [--warmup 3] [--threads 1] [--async|--inline] [--spin] "
       "[--replan commit|free] [--plan-deadline-ms X] [--hold-periods 3] [--ramp-periods 10] [--kernels] "
-      "[--json FILE] [--golden]";
+      "[--pin CPU[,CPU]] [--fifo 2..99] [--mlock] [--json FILE] [--golden]";
   a = Arguments{nullptr, nullptr, 50, 0, 3000, 3, 1, 3, 10, true, false, false, false, false};
   for (int i = 1; i < argc; i++) {
     const char *flag = argv[i], *next = i + 1 < argc ? argv[i + 1] : nullptr;
@@ -318,6 +355,12 @@ int parse(int argc, char** argv, Arguments& a) {
       good = a.free || (next != nullptr && strcmp(next, "commit") == 0), i++;
     else if (strcmp(flag, "--json") == 0)
       good = next != nullptr, a.json = next, i++;
+    else if (strcmp(flag, "--pin") == 0)
+      good = next != nullptr && parse_cpus(next, realtime), i++;
+    else if (strcmp(flag, "--fifo") == 0)
+      good = number(next, FIFO_LOWEST, FIFO_HIGHEST, &value), realtime.fifo = int(value), i++;
+    else if (strcmp(flag, "--mlock") == 0)
+      realtime.lock = true;
     else if (strcmp(flag, "--inline") == 0)
       a.async = false;
     else if (strcmp(flag, "--async") == 0)
@@ -338,6 +381,7 @@ int parse(int argc, char** argv, Arguments& a) {
 }
 
 int start(const Arguments& a, ewm_model_info& about) {
+  enter(realtime);
   run.arguments = &a;
   run.fault.size = sizeof(run.fault);
   struct stat is;
@@ -383,12 +427,11 @@ int main(int argc, char** argv) {
   if (about.plan_entry == EWM_NONE)
     return complain("this file holds no plan", arguments.model, "use --golden, or build with a planner");
   if (int bad = gather_inputs(about)) return bad;
-  bool locked = mlockall(MCL_CURRENT) == 0;
   if (int bad = drive()) return bad;
   FILE* out = arguments.json == nullptr || strcmp(arguments.json, "-") == 0 ? stdout : fopen(arguments.json, "w");
   if (out == nullptr) return complain(strerror(errno), arguments.json, "give a file that can be written");
   if (arguments.json != nullptr)
-    print_report(about, locked, out);
+    print_report(about, out);
   else
     print_summary(out);
   if (fflush(out) != 0 || ferror(out)) return complain("cannot write the report", arguments.json, "free some space");

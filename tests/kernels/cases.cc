@@ -2,6 +2,7 @@
 // instruction set, run natively or under an emulator. Functors as the code generator would write them.
 #include "attention.cc"
 #include "map.cc"
+#include "product_bf16.cc"
 #include "product_i8.cc"
 #include "reduce.cc"
 #include "take.cc"
@@ -101,8 +102,8 @@ inline f32v exp_(f32v x) {
   return op_where(op_lt(x, splat(-87.0f)), splat(0.0f), op_mul(y, (f32v)power));
 }
 
-template <bool keys_shared, bool values_shared>
-constexpr Kernel attend = &attention<Plain, ScaleMask, Keep, exp_, keys_shared, values_shared>;
+template <class P, bool keys_shared, bool values_shared>
+constexpr Kernel attend = &attention<P, ScaleMask, Keep, exp_, keys_shared, values_shared>;
 
 const struct {
   const char* name;
@@ -112,14 +113,21 @@ const struct {
     {"product direct", &product<Direct, BiasRelu>},
     {"product gathered", &product<Gathered, ResidualScattered>},
     {"product norm", &product<Norm, BiasRelu>},
+    {"product_bf16 plain", &product_bf16<Plain, BiasRelu>},
+    {"product_bf16 gathered", &product_bf16<Gathered, ResidualScattered>},
+    {"product_bf16 norm", &product_bf16<Norm, BiasRelu>},
     {"product_i8 plain", &product_i8<Plain, BiasRelu>},
     {"product_i8 direct", &product_i8<Direct, BiasRelu>},
     {"product_i8 gathered", &product_i8<Gathered, ResidualScattered>},
     {"product_i8 norm", &product_i8<Norm, BiasRelu>},
-    {"attention own keys, own values", attend<false, false>},
-    {"attention own keys, shared values", attend<false, true>},
-    {"attention shared keys, own values", attend<true, false>},
-    {"attention shared keys, shared values", attend<true, true>},
+    {"attention own keys, own values", attend<Plain, false, false>},
+    {"attention own keys, own values, direct", attend<Direct, false, false>},
+    {"attention own keys, shared values", attend<Plain, false, true>},
+    {"attention own keys, shared values, direct", attend<Direct, false, true>},
+    {"attention shared keys, own values", attend<Plain, true, false>},
+    {"attention shared keys, own values, direct", attend<Direct, true, false>},
+    {"attention shared keys, shared values", attend<Plain, true, true>},
+    {"attention shared keys, shared values, direct", attend<Direct, true, true>},
     {"reduce sum", &reduce<Sum>},
     {"reduce max", &reduce<Largest>},
     {"map reload", &map<Reload>},

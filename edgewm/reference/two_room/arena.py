@@ -4,20 +4,17 @@ Lengths are metres in an arena of 1 m x 1 m, x to the right and y down (as in an
 a velocity command in [-1, 1]^2; full scale moves the disc by `STEP_M` per axis in one period. numpy only.
 
 Everything is a function of arrays with a leading batch dimension: a layout is `(B, 2)` float32, the wall's x and the
-door's y. `World` wraps a batch of one for closed loops.
+door's y; a position is `(B, 2)` float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from edgewm.errors import EdgewmError
+from edgewm.reference.base import PIXELS
 
 Array = np.ndarray
 
-PIXELS = 64  # side of an observation
 PERIOD_S = 0.05
 STEP_M = 0.045  # per axis, at full command, in one period
 RADIUS_M = 0.05  # of the disc
@@ -31,8 +28,8 @@ MIN_TASK_M = 0.35  # straight-line distance between start and goal
 CROSSING_SHARE = 0.55  # share of tasks whose goal is in the other room
 
 # sRGB in [0, 1]
-_ROOM_LEFT, _ROOM_RIGHT = np.float32([0.90, 0.93, 0.97]), np.float32([0.97, 0.94, 0.88])
-_WALL, _DISC, _RIM, _GOAL = (
+ROOM_LEFT, ROOM_RIGHT = np.float32([0.90, 0.93, 0.97]), np.float32([0.97, 0.94, 0.88])
+WALL, DISC, RIM, GOAL = (
     np.float32([0.17, 0.20, 0.27]),
     np.float32([0.93, 0.33, 0.22]),
     np.float32([0.62, 0.13, 0.10]),
@@ -101,7 +98,7 @@ def reached(positions_m: Array, goals_m: Array) -> Array:
 # --- pictures -------------------------------------------------------------------------------------------------
 
 
-def _over(image: Array, distance_px: Array, colour: Array, opacity: float = 1.0) -> Array:
+def over(image: Array, distance_px: Array, colour: Array, opacity: float = 1.0) -> Array:
     """Paint where the signed distance `(B, S, S)` is negative, with one pixel of anti-aliasing."""
     cover = (opacity * np.clip(0.5 - distance_px, 0, 1))[..., None].astype(np.float32)
     return image + cover * (colour - image)
@@ -113,10 +110,10 @@ def draw_arena(layouts: Array, size_px: int = PIXELS) -> Array:
     x, y = centre_m[None, None, :], centre_m[None, :, None]
     wall_x, door_y = layouts[:, 0, None, None], layouts[:, 1, None, None]
     right = np.clip((x - wall_x) * size_px + 0.5, 0, 1)[..., None] + 0 * y[..., None]
-    image = _ROOM_LEFT + right * (_ROOM_RIGHT - _ROOM_LEFT)
+    image = ROOM_LEFT + right * (ROOM_RIGHT - ROOM_LEFT)
     to_wall = np.maximum(np.abs(x - wall_x) - WALL_HALF_M, DOOR_HALF_M - np.abs(y - door_y))
     edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) - 0.012
-    return _over(_over(image, to_wall * size_px, _WALL), edge * size_px, _WALL)
+    return over(over(image, to_wall * size_px, WALL), edge * size_px, WALL)
 
 
 def draw_disc(image: Array, positions_m: Array) -> Array:
@@ -130,8 +127,8 @@ def draw_disc(image: Array, positions_m: Array) -> Array:
     at = (np.arange(len(image))[:, None, None], rows[:, :, None], cols[:, None, :])
     dx, dy = cols[:, None, :] + 0.5 - centre[:, 0, None, None], rows[:, :, None] + 0.5 - centre[:, 1, None, None]
     radius_px = RADIUS_M * size_px
-    patch = _over(image[at], np.hypot(dx, dy) - radius_px, _RIM)
-    patch = _over(patch, np.hypot(dx, dy) - 0.80 * radius_px, _DISC)
+    patch = over(image[at], np.hypot(dx, dy) - radius_px, RIM)
+    patch = over(patch, np.hypot(dx, dy) - 0.80 * radius_px, DISC)
     image = image.copy()
     image[at] = patch
     return image
@@ -144,102 +141,3 @@ def to_uint8(image: Array) -> Array:
 def observe(layouts: Array, positions_m: Array) -> Array:
     """What the robot sees: `(B, 64, 64, 3)` uint8."""
     return to_uint8(draw_disc(draw_arena(layouts), positions_m))
-
-
-# --- one world, for closed loops ------------------------------------------------------------------------------
-
-
-class World:
-    """One episode. `state` is the disc's centre `(2,)` float32 in metres."""
-
-    max_steps = MAX_STEPS
-    period_s = PERIOD_S
-    action_dim = 2
-    action_low, action_high = -1.0, 1.0
-
-    def __init__(self, seed: int | None = None):
-        self.reset(seed)
-
-    def reset(self, seed: int | None = None) -> dict[str, Array]:
-        self._layout, self._start, self._goal = sample_tasks(np.random.default_rng(seed), 1)
-        self._at = self._start
-        self._path, self._success, self.steps = [self._at[0]], False, 0
-        return self._observation()
-
-    def _observation(self) -> dict[str, Array]:
-        return {"pixels": observe(self._layout, self._at)[0]}
-
-    def step(self, action: Array) -> dict[str, Array]:
-        action = np.asarray(action, np.float32)
-        if action.shape != (2,) or not np.isfinite(action).all():
-            raise EdgewmError(
-                f"action {action.tolist()}", "World.step", "pass two finite numbers, a velocity in [-1, 1]^2"
-            )
-        self._at = move(self._layout, self._at, action[None])
-        self._path.append(self._at[0])
-        self.steps += 1
-        self._success |= self.steps <= self.max_steps and bool(reached(self._at, self._goal)[0])
-        return self._observation()
-
-    @property
-    def goal(self) -> dict[str, Array]:
-        return {"pixels": observe(self._layout, self._goal)[0]}
-
-    @property
-    def success(self) -> bool:
-        return self._success
-
-    @property
-    def state(self) -> Array:
-        return self._at[0].copy()
-
-    @property
-    def goal_state(self) -> Array:
-        return self._goal[0].copy()
-
-    def render(self, size_px: int = 256) -> Array:
-        """`(S, S, 3)` uint8 for people: the goal as a ring, the path so far as a fading trail, a soft shadow."""
-        image = draw_arena(self._layout, size_px)
-        centre = np.arange(size_px, dtype=np.float32) + 0.5
-        x, y = centre[None, None, :], centre[None, :, None]
-
-        def from_point(point_m: Array) -> Array:
-            return np.hypot(x - point_m[0] * size_px, y - point_m[1] * size_px)
-
-        to_goal = from_point(self._goal[0])
-        image = _over(image, to_goal - GOAL_RADIUS_M * size_px, _GOAL, 0.18)
-        image = _over(image, np.abs(to_goal - GOAL_RADIUS_M * size_px) - 0.006 * size_px, _GOAL)
-        trail = self._path[-60:-1]
-        for i, point_m in enumerate(trail):
-            image = _over(image, from_point(point_m) - 0.009 * size_px, _DISC, 0.12 + 0.4 * i / len(trail))
-        shadow = from_point(self._at[0] + np.float32([0.008, 0.014])) - (RADIUS_M + 0.004) * size_px
-        image = _over(image, shadow / (0.02 * size_px), _WALL, 0.35)
-        image = draw_disc(image, self._at)
-        shine = from_point(self._at[0] - np.float32(0.3 * RADIUS_M)) - 0.22 * RADIUS_M * size_px
-        return to_uint8(_over(image, shine, np.float32([1, 1, 1]), 0.45))[0]
-
-
-def make(seed: int | None = None) -> World:
-    return World(seed)
-
-
-# --- held-out data for calibration and judging ----------------------------------------------------------------
-
-HELD_OUT = 0x7E57  # a key of its own, so no seed can repeat a training stream
-
-
-def contexts(n: int, seed: int = 0) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """`n` pairs (observation, goal) from tasks never trained on."""
-    layouts, starts, goals = sample_tasks(np.random.default_rng([HELD_OUT, 1, seed]), n)
-    for i in range(n):
-        one = slice(i, i + 1)
-        yield {"pixels": observe(layouts[one], starts[one])[0]}, {"pixels": observe(layouts[one], goals[one])[0]}
-
-
-def rollouts(n: int, steps: int, seed: int = 0) -> Iterator[tuple[Array, Array, Array]]:
-    """`n` trajectories of the scripted policy: pixels `(T+1, 64, 64, 3)`, actions `(T, 2)`, states `(T+1, 2)`."""
-    from edgewm.reference.data import trajectories
-
-    layouts, actions, states = trajectories(np.random.default_rng([HELD_OUT, 2, seed]), n, steps)
-    for layout, a, s in zip(layouts, actions, states, strict=True):
-        yield observe(np.repeat(layout[None], steps + 1, 0), s), a, s

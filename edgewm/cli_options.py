@@ -1,0 +1,109 @@
+"""Options that verbs share: types of values, checks of words, the planner's settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import SLO
+
+PRECISIONS = ("fp32", "bf16", "w8a8")
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+class Rate(click.FloatRange):
+    """Hertz, in the runner's own range; click alone lets nan through, which no comparison holds back."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1e-3, max=1e6)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = super().convert(value, param, ctx)
+        return found if found == found else self.fail("nan is no rate.", param, ctx)
+
+
+class Listed(click.ParamType):
+    """Words separated by commas, each one of `allowed` (any word where that is empty)."""
+
+    name = "list"
+
+    def __init__(self, *allowed: str):
+        self.allowed = allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        words = value if isinstance(value, list) else [word.strip() for word in value.split(",") if word.strip()]
+        for word in words:
+            if self.allowed and word not in self.allowed:
+                self.fail(f"{word!r} is not one of {', '.join(map(repr, self.allowed))}.", param, ctx)
+        return words
+
+
+# field of program.Planner -> its flags; what it takes: words, a number's type, or the least whole number; help
+PLANNER: dict[str, tuple[str, tuple[str, ...] | type | int, str]] = {
+    "kind": ("--planner", ("cem", "icem", "mppi"), "How candidates are searched."),
+    "samples": ("--samples", 1, "Candidates an iteration."),
+    "iterations": ("--iterations", 1, "Refits of a plan."),
+    "elites": ("--elites --topk", 1, "Cheapest candidates: what the next iteration is drawn around."),
+    "horizon": ("--horizon", 1, "Model actions a candidate."),
+    "commit_steps": ("--commit-steps", 1, "Control periods played of a plan."),
+    "history": ("--history", 1, "Frames of context, one model action apart."),
+    "roll_committed": (
+        "--roll-committed/--no-roll-committed", bool,
+        "Plan while the last plan is played, from where its committed steps end.",
+    ),
+    "warm_start": ("--warm-start/--no-warm-start", bool, "Start from what the last plan left to play."),
+    "objective": ("--objective", ("final", "path"), "Cost of the last imagined latent, or mean of all."),
+    "var_scale": ("--var-scale", float, "Standard deviation of the first candidates."),
+    "noise_beta": ("--noise-beta", float, "icem: noise falls with frequency f as f^(-beta/2); 0 is white."),
+    "alpha": ("--alpha", float, "icem: share of the last mean and deviation that a refit keeps."),
+    "n_elite_keep": ("--n-elite-keep", 0, "icem: elites that are candidates again."),
+    "return_mean": ("--return-mean/--return-best", bool, "icem: the plan is the mean, or the best candidate."),
+    "temperature": ("--temperature", float, "mppi: elites weigh exp(-cost / temperature)."),
+}  # fmt: skip
+
+
+def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The planner's settings as options, under the names of the fields; None where not given."""
+    for field, (flags, takes, help) in reversed(PLANNER.items()):
+        kinds = {tuple: click.Choice, int: lambda least: click.IntRange(min=least), type: lambda kind: kind}
+        kind = kinds[type(takes)](takes)
+        text = f"{help}  [default: the model's own]"
+        command = click.option(*flags.split(), field, type=kind, default=None, help=text)(command)
+    return command
+
+
+def check_slo(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not SLO.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not like 'p99=20ms' (p50, p99, p99.9 or max; us, ms or s).")
+    return value
+
+
+def check_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from .device.address import parse_address
+
+    parse_address(value)  # refuse before anything is done
+    return value
+
+
+def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not CPUS.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not like '2', '2,3' or '2-5'.")
+    return value
+
+
+def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value not in PRECISIONS and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, PRECISIONS))}, nor a recipe's file.")
+    return value
+
+
+DEVICE = click.option(
+    "--device", default="local", show_default=True, callback=check_device, metavar="ssh://user@host[:port]",
+    help="Which machine; ssh takes your own configuration and keys, and leaves nothing there.",
+)  # fmt: skip

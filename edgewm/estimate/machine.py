@@ -1,0 +1,107 @@
+"""Prices of a machine: measured where it was probed, else its advertised peaks times what our kernels reach elsewhere.
+
+The two are never mixed. `reference.json` holds what `edgewm targets probe` found on one machine, for each of its
+instruction sets. A count's price there, over the time that its peak gives it, is what a board is charged over its own
+peak. How far that goes wrong is known from doing it from one of those instruction sets to the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import EdgewmError
+from ..target import Mode, Target, peak_flops
+from .cpu import Machine
+from .probe import facts_file, kernels_sha256, least_ns
+
+REFERENCE = Path(__file__).with_name("reference.json")
+# Whose prices stand for an instruction set that was never timed: the same tile and the same blocks.
+ALIKE = {"neon": "avx2", "scalar": "avx2"}
+EMULATED_INT8 = 16  # vector operations of a word where no instruction makes its products (`dot` of microkernel.h)
+FORMATS = {"fma_bf16": "bf16", "fma_i8": "int8"}  # counts with a peak of their own; f32's is everybody else's
+
+
+def machine_of(board: Target, mode: Mode, threads: int, measured: Path | None = None) -> Machine | None:
+    """The machine of a board in a mode: from the facts in `measured` (a file that `targets probe` wrote), for `host`
+    from those it keeps, else from advertised figures. None where nothing is known of it.
+
+    Raises EdgewmError for a file that holds no such facts, or those of other kernels than the board runs.
+    """
+    if measured is None and board.name == "host" and facts_file(board.isa).is_file():
+        measured = facts_file(board.isa)
+    return advertised(board, mode, threads) if measured is None else of_facts(read_facts(measured, board))
+
+
+def read_facts(file: Path, board: Target) -> dict[str, Any]:
+    """The facts of a file that `edgewm targets probe --out FILE` wrote on a machine like `board`."""
+    again = "write it with `edgewm targets probe --out FILE` on that machine"
+    try:
+        facts = json.loads(file.read_text())
+    except (OSError, ValueError) as fault:
+        raise EdgewmError(f"cannot read measured facts: {fault}", str(file), again) from fault
+    if not isinstance(facts, dict) or not {"costs_ns", "machine", "threads", "peaks", "sigma"} <= facts.keys():
+        raise EdgewmError("these are no measured facts", str(file), again)
+    if facts["machine"]["isa"] != board.isa:
+        found = f"the facts are of {facts['machine']['isa']} kernels, {board.name} runs {board.isa}"
+        raise EdgewmError(found, str(file), again)
+    return facts
+
+
+def of_facts(facts: Mapping[str, Any]) -> Machine:
+    """Prices as they were measured."""
+    together = facts["threads"]
+    stale = "measured with other kernel sources than these: run `edgewm targets probe` again"
+    return Machine(
+        costs_ns=facts["costs_ns"], step_ns=together["step_ns"], meet_ns=together["meet_ns"],
+        wake_ns=together["wake_ns"],
+        dram_gbps=max(peaks["dram_gbps"] for peaks in facts["peaks"].values()),
+        cache_bytes=facts["machine"]["l3_bytes"] or facts["machine"]["l2_bytes"] or 0, sigma=facts["sigma"],
+        source=facts["source"],
+        slowdown={int(n): value for n, value in together["slowdown"].items()},
+        notes=() if facts["kernels_sha256"] == kernels_sha256() else (stale,),
+    )  # fmt: skip
+
+
+@cache
+def reference() -> Mapping[str, Any]:
+    """`reference.json`: `facts` by instruction set, and `transfer_sigma`, the error of carrying them over."""
+    return json.loads(REFERENCE.read_text())
+
+
+def advertised(board: Target, mode: Mode, threads: int) -> Machine | None:
+    """Prices from a board's advertised figures; None where its clock, bandwidth or rates are not known."""
+    peaks = {kind: peak_flops(board, mode, kind, "cpu") for kind in ("fp32", "bf16", "int8")}
+    if not peaks["fp32"] or not mode.cpu_cores or not mode.dram_gbps:
+        return None
+    facts = reference()["facts"][ALIKE.get(board.isa, board.isa)]
+    of_core = {
+        "fp32_gflops": peaks["fp32"] / mode.cpu_cores / 1e9,
+        # A CPU without an instruction for a format makes its products of others.
+        "bf16_gflops": (peaks["bf16"] or peaks["fp32"]) / mode.cpu_cores / 1e9,
+        "int8_gops": (peaks["int8"] or peaks["fp32"]) / mode.cpu_cores / 1e9,
+    }
+    there, here = least_ns(facts["peaks"]["1"], facts["machine"]["isa"]), least_ns(of_core, board.isa)
+    costs = carried(facts["costs_ns"], there, here)
+    if not board.cpu.flop_per_clock.int8:
+        costs["fma_i8"] = EMULATED_INT8 * here["fma_f32"]
+    slower = here["fma_f32"] / there["fma_f32"]
+    return Machine(
+        costs_ns=costs, **{name: facts["threads"][name] * slower for name in ("step_ns", "meet_ns", "wake_ns")},
+        dram_gbps=mode.dram_gbps, cache_bytes=board.cpu.l3_bytes or board.cpu.l2_bytes or 0,
+        sigma=reference()["transfer_sigma"],
+        source=f"{board.title}'s advertised figures in {mode.name}, at the fractions that our "
+        f"{facts['machine']['isa']} kernels reach on {facts['machine']['cpu']}",
+        notes=("carried over from another CPU: the interval knows only how its own instruction sets differ",),
+    )  # fmt: skip
+
+
+def carried(costs_ns: Mapping[str, float], there: Mapping[str, float], here: Mapping[str, float]) -> dict[str, float]:
+    """Prices of one machine on another: each times the ratio of what its multiply-adds take at peak (`least_ns`)."""
+    return {
+        name: ns * (here[name if name in FORMATS else "fma_f32"] / there[name if name in FORMATS else "fma_f32"])
+        for name, ns in costs_ns.items()
+    }

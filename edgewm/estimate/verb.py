@@ -1,0 +1,186 @@
+"""The verb `estimate`: how long a plan, or one run of a network, takes on a board that is not here.
+
+A bundle or a model is estimated on a CPU, call by call of its schedule; a shape or an ONNX file on a board's GPU,
+kernel by kernel. What lies outside of what is known there is refused, or, with `anyway`, estimated and said to be so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import EdgewmError
+from ..format import unpack
+from ..options import Progress
+from ..target import Mode, Target, resolve
+from . import calibration
+from .cpu import COVERAGE, Machine, price_plan
+from .gpu import RUNTIMES, check_mode, estimate_network, precision_of
+from .machine import machine_of
+from .network import Network
+from .shapes import network_of
+
+SHAPE = "shape:"
+MOST_CONVOLUTION = 0.1  # share of the operations beyond which a network is one of convolutions
+SECTION = "counts"  # of model.ewm
+
+
+def estimate(
+    subject: str, *, target: str | None = None, mode: str | None = None, precision: str | None = None,
+    runtime: str = "fused", threads: int | None = None, planner: Mapping[str, Any] | None = None,
+    isa: str | None = None, measured: Path | None = None, anyway: bool = False, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Time of a bundle's plan, of a MODEL's, of an ONNX file's run or of `shape:NAME`'s; what `estimate --json` prints.
+
+    `target` is a bundle's own where it is left out, the host for a model; `threads` the mode's cores. `measured`: facts
+    that `targets probe --out` wrote on such a machine. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of
+    what is measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies
+    outside.
+    """
+    if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
+        return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway)
+    if (Path(subject) / "model.ewm").is_file():
+        return _bundle(Path(subject), target, mode, precision, threads, measured)
+    return _model(subject, target or "host", mode, precision or "fp32", threads, planner or {}, isa, measured, progress)
+
+
+# ---------------------------------------------------------------------------------------------- on a CPU
+
+
+def estimate_ms(
+    counts: Mapping[str, Any], board: Target, mode: Mode, threads: int, measured: Path | None = None
+) -> dict[str, Any] | None:
+    """`plan_ms` of `counts.plan_counts` with its `source`; None where nothing is known of the board's CPU."""
+    machine = machine_of(board, mode, threads, measured)
+    if machine is None:
+        return None
+    return {**price_plan(counts, machine, threads)["plan_ms"], "source": f"estimated: {machine.source}"}
+
+
+def _bundle(
+    bundle: Path, target: str | None, mode: str | None, precision: str | None, threads: int | None,
+    measured: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    from ..manifest import read_manifest
+
+    manifest = read_manifest(bundle)
+    own = manifest.raw["isa"]
+    board, power = resolve(target or manifest.target, mode or (manifest.mode if target is None else None))
+    if precision not in (None, manifest.precision):
+        raise EdgewmError(
+            f"the bundle is in {manifest.precision}", f"--precision {precision}", "build it again, or give its MODEL"
+        )
+    if board.isa != own:
+        raise EdgewmError(
+            f"the bundle holds {own} kernels, {board.name} runs {board.isa}", str(bundle),
+            "build it for that target, or give its MODEL",
+        )  # fmt: skip
+    section = unpack((bundle / "model.ewm").read_bytes()).get(SECTION)
+    if section is None:
+        raise EdgewmError("the bundle does not say what its calls do", str(bundle), "build it again")
+    cores = threads or (manifest.threads if target is None else power.cpu_cores or board.cpu.cores)
+    return _on_cpu(str(bundle), json.loads(section), board, power, manifest.precision, cores, measured)
+
+
+def _model(
+    subject: str, target: str, mode: str | None, precision: str, threads: int | None, planner: Mapping[str, Any],
+    isa: str | None, measured: Path | None, progress: Progress | None,
+) -> dict[str, Any]:  # fmt: skip
+    from ..build import capture
+    from ..emit import schedule_program
+    from ..passes import EXACT, LOWERING, run
+    from ..quantize import recipe_of
+    from .counts import plan_counts
+
+    say = progress or (lambda stage, done: None)
+    board, power = resolve(target, mode, isa)
+    cores = threads or power.cpu_cores or board.cpu.cores
+    machine_or_refusal(board, power, cores, measured)  # before anything that takes time
+    say("load", 0.0)
+    program, _, _ = capture(subject, planner, None, None)
+    say("passes", 0.4)
+    program = run(program, EXACT)
+    program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
+    say("schedule", 0.8)
+    counts = plan_counts(schedule_program(program, board.isa), board.isa)
+    found = _on_cpu(subject, counts, board, power, precision, cores, measured)
+    return {**found, "planner": asdict(program.planner)}
+
+
+def machine_or_refusal(board: Target, mode: Mode, threads: int, measured: Path | None) -> Machine:
+    """The board's machine. EdgewmError where nothing is known of it."""
+    machine = machine_of(board, mode, threads, measured)
+    if machine is None:
+        raise EdgewmError(
+            f"nothing is known of how fast {board.name} is in {mode.name}", "--target",
+            "run `edgewm targets probe` once" if board.name == "host" else
+            "choose another mode, or give --measured FILE from `edgewm targets probe --out FILE` there",
+        )  # fmt: skip
+    return machine
+
+
+def _on_cpu(
+    subject: str, counts: Mapping[str, Any], board: Target, mode: Mode, precision: str, threads: int,
+    measured: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    machine = machine_or_refusal(board, mode, threads, measured)
+    found = price_plan(counts, machine, threads)
+    return _told(subject, board, mode, precision, "cpu", found, [machine.source], machine.notes) | {"threads": threads}
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+def _network(subject: str, target: str, mode: str | None, precision: str, runtime: str, anyway: bool) -> dict[str, Any]:
+    network = network_of(subject.removeprefix(SHAPE)) if subject.startswith(SHAPE) else _onnx(Path(subject))
+    board, power = resolve(target, mode)
+    check_mode(board, power)
+    held = precision_of(precision, board)
+    if runtime not in RUNTIMES:
+        raise EdgewmError(
+            f"outside of what is known: run {runtime}, a stack is bound by launches that its host's CPU makes",
+            f"--runtime {runtime}", f"use {' or '.join(RUNTIMES)}: kernels replayed as a graph",
+        )  # fmt: skip
+    outside = beyond(network)
+    if outside and not anyway:
+        raise EdgewmError(
+            f"outside of what is known: {outside[0]}", subject, "give --anyway for a figure that says it is"
+        )
+    made = calibration.coefficients(board, power)
+    found = estimate_network(network, board, power, held, made, runtime)
+    told = _told(subject, board, power, precision, "gpu", found, [network.source, *made.sources], network.notes)
+    notes = ["kernels of other runtimes, not of edgewm; clocks pinned at the mode's", *told["notes"]]
+    return told | {"runtime": runtime, "flops": network.flops, "outside": outside, "notes": notes}
+
+
+def _onnx(file: Path) -> Network:
+    from .onnx_network import read_network
+
+    if not file.is_file():
+        raise EdgewmError("no such file", str(file), "give an ONNX file, a bundle, a MODEL or shape:NAME")
+    return read_network(file)
+
+
+def beyond(network: Network) -> list[str]:
+    """Why a network lies outside of what the rows of `calibration.csv` show; empty where it does not."""
+    work = sum(kernel.flops for kernel in network.kernels if kernel.kind == "convolution")
+    if work <= MOST_CONVOLUTION * max(network.flops, 1):
+        return []
+    return [f"{100 * work / network.flops:.0f} % of {network.name} is convolutions, and no row is of one"]
+
+
+# ---------------------------------------------------------------------------------------------- the result
+
+
+def _told(
+    subject: str, board: Target, mode: Mode, precision: str, place: str, found: Mapping[str, Any], sources: list[str],
+    notes: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "subject": subject, "target": board.name, "mode": mode.name, "precision": precision, "place": place,
+        "source": "estimated", **found, "coverage": COVERAGE, "provenance": sources, "notes": list(notes),
+        "outside": [],
+    }  # fmt: skip

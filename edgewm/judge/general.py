@@ -1,0 +1,125 @@
+"""Suite `general`: scenes outside the training range. Does the compressed model follow the full one there, too?
+
+In each shifted scene both models score what the full model's planner looks at, and the compressed one plans on the same
+noise; recorded futures of the scene show how far each strays from what comes. What the full model itself cannot do
+there is reported and judged by nobody: the gates are about what compression adds to it. Samples are pooled over shifts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import statistics
+from ..options import Progress
+from .gates import finite, judged, ratio_interval
+from .imagine import Subjects, encoded, follow, model_actions
+from .sides import elites_of, search
+from .sources import Shift, Source
+
+Array = np.ndarray
+Figures = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+_NOISE = 0x6E4E
+
+
+def run(subjects: Subjects, source: Source, n: int, seed: int, progress: Progress) -> tuple[Figures, Rows, list[str]]:
+    """Figures, gates, and what was left out. `n` contexts and as many trajectories, shared out among the shifts."""
+    if source.shifts is None or not (shifts := dict(source.shifts())):
+        return {}, [], ["no shifted scenes, and no contexts to make them of"]
+    to_plan, to_follow = (_each(n, [getattr(s, part) for s in shifts.values()]) for part in ("contexts", "rollouts"))
+    usual = _strays(subjects, Shift(rollouts=source.rollouts), to_follow, seed)
+    found, planned, strayed = {}, [], []
+    for i, (name, shift) in enumerate(shifts.items()):
+        contexts = _planned(subjects, shift, to_plan, seed) if shift.contexts is not None else []
+        error = _strays(subjects, shift, to_follow, seed)
+        found[name] = _figures(subjects, contexts, error)
+        planned += contexts
+        strayed += [] if error is None else list(error.T)
+        progress(f"general: {name}", (i + 1) / len(shifts))
+    rows, left_out = [], []
+    if planned:
+        rows += _plan_gates(planned)
+    if strayed:
+        error = np.array(strayed)
+        added, *bounds = ratio_interval(error[:, 1] - error[:, 0], 1 + error[:, 0])
+        rows.append(judged("shifted_error_added", added, len(error), bounds))
+    else:
+        left_out.append("no recorded futures of shifted scenes")
+    figures = {"shifts": found, "usual_error": None if usual is None else [_root(e) for e in usual]}
+    return figures, rows, left_out
+
+
+def _each(n: int, there: Sequence[object]) -> int:
+    """`n` shared out among what there is."""
+    count = sum(part is not None for part in there)
+    return -(-n // count) if count else 0
+
+
+def _root(squared: Array) -> float | None:
+    return finite(math.sqrt(squared.mean())) if np.isfinite(squared).all() else None
+
+
+def _figures(subjects: Subjects, contexts: list[tuple], error: Array | None) -> Figures:
+    """Of one shift; pairs are (full, compressed)."""
+    figures: Figures = {"contexts": len(contexts)}
+    if contexts:
+        rank, shared, plans, blind = (np.array(column) for column in zip(*contexts, strict=True))
+        gain = (blind - plans[:, 0]).sum()
+        figures |= {
+            "spearman_min": finite(rank.min()),
+            "elite_overlap": finite(shared.mean()),
+            "regret": finite((plans[:, 1] - plans[:, 0]).sum() / gain),
+            # of a candidate drawn blindly: what planning leaves, as each model's plan is seen by the full one
+            "cost_left": [finite(p.sum() / blind.sum()) for p in plans.T],
+        }
+    if error is not None:
+        figures["error"] = [_root(e) for e in error]
+    return figures
+
+
+def _planned(subjects: Subjects, shift: Shift, n: int, seed: int) -> list[tuple]:
+    """For each context: Spearman, elite overlap, costs under the full model of both plans, cost of a blind draw."""
+    full, compressed, planner = subjects.full, subjects.compressed, subjects.planner
+    width = planner.action_block * int(np.prod(subjects.action.shape))
+    shape = (planner.iterations, planner.samples, planner.horizon, width)
+    found = []
+    for i, (observation, goal) in enumerate(shift.contexts(n, seed)):
+        noise = np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
+        z, target = full.encode(observation), full.encode(goal)
+        own, own_target = compressed.encode(observation), compressed.encode(goal)
+        looked = search(lambda c: full.score(z, target, c), planner, noise)  # noqa: B023
+        scored = np.stack([compressed.score(own, own_target, c) for c in looked.candidates])
+        plans = np.stack([looked.mean, np.asarray(compressed.plan(observation, goal, noise), np.float64)])
+        k = planner.elites
+        shared = [len(np.intersect1d(e, elites_of(c, k))) / k for e, c in zip(looked.elites, scored, strict=True)]
+        rank = statistics.spearman(looked.costs.ravel(), scored.ravel())
+        costs = np.asarray(full.score(z, target, plans), np.float64)
+        found.append((rank, float(np.mean(shared)), costs, float(np.median(looked.costs[0]))))
+    return found
+
+
+def _plan_gates(planned: list[tuple]) -> Rows:
+    rank, _, plans, blind = (np.array(column) for column in zip(*planned, strict=True))
+    regret, *bounds = ratio_interval(plans[:, 1] - plans[:, 0], blind - plans[:, 0])
+    return [
+        judged("shifted_rank", float(rank.min()), len(rank)), judged("shifted_regret", regret, len(rank), bounds),
+    ]  # fmt: skip
+
+
+def _strays(subjects: Subjects, shift: Shift, n: int, seed: int) -> Array | None:
+    """Squared errors (2, N) at the planner's horizon against what came, over the variance of latents there."""
+    if shift.rollouts is None or n == 0:
+        return None
+    drawn = list(shift.rollouts(n, subjects.periods, seed))
+    actions = np.stack([model_actions(a, subjects.action, subjects.planner) for _, a, _ in drawn])
+    first, last = (np.stack([frames[at] for frames, _, _ in drawn]) for at in (0, -1))
+    starts = [encoded(side, subjects.camera, first) for side in subjects.both]
+    came = encoded(subjects.full, subjects.camera, last)
+    variance = np.concatenate([starts[0], came]).var(0).sum()
+    ends = [follow(side, z[:, None], actions)[:, -1] for side, z in zip(subjects.both, starts, strict=True)]
+    return np.stack([np.square(end - came).sum(-1) for end in ends]) / variance

@@ -1,0 +1,110 @@
+"""Recorded data as evidence: contexts and trajectories out of a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EdgewmError
+from .sides import Observation
+from .sources import Pairs
+
+Array = np.ndarray
+STATES = "rollout_state"  # what a picture shows, (N, T + 1, K): optional
+
+KINDS = {"u8": "uint8", "f32": "float32", "i32": "int32"}
+
+
+def wanted(model: Any) -> str:
+    """The arrays of recorded contexts, in words."""
+    ports = (*model.ports_of("observation"), *model.ports_of("goal"))
+    return ", ".join(f"{p.name} (N, {', '.join(map(str, p.shape[1:]))}) {KINDS[p.dtype]}" for p in ports)
+
+
+def wanted_rollouts(model: Any) -> str:
+    """The arrays of recorded trajectories, in words."""
+    (camera, *_), (action, *_) = model.ports_of("observation"), model.ports_of("action")
+    frame = ", ".join(map(str, camera.shape[1:]))
+    return (
+        f"rollout_{camera.name} (N, T + 1, {frame}) {KINDS[camera.dtype]}, "
+        f"rollout_{action.name} (N, T, {action.shape[-1]}) float32, one row a control period "
+        f"(optional: {STATES} (N, T + 1, K) float32, what a picture shows)"
+    )
+
+
+def recorded(data: Path, model: Any) -> dict[str, Any]:
+    """Fields of a Source: `contexts`, `rollouts` or both, of what a safetensors file holds.
+
+    Contexts are one array (N, ...) for each observation port and, under the goal ports' names, of what to reach;
+    trajectories `rollout_<observation port>` (N, T + 1, ...) and `rollout_<action port>` (N, T, axes), the robot's
+    actions in its own units, and, if one likes, `rollout_state` (N, T + 1, K). EdgewmError when an array is missing or
+    does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(data)
+    except (SafetensorError, OSError) as fault:
+        raise EdgewmError(f"not a safetensors file: {fault}", str(data), "save the recorded data again") from fault
+    rollouts = any(name.startswith("rollout_") for name in arrays)
+    found: dict[str, Any] = _recorded_rollouts(arrays, model, str(data)) if rollouts else {}
+    if not rollouts or any(p.name in arrays for p in (*model.ports_of("observation"), *model.ports_of("goal"))):
+        found["contexts"] = _recorded_contexts(arrays, model, str(data))
+    return found
+
+
+def _rows(arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], axes: str, where: str) -> Array:
+    """The array `name`, whose axes after `axes` must hold as much as `shape`. EdgewmError when it does not fit."""
+    rows = arrays.get(name)
+    if rows is None:
+        raise EdgewmError(f"no array {name!r}", where, f"record one ({axes}, ...) of that name")
+    leading = axes.count(",") + 1
+    if rows.ndim < leading or rows.size == 0:
+        raise EdgewmError(f"array {name!r} has no rows", where, f"record rows of shape {shape}")
+    if np.prod(rows.shape[leading:], dtype=int) != np.prod(shape, dtype=int):
+        raise EdgewmError(f"rows of {name!r} have shape {rows.shape[leading:]}", where, f"record rows of shape {shape}")
+    return rows
+
+
+def _recorded_contexts(arrays: Mapping[str, Array], model: Any, where: str) -> Callable[[int, int], Pairs]:
+    observations, goals = model.ports_of("observation"), model.ports_of("goal")
+    held = {p.name: _rows(arrays, p.name, p.shape, "N", where) for p in (*observations, *goals)}
+    n_recorded = min(map(len, held.values()))
+    answers = list(zip(observations, goals, strict=True))
+
+    def contexts(n: int, seed: int) -> Iterator[tuple[Observation, Observation]]:
+        for i in np.random.default_rng(seed).permutation(n_recorded)[:n]:
+            yield {o.name: held[o.name][i] for o, _ in answers}, {o.name: held[g.name][i] for o, g in answers}
+
+    return contexts
+
+
+def _recorded_rollouts(arrays: Mapping[str, Array], model: Any, where: str) -> dict[str, Any]:
+    (camera, *_), (action, *_) = model.ports_of("observation"), model.ports_of("action")
+    frames = _rows(arrays, f"rollout_{camera.name}", camera.shape, "N, T + 1", where)
+    actions = _rows(arrays, f"rollout_{action.name}", action.shape, "N, T", where)
+    states = arrays.get(STATES)
+    if frames.shape[0] != actions.shape[0] or frames.shape[1] != actions.shape[1] + 1:
+        raise EdgewmError(
+            f"{frames.shape[0]} trajectories of {frames.shape[1]} frames and {actions.shape[0]} of "
+            f"{actions.shape[1]} actions", where, "record T + 1 frames for T actions of each trajectory",
+        )  # fmt: skip
+    if states is not None and (states.ndim != 3 or states.shape[:2] != frames.shape[:2]):
+        raise EdgewmError(f"{STATES!r} has shape {states.shape}", where, f"record {frames.shape[:2]} rows of K numbers")
+
+    def rollouts(n: int, steps: int, seed: int) -> Iterator[tuple[Array, Array, Array | None]]:
+        if steps > actions.shape[1]:
+            raise EdgewmError(
+                f"trajectories of {actions.shape[1]} periods", where, f"record {steps}: as far as a plan looks ahead"
+            )
+        rng = np.random.default_rng([0x7011, seed])
+        for i in rng.permutation(len(actions))[:n]:
+            first = int(rng.integers(actions.shape[1] - steps + 1))
+            seen = slice(first, first + steps + 1)
+            yield frames[i, seen], actions[i, first : first + steps], None if states is None else states[i, seen]
+
+    return {"rollouts": rollouts, "longest": int(actions.shape[1])}

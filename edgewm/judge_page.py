@@ -1,0 +1,241 @@
+"""The judge's part of the report: the gates, suite by suite, and a card for each question it asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from . import charts
+from .charts import card
+
+Found = Mapping[str, Any]
+TITLES = {
+    "plan": "The same plan", "physics": "Physically right", "causality": "Caused by its actions",
+    "horizon": "Consistent over long horizons", "general": "Beyond the training range",
+    "closed-loop": "In closed loop",
+}  # fmt: skip
+BOTH = "<i class='key full'></i> full model <i class='key compressed'></i> this bundle"
+STATES = {True: ("good", "passed"), False: ("bad", "failed"), None: ("none", "undecided")}
+
+
+def judge(found: Found | None) -> str:
+    """The whole section."""
+    if found is None:
+        return "<section><h2>The judge</h2><p class='none'>Not validated yet.</p></section>"
+    against = escape(str(found.get("against", "the full model")))
+    other = "" if found.get("same_weights", True) else " The bundle was built from other weights than this model's."
+    words = f"Against <b>{against}</b>, on the same noise{_preset(found)}.{other}"
+    parts = "".join(_suite(name, found) for name in TITLES if _rows(name, found))
+    return f"<section><h2>The judge</h2><p>{words}</p>{parts}{_left_out(found)}</section>"
+
+
+def _preset(found: Found) -> str:
+    if "preset" not in found:
+        return ""
+    return f", by the preset <b>{escape(str(found['preset']))}</b>"
+
+
+def _rows(suite: str, found: Found) -> list[Found]:
+    """The suite's gates; rows without a suite are the first one's."""
+    return [g for g in found["gates"] if g.get("suite", "plan") == suite]
+
+
+def _suite(suite: str, found: Found) -> str:
+    rows = "".join(_gate(g) for g in _rows(suite, found))
+    head = "".join(f"<th>{word}</th>" for word in ("gate", "value", "limit", "samples", ""))
+    table = f"<table class='gates'><tr>{head}</tr>{rows}</table>"
+    figures = found.get(suite.replace("-", "_"))
+    cards = CARDS[suite](figures) if figures else ""
+    if suite == "closed-loop" and found.get("latency"):
+        cards += latency(found["latency"])
+    shown = f"<div class='cards'>{cards}</div>" if cards else ""
+    return f"<h3 class='suite'>{TITLES[suite]}</h3>{table}{shown}"
+
+
+def _gate(g: Found) -> str:
+    state, word = STATES[g["passed"]]
+    sign = "≥" if g["direction"] == "at_least" else "≤"
+    value = "not a number" if g["value"] is None else f"{g['value']:.4g}"
+    note = f"<br><em>{escape(g['note'])}</em>" if g.get("note") else ""
+    return (
+        f"<tr><td><b>{escape(g['name'].replace('_', ' '))}</b><small>{escape(g['meaning'])}{note}</small></td>"
+        f"<td>{value}</td><td>{sign} {g['limit']:.3g}</td><td>{g['samples']}</td><td class='{state}'>{word}</td></tr>"
+    )
+
+
+def _left_out(found: Found) -> str:
+    lines = [f"{TITLES.get(name, name)}: not judged, {why}" for name, why in (found.get("skipped") or {}).items()]
+    lines += [f"{TITLES.get(n, n)}: {'; '.join(whys)}" for n, whys in (found.get("left_out") or {}).items()]
+    return f"<p class='note'>{escape('. '.join(lines))}.</p>" if lines else ""
+
+
+# --------------------------------------------------------------------------------------------------- cards by suite
+
+
+def plan(figures: Found) -> str:
+    dots, drift = figures["scatter"], figures["drift_by_step"]
+    return card(
+        "The same ranking? Candidate costs in the worst context",
+        charts.scatter(
+            dots["full"], dots["compressed"], dots["part"], "cost under the full model", "under this bundle"
+        ),
+        "<i class='key part0'></i> drawn blindly <i class='key part1'></i> halfway "
+        "<i class='key part2'></i> last iteration",
+    ) + card(
+        "Drift: the two models' latents apart",
+        charts.lines([("drift", drift, "compressed")], range(len(drift)), "model actions ahead", "share of spread"),
+    )
+
+
+def physics(figures: Found) -> str:
+    cards = ""
+    if "probe_r2_by_state" in figures:
+        names = figures["probe_names"]
+        seen = zip(names, *figures["probe_r2_by_state"], strict=True)
+        later = zip((f"{n}, imagined" for n in names), *figures["imagined_probe_r2_by_state"], strict=True)
+        cards += card(
+            "What a linear probe reads of the world's state",
+            charts.dumbbells([*seen, *later], "explained variance (R²), held-out", high=1.0),
+            f"{BOTH}; imagined: at the planner's horizon",
+        )
+    if "surprise_auroc_by_kind" in figures:
+        kinds = figures["surprise_auroc_by_kind"]
+        rows = [*((kind, *pair) for kind, pair in kinds.items()), ("all", *figures["surprise_auroc"])]
+        cards += card(
+            "Does the impossible surprise?",
+            charts.dumbbells(rows, "AUROC of surprise; chance is 0.5", high=1.0),
+            f"{BOTH}; {figures['clips']} pairs of clips{_blind(kinds)}",
+        )
+    return cards
+
+
+def _blind(kinds: Mapping[str, Sequence[float | None]]) -> str:
+    """What the full model itself does not tell from chance."""
+    missed = [kind for kind, (full, _) in kinds.items() if full is not None and full < 0.6]
+    return f". The full model itself is not surprised by: {escape(', '.join(missed))}" if missed else ""
+
+
+def causality(figures: Found) -> str:
+    cards = ""
+    if "divergence_by_step" in figures:
+        curves = [(name, figures["divergence_by_step"][key], key) for name, key in
+                  (("real", "real"), ("full", "full"), ("bundle", "compressed"))]  # fmt: skip
+        cards += card(
+            "What other actions would have changed",
+            charts.lines(curves, range(len(curves[0][1])), "model actions ahead", "share of spread"),
+            f"{figures['branches']} starts, two sequences of actions each",
+        )
+    if "action_r2" in figures:
+        cards += card(
+            "Can the action be read from what it did?",
+            charts.dumbbells(
+                [("a block's sum", *figures["action_r2"]), ("period by period", *figures["action_r2_by_period"])],
+                "out-of-fold R² of a model action", high=1.0,
+            ),
+            f"{BOTH}; largest change of a latent by a later action: {charts.short(figures['prefix_change'][1] or 0)}",
+        )
+    return cards
+
+
+def horizon(figures: Found) -> str:
+    full, compressed = figures["full_error_by_step"], figures["compressed_error_by_step"]
+    words, cards = "", ""
+    if "steps_to_threshold" in figures:
+        far = [f"{s:.1f}" if is_reached else f"more than {s:.0f}" for s, is_reached in
+               zip(figures["steps_to_threshold"], figures["reached_threshold"], strict=True)]  # fmt: skip
+        words = f"half of the variance is explained for {far[0]} model actions (full), {far[1]} (bundle)"
+    cards += card(
+        "Error against real futures",
+        charts.lines([("full", full, "full"), ("bundle", compressed, "compressed")], range(len(full)),
+                     "model actions ahead", "share of spread"),
+        words,
+    )  # fmt: skip
+    if "blackout_steps" in figures:
+        both = [("full", figures["full_blackout_error"], "full"),
+                ("bundle", figures["compressed_blackout_error"], "compressed")]  # fmt: skip
+        cards += card(
+            "Blackout: what is expected when the camera comes back",
+            charts.lines(both, figures["blackout_steps"], "model actions in the dark", "share of spread"),
+            f"after {figures['blackout_frames_before']} frames seen; imagining in one go or in two parts differs by "
+            + " and ".join(charts.short(g or 0) for g in figures["prefix_gap"]),
+        )
+    return cards
+
+
+def general(figures: Found) -> str:
+    shifts = figures["shifts"]
+    error = [(name, *s["error"]) for name, s in shifts.items() if "error" in s]
+    if figures.get("usual_error"):
+        error = [("as in training", *figures["usual_error"]), *error]
+    rank = [(name, s.get("spearman_min")) for name, s in shifts.items()]
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{_figure(shifts[name].get(k))}</td>" for k in COLUMNS) + "</tr>"
+        for name, _ in rank
+    )
+    head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
+    table = f"<table class='figures'><tr><th></th>{head}</tr>{rows}</table>"
+    cards = card("Shifted scenes: the same plan as the full model's?", table)
+    if error:
+        shown = charts.dumbbells(error, "error at the planner's horizon, share of spread")
+        cards += card("Error against real futures there", shown, f"{BOTH}; the full model's own error is its own")
+    return cards
+
+
+COLUMNS = {"spearman_min": "least Spearman", "elite_overlap": "elites", "regret": "regret"}
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def closed_loop(figures: Found) -> str:
+    cards = _success("Success in closed loop, same starts and noise", figures)
+    shifts = {name: s for name, s in (figures.get("shifts") or {}).items() if name != "all"}
+    if shifts:
+        rows = [
+            (shown, side["successes"] / side["episodes"], *side["wilson_95"], css)
+            for name, s in shifts.items()
+            for shown, side, css in ((name, s["full"], "full"), ("", s["compressed"], "compressed"))
+        ]
+        cards += card("Success in shifted scenes", charts.intervals(rows), f"{BOTH}; 95 % Wilson intervals")
+    return cards
+
+
+def _success(title: str, figures: Found) -> str:
+    both = [("full", figures["full"], "full"), ("bundle", figures["compressed"], "compressed")]
+    drawn = charts.intervals([(n, s["successes"] / s["episodes"], *s["wilson_95"], css) for n, s, css in both])
+    counts = ", ".join(f"{n} {s['successes']}/{s['episodes']}" for n, s, _ in both)
+    return card(title, drawn, f"{counts}; 95 % Wilson intervals")
+
+
+def latency(figures: Found) -> str:
+    points = figures["points"]
+    ms = [p["ms"] for p in points]
+    rates = [
+        (name, [p[side]["successes"] / p[side]["episodes"] for p in points], css)
+        for name, side, css in (("full", "full", "full"), ("bundle", "compressed", "compressed"))
+    ]
+    edge = figures["break_even_ms"]
+    words = f"up to {charts.short(ms[-1])} ms no loss of {figures['margin']:g}" if edge is None else (
+        f"at {charts.short(edge)} ms it has lost {figures['margin']:g} against the full model at once"
+    )  # fmt: skip
+    measured = next((p["ms"] for p in points if p["name"] == "measured"), None)
+    here = "" if measured is None else f"; measured: {charts.short(measured)} ms at the median"
+    took = [
+        (name, [p[side].get("median_periods") for p in points], css)
+        for name, side, css in (("full", "full", "full"), ("bundle", "compressed", "compressed"))
+    ]
+    return card(
+        "Success against latency", charts.lines(rates, ms, "ms until a plan's actions are there", "success"),
+        f"{points[0]['full']['episodes']} starts at each latency; {words}{here}",
+    ) + card(
+        "Time to the goal against latency", charts.lines(took, ms, "ms until a plan's actions are there", "periods"),
+        "median of those that succeed",
+    )  # fmt: skip
+
+
+CARDS = {
+    "plan": plan, "physics": physics, "causality": causality, "horizon": horizon, "general": general,
+    "closed-loop": closed_loop,
+}  # fmt: skip

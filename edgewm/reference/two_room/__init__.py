@@ -1,0 +1,1 @@
+"""TwoRoom: navigation with a wall and a door; the easy standard."""
