@@ -188,7 +188,7 @@ def test_a_foreign_device(tmp_path: Path, start: Start, qemu_orin: list[str]) ->
         ({"before": "exit 1"}, "ssh failed: it says nothing", " true"),
         ({"tools": {"sha256sum": None}}, "the device has no sha256sum", "install coreutils"),
         ({"tools": {"sha256sum": "echo $(printf %064d 1) $1"}}, "model.ewm arrived damaged: SHA-256 000", "copy again"),
-        ({"tools": {"uname": "echo riscv64"}}, "the device 127.0.0.1 is riscv64", "that machine's own target"),
+        ({"tools": {"uname": "echo riscv64"}}, "the device 127.0.0.1 is riscv64", "that machine's --target"),
         ({"tools": {"df": "echo x; echo /dev/x 9 9 1 90% /"}}, "the device's disk is full: the bundle needs", "free"),
         ({"before": "ulimit -f 8"}, ".ewm cannot be copied: ", "ulimit -f"),
         ({"settings": "MaxSessions 1"}, "the device refuses a command: ", "MaxSessions"),
