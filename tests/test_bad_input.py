@@ -389,11 +389,15 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path, out: Path) -> None:
 
 
 def begun(out: Path, cache: Path) -> subprocess.Popen:
-    """A build in a group of processes of its own, as a terminal makes it; with nothing compiled before."""
+    """A build in a group of processes of its own, as a terminal makes it; with nothing compiled before.
+
+    Interrupts are heard there, also where whoever runs these tests in the background has them ignored.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "edgewm", "build", "tiny:lewm", "-o", str(out)],
         cwd=TESTS, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -167,13 +167,16 @@ def test_ten_thousand_plans_with_sleeping_workers_make_two_futex_calls_each() ->
 
 
 @pytest.mark.parametrize(
-    ("flag", "caught", "other"),
+    ("flag", "threads", "caught", "other"),
     [
-        ("-DEWM_PLANT_CALL", "other_calls", "allocations"),
-        ("-DEWM_PLANT_ALLOCATION", "allocations", "other_calls"),
+        ("-DEWM_PLANT_CALL", 2, "other_calls", "allocations"),
+        # one thread: malloc calls the system for the memory of a second one, should that one get a tile at all
+        ("-DEWM_PLANT_ALLOCATION", 1, "allocations", "other_calls"),
     ],
 )
-def test_the_counters_catch_what_a_kernel_does(tmp_path: Path, flag: str, caught: str, other: str) -> None:
+def test_the_counters_catch_what_a_kernel_does(
+    tmp_path: Path, flag: str, threads: int, caught: str, other: str
+) -> None:
     adds = 1 + 3 * fixture.ROUNDS  # calls of the planted kernel in one plan
-    found = counted(fixture.write(tmp_path, flags=[*fixture.FLAGS, flag]), 2, True, 100)
+    found = counted(fixture.write(tmp_path, flags=[*fixture.FLAGS, flag]), threads, True, 100)
     assert (found[caught], found[other]) == (100 * adds, 0)
