@@ -125,8 +125,9 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", callback=check_precision, default="fp32", show_default=True,
-              metavar="fp32|bf16|w8a8|FILE",
-              help="fp32 is exact; bf16 and w8a8 hold weights and activations in that; FILE is a recipe.")  # fmt: skip
+              metavar="fp32|bf16[_all]|w8a8[_all]|FILE",
+              help="fp32 is exact; bf16 and w8a8 hold weights and activations in that, with _all the encoder's too; "
+              "FILE is a recipe.")  # fmt: skip
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans.")
@@ -277,10 +278,11 @@ listed = _list
 def _show(name: str, toml: bool) -> tuple[dict, Any, int]:
     """One board: every figure with its source."""
     from .boards import board_table
+    from .estimate.machine import with_measured
     from .target import resolve, to_dict, to_toml
 
     try:
-        board, _ = resolve(name)
+        board = with_measured(resolve(name)[0])
     except EdgewmError as fault:
         raise EdgewmError(fault.what, "NAME of `edgewm targets show`", fault.fix) from fault
     return {"target": to_dict(board)}, to_toml(board) if toml else board_table(board), 0

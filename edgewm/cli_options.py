@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from .options import SLO
+from .quantize import TOKENS
 
-PRECISIONS = ("fp32", "bf16", "w8a8")
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -98,8 +98,8 @@ def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in PRECISIONS and not Path(value).is_file():
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, PRECISIONS))}, nor a recipe's file.")
+    if value not in TOKENS and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, TOKENS))}, nor a recipe's file.")
     return value
 
 

@@ -116,7 +116,7 @@ def call_product(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     batch = node.sources[int(node["packed"][0][1:])].shape[:-2]  # weights are the same for all lanes
     batch = (1,) * (rank - 2 - len(batch)) + batch + (1,)
     allowed = [a for a in range(rank - 1) if batch[a] == 1]
-    lane = low.lane_axis(shape, allowed, operand_layouts(node, env, (*shape[:-1], k)))
+    lane = low.lane_axis(shape, allowed, operand_layouts(node, env, (*shape[:-1], k)), True)
     out = low.value(shape, node.dtype, lane, _outer(order_hint, shape, lane))
     outer = [a for a in range(rank - 1) if a != lane]
     x_space = (*shape[:-1], k)
@@ -178,7 +178,7 @@ def call_attention(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
         )
         return moved * COPY_COST * shape[-1] / (j * (d + shape[-1]))
 
-    lane = low.lane_axis(shape, list(range(rank - 1)), operand_layouts(node, env, (*shape[:-1], d)), copies)
+    lane = low.lane_axis(shape, list(range(rank - 1)), operand_layouts(node, env, (*shape[:-1], d)), True, copies)
     out = low.value(shape, node.dtype, lane, _outer(order_hint, shape, lane))
     outer = [a for a in range(rank - 2) if a != lane]
     query = -1 if lane == i_axis else i_axis

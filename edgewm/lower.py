@@ -113,26 +113,29 @@ class Lowering:
         shape: tuple[int, ...],
         allowed: list[int],
         operands: list[Layout],
+        narrows: bool = False,
         beside: Callable[[int], float] = lambda axis: 0.0,
     ) -> int:
         """The axis with the least padded work, where work on operands that lie across it counts double.
 
-        `beside` is what an axis costs elsewhere, in results that could be computed meanwhile.
+        `narrows`: the kernel runs a tile of at most LANES as one vector. `beside` is what an axis costs elsewhere, in
+        results that could be computed meanwhile.
         """
         operands = [o for o in operands if len(o.shape) == len(shape) and o.buffer.lanes]
         whole = sum(map(_size, operands))
 
         def cost(axis: int) -> tuple:
-            work = self.padded(shape[axis]) * (int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1))
+            work = self.padded(shape[axis], narrows) * (int(np.prod(shape, dtype=np.int64)) // max(shape[axis], 1))
             across = sum(_size(o) for o in operands if o.strides[axis] != LANE)
             return (work * (1 + across / whole if whole else 1) + beside(axis), -shape[axis], axis)
 
         return min(allowed, key=cost)
 
-    def padded(self, lanes: int) -> int:
-        """The lanes that kernels compute for so many real ones: a tile of at most LANES is run as one vector."""
+    def padded(self, lanes: int, narrows: bool) -> int:
+        """The lanes that a kernel computes for so many real ones."""
         whole, rest = divmod(lanes, self.tile)
-        return whole * self.tile + (0 if not rest else min(self.tile, LANES) if rest <= LANES else self.tile)
+        last = LANES if narrows and rest <= LANES else self.tile
+        return whole * self.tile + (last if rest else 0)
 
     def bind(
         self,

@@ -17,7 +17,7 @@ from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.estimate import calibration, machine, probe
 from edgewm.estimate.counts import COUNTS, plan_counts
-from edgewm.estimate.cpu import Machine, interval, price_plan
+from edgewm.estimate.cpu import Machine, interval, price_plan, turns_of
 from edgewm.estimate.fit import Timed, fit_costs, non_negative
 from edgewm.estimate.gpu import PRECISIONS, estimate_network, precision_of, tensor_clocks
 from edgewm.estimate.network import Kernel, Network
@@ -74,10 +74,20 @@ def test_counts_of_a_product_are_its_tiles() -> None:
     blocks = -(-width // TILE.n_block)
     assert call["work"]["block_f32"] == blocks
     assert call["work"]["fma_f32"] == blocks * TILE.n_block * depth * TILE.vectors
-    assert call["work"]["op"] == width * TILE.vectors and call["work"]["call"] == 1
+    assert call["work"]["op_out"] == width * TILE.vectors and call["work"]["call"] == 1
     assert call["weight_bytes"] == blocks * TILE.n_block * depth * 4
     assert [region["tiles"] for region in found["regions"]] == [3] * len(found["regions"])
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_last_tile_that_fills_one_vector_multiplies_half() -> None:
+    tiling = load("product").TILING["avx512"]
+    graph = Graph({"y": e.matmul(e.input("x", (2 * tiling.tile + 8, 12)), e.weight("w", (12, 24)))})
+    found = counted(graph, {"w": np.ones((12, 24), np.float32)}, "avx512")
+    (call,) = [c for region in found["regions"] for c in region["calls"] if "fma_f32" in c["work"]]
+    assert call["work"]["fma_f32"] == tiling.vectors * call["last"]["fma_f32"]
+    assert turns_of(3, 1, True) == {"work": 2, "last": 1} and turns_of(3, 2, True) == {"work": 1, "last": 1}
+    assert turns_of(4, 2, True) == {"work": 2} and turns_of(3, 1, False) == {"work": 3}
 
 
 def test_loops_multiply_and_alike_calls_are_one_row() -> None:
@@ -229,6 +239,14 @@ def test_nothing_known_is_nothing_said(no_facts: Path) -> None:
     with pytest.raises(EdgewmError, match="nothing is known of how fast jetson_agx_thor_t5000 is in 90W"):
         estimate(MODEL, target="thor", mode="90W")
     assert build(MODEL, dry_run=True)["estimate_ms"] is None
+
+
+def test_a_probed_machine_shows_what_was_measured(facts: Facts) -> None:
+    host = resolve("host")[0]
+    rows = {row.what: row for row in machine.with_measured(host).measured}
+    assert rows["products in f32, 1 thread"].value == pytest.approx(facts["peaks"]["1"]["fp32_gflops"], abs=0.1)
+    assert all(row.source == facts["source"] for row in rows.values())
+    assert machine.with_measured(resolve("orin")[0]) == resolve("orin")[0]
 
 
 def test_prices_are_carried_by_peaks() -> None:

@@ -223,6 +223,13 @@ def test_shifted_scenes_take_turns_and_are_counted_apart(monkeypatch):
     assert abs(near["episodes"] - far["episodes"]) <= 1
 
 
+def test_a_simulator_of_another_rate_is_refused():
+    slow = SimpleNamespace(period_s=0.1)
+    with pytest.raises(EdgewmError, match="the simulator runs at 10 Hz, the bundle at 20 Hz") as fault:
+        loops.closed_loop(loop(), SimpleNamespace(make=lambda seed: slow, shifts=None), 3, False, ())
+    assert fault.value.fix == "build with --rate-hz 10"
+
+
 def test_periods_to_success_of_one_episode():
     assert loops.played(Countdown(9), seen(), lambda observation, period: np.zeros(2)) == 3
     assert loops.played(Countdown(9), seen(), lambda observation, period: np.float32([0.5, 0.5])) is None

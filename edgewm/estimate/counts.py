@@ -2,7 +2,8 @@
 
 A call's counts are those of one tile of lanes and follow from its node alone: vector operations of the functors,
 multiply-adds of the core, numbers loaded and stored, rounds of each loop. One count is one vector of sixteen lanes
-unless its row in COUNTS says otherwise. Nothing here knows a machine but through its tiling.
+unless its row in COUNTS says otherwise. Products and attentions leave out the vectors of a last tile that hold no lane.
+Nothing here knows a machine but through its tiling.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..expr import input as leaf
 from ..kernel import load
 from ..ops import BYTES, TABLE
 from ..program import Graph, Node, order
-from ..schedule import Call, EntrySchedule, Operand, Repeat, Schedule, Step, is_direct
+from ..schedule import Call, EntrySchedule, Repeat, Schedule, Step, is_direct
 
 # Each count: what limits a kernel that spends its time there, and what one of it is.
 COUNTS = {
@@ -33,6 +34,11 @@ COUNTS = {
     "panel_bf16": ("vector", "number rounded to bf16 and put into a panel"),
     "panel_i8": ("vector", "number quantized and put into a panel"),
     "scale_i8": ("vector", "sum of an int8 product scaled back"),
+    "out": ("vector", "result of a product on its way out, which the next results' multiply-adds may hide"),
+    "read_out": ("cache", "number read for it"),
+    "op_out": ("vector", "element-wise operation on it but those below"),
+    "multiply_out": ("vector", "multiplication on it, alone or with an addition"),
+    "divide_out": ("vector", "division or square root on it"),
     "attend_own": ("tensor", "multiply-add of an attention whose keys are each lane's own"),
     "attend_shared": ("tensor", "multiply-add of an attention whose keys all lanes share"),
     "soften": ("vector", "score on its way through the softmax, its exponential included"),
@@ -55,6 +61,7 @@ COUNTS = {
     "call": ("launch", "call (not a vector)"),
 }  # fmt: skip
 OPERATIONS = {"mul": "multiply", "fma": "multiply", "div": "divide", "sqrt": "divide", "mulhi": "wide"}
+LANES = 16  # of one vector
 CHAIN = 24  # operations one after another whose latency a core hides behind the next rounds of its loop
 READS = {"V": "load", "B": "spread", "G": "gather"}
 WRITES = {"V": "store", "B": "store", "G": "scatter"}
@@ -66,9 +73,10 @@ Counts = dict[str, float]
 def plan_counts(schedule: Schedule, isa: str, entry: str | None = None) -> dict[str, Any]:
     """Everything that one run of `entry` (by default the one that plans, else the first) does, as plain JSON values.
 
-    `regions`: [{times, tiles, weight_bytes, calls: [{family, dims, lanes, count, work, weight_bytes}]}], where `work`
-    is of one tile (COUNTS), `count` calls are alike, and the region runs `times` times; `steps`: how often threads
-    meet; `weight_bytes`: of the weights that a tile of a call, a region, the whole entry reads, each once.
+    `regions`: [{times, tiles, weight_bytes, calls: [{family, dims, lanes, count, work, last, weight_bytes}]}], where
+    `work` is of one tile (COUNTS) and `last`, where it is less, of the last one; `count` calls are alike, and the
+    region runs `times` times; `steps`: how often threads meet; `weight_bytes`: of the weights that a tile of a call, a
+    region, the whole entry reads, each once.
     """
     entry = entry or ("plan" if "plan" in schedule.entries else next(iter(schedule.entries)))
     found: list[dict[str, Any]] = []
@@ -102,12 +110,12 @@ def _walk(schedule: Schedule, isa: str, steps: Sequence[Step], times: int, found
             continue
         calls: dict[tuple, dict[str, Any]] = {}
         for call in step.calls:
-            work = tile_counts(call, schedule, isa)
+            work, last = tile_counts(call, schedule, isa)
             held = weight_bytes(schedule, [call])
             key = (call.family, tuple(call.dims), held, tuple(sorted(work.items())))
             like = {
                 "family": call.family, "dims": list(call.dims), "lanes": call.lanes, "weight_bytes": held, "work": work,
-                "count": 0,
+                **({"last": last} if last != work else {}), "count": 0,
             }  # fmt: skip
             calls.setdefault(key, like)["count"] += 1
         met += times
@@ -118,12 +126,20 @@ def _walk(schedule: Schedule, isa: str, steps: Sequence[Step], times: int, found
     return met
 
 
-def tile_counts(call: Call, schedule: Schedule, isa: str) -> Counts:
-    """Counts of one call on one tile, those that are not zero."""
+def tile_counts(call: Call, schedule: Schedule, isa: str) -> tuple[Counts, Counts]:
+    """Counts of one call on a tile, those that are not zero, and on its last one; the same where there is only one."""
+    left = call.lanes % schedule.tile or schedule.tile
+    last = _counts(call, schedule, isa, left)
+    return (_counts(call, schedule, isa, schedule.tile), last) if call.lanes > schedule.tile else (last, last)
+
+
+def _counts(call: Call, schedule: Schedule, isa: str, valid: int) -> Counts:
+    """Of a tile in which `valid` lanes are real."""
     tiling = load("product").TILING[isa]
-    found = _FAMILIES.get(_kind(call), _serial)(call, tiling)
+    vectors = 1 if valid <= LANES else tiling.vectors
+    found = _FAMILIES.get(_kind(call), _serial)(call, tiling, vectors)
     found["call"] = 1
-    found["scatter"] *= call.lanes / (-(-call.lanes // schedule.tile) * schedule.tile)  # real lanes only
+    found["scatter"] *= valid / schedule.tile  # real lanes only
     return {name: found[name] for name in COUNTS if found[name]}
 
 
@@ -173,27 +189,23 @@ def _expanded_depth(op: str) -> int:
     return depth_of([TABLE[op].expand(leaf("x", (1,)))])
 
 
-def _evaluate(call: Call, part: str, times: int, found: Counter[str]) -> None:
-    """The functor of one part, evaluated on `times` vectors, with what it loads."""
+def _evaluate(call: Call, part: str, times: int, found: Counter[str], way: str = "") -> None:
+    """The functor of one part, evaluated on `times` vectors, with what it loads; `way` ends the names of its counts."""
     graph = dict(call.node.attrs).get(part) if call.node is not None else None
     if isinstance(graph, Graph):
         each = operations_of(graph.outputs.values())
         beyond = max(0, depth_of(graph.outputs.values()) - CHAIN)
         each["chain"] = (each["op"] + each["multiply"]) * beyond / CHAIN
         for name, count in each.items():
-            found[name] += count * times
-    _load((o for _, o in call.groups.get(part, ())), times, found)
-
-
-def _load(operands: Iterable[Operand], times: int, found: Counter[str]) -> None:
-    for operand in operands:
-        found[READS[operand.mode]] += times
+            found[name + way if name + way in COUNTS else name] += count * times
+    for _, operand in call.groups.get(part, ()):
+        found["read_out" if way and operand.mode != "G" else READS[operand.mode]] += times
 
 
 # ---------------------------------------------------------------------------------------------- families
 
 
-def _map(call: Call, tiling: Any) -> Counter[str]:
+def _map(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     found: Counter[str] = Counter()
     rounds = prod(call.dims)
     found["round"], found["outer"] = rounds, prod(call.dims[:-1])
@@ -202,7 +214,7 @@ def _map(call: Call, tiling: Any) -> Counter[str]:
     return found
 
 
-def _reduce(call: Call, tiling: Any) -> Counter[str]:
+def _reduce(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     found: Counter[str] = Counter()
     rounds, outer = prod(call.dims), prod(call.dims[:-1])
     found["fold"], found["outer"] = rounds, outer
@@ -213,23 +225,23 @@ def _reduce(call: Call, tiling: Any) -> Counter[str]:
     return found
 
 
-def _product(call: Call, tiling: Any) -> Counter[str]:
+def _product(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     found: Counter[str] = Counter()
     *lead, width, depth = call.dims
     outer = prod(lead)
     held = _weight_dtype(call)
     words = -(-depth // {"f32": 1, "bf16": 2, "i8": tiling.group}[held])
     blocks = outer * -(-width // tiling.n_block)
-    found[f"fma_{held}"] = blocks * tiling.n_block * words * tiling.vectors
+    found[f"fma_{held}"] = blocks * tiling.n_block * words * vectors
     found[f"block_{held}"], found["outer"] = blocks, outer
-    results = outer * width * tiling.vectors
+    results = outer * width * vectors
     if not (held == "f32" and is_direct(call)):
         found[f"panel_{held}"] = outer * depth * tiling.vectors
         _evaluate(call, "left", outer * depth * tiling.vectors, found)
     if held == "i8":
         found["scale_i8"] = results
-    _evaluate(call, "epilogue", results, found)
-    found[WRITES[call.out.mode]] += results
+    _evaluate(call, "epilogue", results, found, "_out")
+    found["scatter" if call.out.mode == "G" else "out"] += results
     return found
 
 
@@ -240,24 +252,24 @@ def _weight_dtype(call: Call) -> str:
     return PRODUCTS[inputs[name].dtype]
 
 
-def _attention(call: Call, tiling: Any) -> Counter[str]:
+def _attention(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     found: Counter[str] = Counter()
     *lead, queries, keys, depth, width = call.dims
     outer = prod(lead) * queries
     for (_, operand), steps in zip(call.groups["packed"], (keys * depth, keys * width), strict=True):
-        found["attend_own" if operand.mode == "V" else "attend_shared"] += outer * steps * tiling.vectors
+        found["attend_own" if operand.mode == "V" else "attend_shared"] += outer * steps * vectors
     if not is_direct(call):
         found["panel_f32"] = outer * depth * tiling.vectors
         _evaluate(call, "left", outer * depth * tiling.vectors, found)
-    found["soften"] = outer * keys * tiling.vectors
-    _evaluate(call, "score", outer * keys * tiling.vectors, found)
-    _evaluate(call, "epilogue", outer * width * tiling.vectors, found)
-    found[WRITES[call.out.mode]] += outer * width * tiling.vectors
+    found["soften"] = outer * keys * vectors
+    _evaluate(call, "score", outer * keys * vectors, found)
+    _evaluate(call, "epilogue", outer * width * vectors, found)
+    found[WRITES[call.out.mode]] += outer * width * vectors
     found["query"], found["outer"] = outer, prod(lead)
     return found
 
 
-def _serial(call: Call, tiling: Any) -> Counter[str]:
+def _serial(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     return Counter({"ranked": call.dims[0]}) if call.family == "topk" else Counter({"picked": prod(call.dims)})
 
 

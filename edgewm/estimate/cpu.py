@@ -41,10 +41,10 @@ class Machine:
     notes: tuple[str, ...] = ()
 
 
-def priced(call: Mapping[str, Any], footprint_bytes: int, machine: Machine, threads: int) -> Counter[str]:
-    """ns of one call on one tile, by what it spends them on (the limits of COUNTS)."""
+def priced(call: Mapping[str, Any], tile: str, footprint_bytes: int, machine: Machine, threads: int) -> Counter[str]:
+    """ns of one call on one tile (`work` or `last`), by what it spends them on (the limits of COUNTS)."""
     spent: Counter[str] = Counter()
-    for name, count in call["work"].items():
+    for name, count in call[tile].items():
         spent[COUNTS[name][0]] += count * machine.costs_ns.get(name, 0.0)
     if footprint_bytes > machine.cache_bytes // 2:  # the other half holds activations
         reading = call["weight_bytes"] * threads / machine.dram_gbps
@@ -59,17 +59,16 @@ def price_plan(work: Mapping[str, Any], machine: Machine, threads: int) -> dict[
     rows: dict[str, dict[str, Any]] = {}
     whole: Counter[str] = Counter()
     for region in work["regions"]:
-        turns = -(-region["tiles"] // threads) * region["times"]
         footprint = region["weight_bytes"] if region["tiles"] > 1 else work["weight_bytes"]
         for call in region["calls"]:
-            spent = priced(call, footprint, machine, threads)
-            times = turns * call["count"] * slowdown
             name = f"{call['family']} {'x'.join(map(str, call['dims']))}, {call['lanes']} lanes"
             row = rows.setdefault(name, {"ns": Counter(), "calls": 0})
             row["calls"] += region["times"] * call["count"]
-            for limit, ns in spent.items():
-                row["ns"][limit] += ns * times
-                whole[limit] += ns * times
+            for tile, turns in turns_of(region["tiles"], threads, "last" in call).items():
+                times = turns * region["times"] * call["count"] * slowdown
+                for limit, ns in priced(call, tile, footprint, machine, threads).items():
+                    row["ns"][limit] += ns * times
+                    whole[limit] += ns * times
     whole["memory"] += 2 * work["port_bytes"] / machine.dram_gbps  # read once, written once
     if threads > 1:
         whole["sync"] += work["steps"] * machine.meet_ns + machine.wake_ns
@@ -85,6 +84,14 @@ def price_plan(work: Mapping[str, Any], machine: Machine, threads: int) -> dict[
         "shares": {limit: ns / 1e6 / point for limit, ns in whole.most_common() if ns},
         "kernels": sorted(kernels, key=lambda row: -row["ms"]),
     }  # fmt: skip
+
+
+def turns_of(tiles: int, threads: int, is_last_less: bool) -> dict[str, int]:
+    """How many whole tiles the busiest thread runs one after the other, and whether it ends with the last one alone."""
+    turns = -(-tiles // threads)
+    if is_last_less and (tiles - 1) % threads == 0:
+        return {"work": turns - 1, "last": 1}
+    return {"work": turns}
 
 
 def bound_of(spent: Mapping[str, float]) -> str:

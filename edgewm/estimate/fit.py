@@ -14,7 +14,7 @@ TYPICAL = 0.05  # relative residual beyond which a call loses weight: what the c
 
 @dataclass(frozen=True)
 class Timed:
-    """One call on one tile: its counts, and how long it took."""
+    """One call: its counts, and how long it took."""
 
     group: str
     work: Mapping[str, float]

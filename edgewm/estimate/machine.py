@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import EdgewmError
-from ..target import Mode, Target, peak_flops
+from ..target import Measured, Mode, Target, peak_flops
 from .cpu import Machine
 from .probe import facts_file, kernels_sha256, least_ns
 
@@ -64,6 +65,25 @@ def of_facts(facts: Mapping[str, Any]) -> Machine:
         slowdown={int(n): value for n, value in together["slowdown"].items()},
         notes=() if facts["kernels_sha256"] == kernels_sha256() else (stale,),
     )  # fmt: skip
+
+
+PEAKS = {
+    "fp32_gflops": ("products in f32", "GFLOPS"), "bf16_gflops": ("products in bf16", "GFLOPS"),
+    "int8_gops": ("products in int8", "GOPS"), "dram_gbps": ("reads out of memory", "GB/s"),
+}  # fmt: skip
+
+
+def with_measured(board: Target) -> Target:
+    """`host` with the peaks that were measured on it beside its facts; any other board, and one never probed, as it is."""
+    file = facts_file(board.isa)
+    if board.name != "host" or not file.is_file():
+        return board
+    facts = read_facts(file, board)
+    rows = [
+        Measured(f"{what}, {n} thread{'s' if n != '1' else ''}", round(peaks[name], 1), unit, facts["source"])
+        for n, peaks in facts["peaks"].items() for name, (what, unit) in PEAKS.items() if name in peaks
+    ]  # fmt: skip
+    return replace(board, measured=(*board.measured, *rows))
 
 
 @cache

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def compiled(program: Program, board: Target, folder: Path) -> Schedule:
 
 
 def time_program(program: Program, board: Target, folder: Path) -> list[Timed]:
-    """Every call of every entry, on one tile."""
+    """Every call of every entry, all its tiles together."""
     schedule = compiled(program, board, folder)
     found: list[Timed] = []
     first = 0
@@ -148,7 +149,10 @@ def time_program(program: Program, board: Target, folder: Path) -> list[Timed]:
             clock_ns = beyond / sum(-(-region.lanes // region.tile) for region, _ in held)
             for (region, call), ns in zip(held, typical[first : first + len(held)], strict=True):
                 tiles = -(-region.lanes // region.tile)
-                found.append(Timed(name, tile_counts(call, schedule, board.isa), max(ns / tiles - clock_ns, 1.0)))
+                whole, last = tile_counts(call, schedule, board.isa)
+                work = Counter({key: count * (tiles - 1) for key, count in whole.items()})
+                work.update(last)
+                found.append(Timed(name, work, max(ns - tiles * clock_ns, 1.0)))
             first += len(held)
     return found
 

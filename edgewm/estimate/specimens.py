@@ -16,6 +16,7 @@ from .. import expr as e
 from ..program import Graph, Node, Program
 
 LANES = 64  # two or four tiles
+MORE = 8  # lanes of a last tile that is not full, in every other product
 EPS = 1e-5
 SHORT, LONG = (24, 56, 120), (80, 232, 440)
 # lead (rows beside the lanes that share weights), depth, width
@@ -80,13 +81,13 @@ class _Maker:
     def linear(self, x: Node, width: int) -> Node:
         return e.add(e.matmul(x, self.weight(x.shape[-1], width)), self.weight(width))
 
-    def rows(self, lead: int, depth: int) -> Node:
+    def rows(self, lead: int, depth: int, lanes: int = LANES) -> Node:
         """Values that lie in lanes, as a model's do: the result of a product."""
-        return e.matmul(e.input(f"x{lead}", (LANES, lead, 4)), self.weight(4, depth))
+        return e.matmul(e.input(f"x{lead}", (lanes, lead, 4)), self.weight(4, depth))
 
     def products(self, i: int, lead: int, depth: int, width: int) -> Graph:
         """One size plain, behind a norm and before a GELU, and with a residual; sums of the results go out."""
-        x = self.rows(lead, depth)
+        x = self.rows(lead, depth, LANES + MORE * (i % 2))
         bend = (e.silu, e.gelu, e.softplus)[i % 3]
         found = {
             "plain": e.matmul(x, self.weight(depth, width)),

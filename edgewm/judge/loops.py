@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import statistics
+from ..errors import EdgewmError
 from ..manifest import Manifest
 from ..options import Progress
 from . import closed_loop as pairs
@@ -116,8 +117,13 @@ def closed_loop(
 
 
 def _announce(loop: Loop, make: Make, episodes: int, is_shifted: bool, curve: int) -> None:
-    """How long this will take, from one plan of each model."""
+    """How long this will take, from one plan of each model. EdgewmError for a simulator of another rate."""
     world = make(loop.seed)
+    if not math.isclose(world.period_s * loop.manifest.rate_hz, 1.0, rel_tol=1e-6):
+        raise EdgewmError(
+            f"the simulator runs at {1 / world.period_s:g} Hz, the bundle at {loop.manifest.rate_hz:g} Hz",
+            "suite closed-loop", f"build with --rate-hz {1 / world.period_s:g}",
+        )  # fmt: skip
     observation, goal = world.reset(loop.seed), world.goal
     begun = time.perf_counter()
     noise = loop.noise(loop.seed, 0)
