@@ -74,7 +74,7 @@ PEAKS = {
 
 
 def with_measured(board: Target) -> Target:
-    """`host` with the peaks that were measured on it beside its facts; any other board, and one never probed, as it is."""
+    """`host` with the peaks measured on it beside its facts; any other board, and one never probed, as it is."""
     file = facts_file(board.isa)
     if board.name != "host" or not file.is_file():
         return board
