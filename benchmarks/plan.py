@@ -189,7 +189,8 @@ def time_whole(model: Model, given: argparse.Namespace, folder: Path, peaks: Pea
     """Pixels to actions: both encodings and all iterations, the bundle as it ships beside upstream's own loop."""
     planner = replace(planner_of(model, given.samples, given.horizon, WHOLE_ITERATIONS), warm_start=False)
     program = capture_model(model, planner)
-    exact = exact_program(program.with_(entries={name: program.entries[name] for name in ("encode", "plan")}))
+    exact = exact_program(program.with_(entries={name: program.entries[name] for name in ("encode", "score", "plan")}))
+    shipped = exact.with_(entries={name: exact.entries[name] for name in ("encode", "plan")})
     work = encode_work(model, given.threads, folder)
     pixels = work.feeds["upstream"]
     (seen,) = pixels.values()
@@ -209,7 +210,7 @@ def time_whole(model: Model, given: argparse.Namespace, folder: Path, peaks: Pea
         for precision in NAMED:
             say(f"build whole plan {precision}")
             built = build_program(
-                exact, recipe_of(exact, precision), precision, lambda p: p.entries["plan"],
+                shipped, recipe_of(exact, precision), precision, lambda p: p.entries["plan"],
                 folder / f"whole-{precision}", given.threads,
             )  # fmt: skip
             runtime = open_now.enter_context(opened(built, given.threads, **pixels, goal=seen))

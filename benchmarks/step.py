@@ -38,14 +38,15 @@ NARROW = {"bf16": ("bf16", 2), "int8": ("i8", 4)}  # a peer's precision: dtype o
 
 
 def step_program(model: Model, planner: Planner, injected_noise: bool = False) -> Program:
-    """Upstream's graph of a plan, with inputs `latent` and `goal`, (1, latent) each, in the place of images."""
+    """Upstream's graph of a plan, with inputs `latent` and `goal`, (1, latent) each, in the place of images; and of the
+    `score` in it, which recipes look at."""
     weights: Store = {}
     score = capture_score(model, planner, weights)
     observed = e.input("latent", (planner.history, model.latent_dim))
     ports = [Port("latent", "observation", observed.shape), Port("goal", "goal", (1, model.latent_dim))]
     ports += [p for p in model.ports if p.kind == "action"]
     plan = plan_graph(Graph({"z": observed}), score, planner, injected_noise=injected_noise)
-    return Program(entries={"plan": plan}, weights=weights, ports=tuple(ports), planner=planner)
+    return Program(entries={"plan": plan, "score": score}, weights=weights, ports=tuple(ports), planner=planner)
 
 
 def planner_of(model: Model, samples: int, horizon: int, iterations: int) -> Planner:
@@ -161,7 +162,8 @@ def build_program(
 
 def build_step(exact: Program, precision: str, folder: Path, threads: int) -> Built:
     """The planning step; the runtime's own `ewm_plan` runs it."""
-    return build_program(exact, recipe_of(exact, precision), precision, loop_body, folder, threads)
+    plan = exact.with_(entries={"plan": exact.entries["plan"]})
+    return build_program(plan, recipe_of(exact, precision), precision, loop_body, folder, threads)
 
 
 def recipe_everywhere(program: Program, precision: str) -> dict[str, str]:

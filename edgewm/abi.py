@@ -51,6 +51,7 @@ Options = _struct(
     **_many("max_hold_periods ramp_periods", c_uint32),
     clock=Clock,
     clock_state=c_void_p,
+    roam=c_uint32,
 )
 PlanStruct = _struct(
     "PlanStruct",
@@ -66,7 +67,7 @@ Counts = _struct(
     **_many("plans published late stale missing refused_input result_non_finite", c_uint64),
     **_many("observed wrong_size non_finite out_of_range bad_stamp", c_uint64),
     **_many("acts waiting fresh hold ramp stopped skipped limited chunks", c_uint64),
-    **_many("futex_calls held_up begun_late begun_anew", c_uint64),
+    **_many("futex_calls held_up begun_late begun_anew moved", c_uint64),
 )
 
 

@@ -21,7 +21,7 @@
 
 #include "edgewm.h"
 
-static uint64_t futexes, others, allocations;
+static uint64_t futexes, placements, others, allocations;
 static uint32_t counting;
 static int first_other = -1;
 
@@ -64,6 +64,8 @@ static void on_call(int, siginfo_t* info, void* context) {
   auto* c = static_cast<ucontext_t*>(context);
   if (info->si_syscall == SYS_futex) {
     count(futexes);
+  } else if (info->si_syscall == SYS_sched_setaffinity) {
+    count(placements);
   } else {
     if (counting && first_other < 0) first_other = info->si_syscall;
     count(others);
@@ -177,9 +179,11 @@ int main(int argc, char** argv) {
       "\"allocations\": %llu, ",
       plans, errors, (unsigned long long)futexes, (unsigned long long)others, first_other,
       (unsigned long long)allocations);
-  printf("\"page_faults\": %ld, \"futex_calls\": %llu, \"held_up\": %llu}\n", after - before,
+  printf("\"page_faults\": %ld, \"futex_calls\": %llu, \"held_up\": %llu, "
+      "\"placements\": %llu, \"moved\": %llu}\n", after - before,
          (unsigned long long)(counts.futex_calls - start.futex_calls),
-         (unsigned long long)(counts.held_up - start.held_up));
+         (unsigned long long)(counts.held_up - start.held_up), (unsigned long long)placements,
+         (unsigned long long)(counts.moved - start.moved));
   fflush(stdout);
   raw_call(SYS_exit_group, 0, 0, 0, 0, 0, 0);
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runtime_fixture as fixture
@@ -13,6 +15,7 @@ from edgewm import toolchain
 
 RUNS = {1: 1000, 2: 500, 5: 5}  # by threads: more of them than processors wait for whole time slices
 HANGS_S = 5
+PROCESSORS = len(os.sched_getaffinity(0))
 SOURCE = Path(__file__).parent / "threads_run.cc"
 # what is changed in threads.cc, and how
 PLANTED = {
@@ -27,14 +30,16 @@ PLANTED = {
 }  # fmt: skip
 
 
-def told(folder: Path, threads: int, spin: bool, runs: int, old: str = "", new: str = "") -> dict[str, int]:
+def told(
+    folder: Path, threads: int, spin: bool, runs: int, old: str = "", new: str = "", *, follows: bool = False
+) -> dict[str, Any]:
     """What `threads_run.cc` says of threads.cc, `old` in it replaced by `new`."""
     sources = {"threads_run.cc": SOURCE.read_text(), "threads.cc": (toolchain.RUNTIME / "threads.cc").read_text()}
     if old:
         assert sources["threads.cc"].count(old) == 1
         sources["threads.cc"] = sources["threads.cc"].replace(old, new)
     program = toolchain.compile_program(sources, [toolchain.RUNTIME], flags=fixture.FLAGS, out=folder / "threads_run")
-    arguments = [program, str(threads), str(runs), str(int(spin))]
+    arguments = [program, str(threads), str(runs), str(int(spin)), str(int(follows))]
     done = subprocess.run(arguments, capture_output=True, timeout=HANGS_S if old else None)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -44,7 +49,12 @@ def told(folder: Path, threads: int, spin: bool, runs: int, old: str = "", new: 
 @pytest.mark.parametrize("threads", RUNS)
 def test_every_tile_is_done_once_and_in_turn(tmp_path: Path, threads: int, spin: bool) -> None:
     found = told(tmp_path, threads, spin, runs := RUNS[threads])
-    calls = found.pop("futex_calls")
+    calls, kept_on = found.pop("futex_calls"), found.pop("kept_on")
+    assert found.pop("moved") < runs
+    if threads <= PROCESSORS:
+        assert len(set(kept_on)) == threads and min(kept_on) >= (0 if threads > 1 else -1)
+    else:
+        assert set(kept_on) == {-1}
     assert found == {"threads": threads, "wrong": 0, "unfinished": 0}
     sleeps = 0 if spin or threads == 1 else runs + 1  # the last one is dismissal
     assert calls <= threads * sleeps
@@ -57,3 +67,19 @@ def test_a_planted_fault_is_caught(tmp_path: Path, fault: str) -> None:
     except (subprocess.TimeoutExpired, AssertionError):
         return  # it hangs or crashes
     assert found["wrong"] or found["unfinished"]
+
+
+needs_two = pytest.mark.skipif(PROCESSORS < 2, reason="one processor: nobody can make way")
+
+
+@needs_two
+def test_a_worker_makes_way_for_the_planning_thread(tmp_path: Path) -> None:
+    found = told(tmp_path, 2, False, 100, follows=True)
+    here, there = found["kept_on"]
+    assert here != there >= 0 and 1 <= found["moved"] < 50 and not found["wrong"]
+
+
+@needs_two
+def test_a_worker_that_stays_is_seen(tmp_path: Path) -> None:
+    found = told(tmp_path, 2, False, 100, "if (here == team.home) return;", "return;", follows=True)
+    assert found["moved"] == 0

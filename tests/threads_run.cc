@@ -1,5 +1,6 @@
 // Runs of offers of tiles on a team of threads, each tile noting that it was done: argv are threads, runs, whether to
-// spin. Prints how many tiles were done other than once or out of turn, and the futex calls.
+// spin, whether the planning thread goes to the first worker's processor after half of them. Prints how many tiles were
+// done other than once or out of turn, the futex calls, and where everybody may run in the end.
 #include "threads.h"
 
 #include <sched.h>
@@ -37,6 +38,21 @@ void work(void* context, uint32_t thread) {
       offer(run.team, tiles_of(run, now + 1));
   }
 }
+
+// The processor that a thread is kept on; -1: it may use several.
+int32_t kept_on(int32_t tid) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(tid, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) != 1) return -1;
+  for (int32_t cpu = 0;; cpu++)
+    if (CPU_ISSET(cpu, &allowed)) return cpu;
+}
+
+void go_to(int32_t cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  sched_setaffinity(0, sizeof(one), &one);
+}
 }  // namespace
 
 int main(int, char** argv) {
@@ -46,9 +62,11 @@ int main(int, char** argv) {
   run.team.work = work;
   run.team.context = &run;
   const uint32_t made = assemble(run.team);
+  const uint32_t runs = static_cast<uint32_t>(atoi(argv[2])), follow_at = atoi(argv[4]) ? runs / 2 : runs;
   uint64_t unfinished = 0;
-  for (uint32_t n = 0; n < static_cast<uint32_t>(atoi(argv[2])); n++) {
+  for (uint32_t n = 0; n < runs; n++) {
     run.number = n;
+    if (n == follow_at) go_to(run.team.seats[1].cpu);
     run.at = 0;
     for (auto& row : run.done)
       for (uint32_t& times : row) times = 0;
@@ -56,8 +74,11 @@ int main(int, char** argv) {
     ewm::run(run.team);
     unfinished += run.at != OFFERS || !is_over(run.team);
   }
+  printf("{\"kept_on\": [%d", run.team.home);
+  for (uint32_t i = 1; i < made; i++) printf(", %d", kept_on(run.team.seats[i].tid));
   dismiss(run.team);
-  printf("{\"threads\": %u, \"wrong\": %llu, \"unfinished\": %llu, \"futex_calls\": %llu}\n", made,
+  printf("], \"moved\": %llu, ", (unsigned long long)run.team.moved);
+  printf("\"threads\": %u, \"wrong\": %llu, \"unfinished\": %llu, \"futex_calls\": %llu}\n", made,
          (unsigned long long)run.wrong, (unsigned long long)unfinished, (unsigned long long)run.team.futex_calls);
   return 0;
 }

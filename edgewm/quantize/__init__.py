@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import EdgewmError
-from ..program import Graph, Program, walk_graphs
+from ..ops import flops
+from ..program import Graph, Node, Program, walk_graphs
 
 NAMED = ("fp32", "bf16", "w8a8")
 FORMATS = ("fp32", "bf16", "w8a8")
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
 TOKENS = (*NAMED, *(name + WHOLE for name in NAMED[1:]))
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
+STRAIT_SHARE = 0.1  # of the work that straits may be: bf16 takes twice the time of int8, so a tenth more at most
 
 
 def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
@@ -22,8 +25,11 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
     `bf16` halves the bytes of those weights on every CPU, and the time of their products where the CPU has AVX512-BF16;
     elsewhere (Jetson Orin's among them) each is done by multiply-adds of float32, to the same bits, and gains no time.
-    An encoder in bf16 would double the error of the reference model's costs to save a fiftieth of its plan. One in
-    eight bits costs it elites: of 100 of its plans w8a8 keeps 0.970 of them, w8a8_all 0.945, where the gate is 0.95.
+    An encoder in bf16 would double the error of a reference model's costs to save a fiftieth of its plan. One in
+    eight bits costs it elites: of 100 of TwoRoom's plans w8a8 keeps 0.970 of them, w8a8_all 0.945; the gate is 0.95.
+
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. On the reference model `puck` they
+    alone are the difference between 0.936 and 0.966 of the elites.
 
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
@@ -34,17 +40,56 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
         taken = set().union(*map(_products, program.entries.values()))
         if not whole and "encode" in program.entries:
             taken -= _products(program.entries["encode"])
-        return {name: form for name in sorted(taken) if program.weights[name].shape[-2] >= SMALLEST_K}
+        taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
+        narrow = straits(program) if form == "w8a8" else frozenset()
+        return {name: "bf16" if name in narrow else form for name in sorted(taken)}
     return _from_file(program, Path(precision))
 
 
+def straits(program: Program) -> frozenset[str]:
+    """Weights through whose products every way from a candidate to its cost leads.
+
+    The cheapest first, as long as together they are at most STRAIT_SHARE of the work on a candidate: in a stack without
+    residuals every product is one. None in a program without the entry `score`.
+    """
+    if "score" not in program.entries:
+        return frozenset()
+    graph = program.entries["score"]
+    work: Counter[str] = Counter()
+    for node in graph.order():
+        if (name := _weight_of(node)) is not None:
+            work[name] += flops(node)
+    found, spent = [], 0
+    for name in sorted((n for n in work if not _reaches(graph, n)), key=lambda n: (work[n], n)):
+        spent += work[name]
+        if spent > STRAIT_SHARE * work.total():
+            break
+        found.append(name)
+    return frozenset(found)
+
+
+def _weight_of(node: Node) -> str | None:
+    """The name of the weight in a product with one."""
+    return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
+
+
+def _reaches(graph: Graph, without: str) -> bool:
+    """Whether candidates still tell costs apart when what passes one weight is cut off."""
+    seen: set[Node] = set()
+    left = list(graph.outputs.values())
+    while left:
+        node = left.pop()
+        if node in seen or _weight_of(node) == without:
+            continue
+        if node.op == "input" and node["name"] == "candidates":
+            return True
+        seen.add(node)
+        left += node.sources
+    return False
+
+
 def _products(graph: Graph) -> set[str]:
-    return {
-        node.sources[1]["name"]
-        for g in walk_graphs(graph)
-        for node in g.order()
-        if node.op == "matmul" and node.sources[1].op == "weight"
-    }
+    return {name for g in walk_graphs(graph) for node in g.order() if (name := _weight_of(node)) is not None}
 
 
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:

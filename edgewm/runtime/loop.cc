@@ -132,6 +132,7 @@ extern "C" int ewm_init(const ewm_model* model, void* arena, uint64_t bytes, uin
   loop->frames_seen = find_state(*model, "frames_seen");
   loop->team.threads = threads;
   loop->team.spin = chosen.spin;
+  loop->team.roam = chosen.roam;
   uint32_t made = assemble(loop->team);
   if (made < threads)
     return refuse(fault, EWM_NO_THREADS, "ewm_init", Text("%u threads", made),
@@ -218,5 +219,6 @@ extern "C" int ewm_stats(const ewm_loop* loop, ewm_counts* counts) {
   for (uint64_t i = 0; i < sizeof(copy) / sizeof(uint64_t); i++) to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
   copy.futex_calls = __atomic_load_n(&loop->team.futex_calls, __ATOMIC_RELAXED);
   copy.held_up = __atomic_load_n(&loop->team.held_up, __ATOMIC_RELAXED);
+  copy.moved = __atomic_load_n(&loop->team.moved, __ATOMIC_RELAXED);
   return hand_out(counts, copy);
 }

@@ -33,6 +33,7 @@ void* serve(void* argument) {
   auto* seat = static_cast<Team::Seat*>(argument);
   Team& team = *seat->team;
   touch_stack();
+  seat->tid = static_cast<int32_t>(syscall(SYS_gettid));
   __atomic_add_fetch(&team.ready, 1, __ATOMIC_RELEASE);
   for (uint32_t seen = 0;;) {
     uint32_t now;
@@ -48,7 +49,48 @@ void* serve(void* argument) {
   }
 }
 
+bool keep_on(const Team::Seat& seat, int32_t cpu) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  return sched_setaffinity(seat.tid, sizeof(one), &one) == 0;
+}
+
+// Every worker on a processor of its own, from the caller's on. Where there are fewer than threads, or the kernel will
+// not have it, nobody is kept anywhere: the plans are the same.
+void place(Team& team) {
+  team.home = NOWHERE;
+  cpu_set_t allowed;
+  if (team.roam || team.threads == 1 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  const int32_t here = sched_getcpu();
+  if (here < 0 || CPU_COUNT(&allowed) < static_cast<int>(team.threads)) return;
+  int32_t cpu = here;
+  for (uint32_t i = 1; i < team.threads; i++) {
+    do cpu = (cpu + 1) % CPU_SETSIZE;
+    while (cpu == here || !CPU_ISSET(cpu, &allowed));
+    team.seats[i].cpu = cpu;
+    if (!keep_on(team.seats[i], cpu)) return;
+  }
+  team.home = here;
+}
+
+// The planning thread may run anywhere; a worker kept where it is now goes where it was. Spinning workers hold their
+// processors, so it does not come there.
+void make_way(Team& team) {
+  if (team.home == NOWHERE || team.spin) return;
+  const int32_t here = sched_getcpu();  // no system call: glibc reads it from the vDSO or, on aarch64 since 2.35, rseq
+  if (here == team.home) return;
+  for (uint32_t i = 1; i < team.threads; i++) {
+    if (team.seats[i].cpu != here) continue;
+    __atomic_add_fetch(&team.moved, 1, __ATOMIC_RELAXED);
+    if (!keep_on(team.seats[i], team.home)) continue;
+    team.seats[i].cpu = team.home;
+  }
+  team.home = here;
+}
+
 void wake(Team& team) {
+  make_way(team);
   __atomic_store_n(&team.runs, team.runs + 1, __ATOMIC_RELEASE);
   if (!team.spin && team.threads > 1) futex(team, &team.runs, FUTEX_WAKE_PRIVATE, team.threads - 1);
 }
@@ -113,7 +155,9 @@ static uint32_t make_threads(Team& team) {
   if (made < team.threads) {
     team.threads = made;
     dismiss(team);
+    return made;
   }
+  place(team);
   return made;
 }
 

@@ -4,6 +4,10 @@
 // A run is a sequence of offers, each of some tiles; whoever is on a processor takes the next one. So a thread that was
 // taken off its own holds the others up only if it had a tile in hand, and never by being late. Who finishes the last
 // tile of an offer makes the next one: no thread is in charge. Which thread computes a tile changes no bit of it.
+//
+// A worker that wakes on the processor of the thread that woke it waits for the scheduler's next look, some ms, which is
+// all of a short plan. So each is kept on a processor of its own, where the process may use that many, and moved when
+// the planning thread has come to run there.
 #pragma once
 #include <pthread.h>
 #include <stdint.h>
@@ -13,21 +17,25 @@ namespace ewm {
 constexpr uint32_t MAX_THREADS = 64;
 constexpr uint64_t PATIENCE_NS = 200 * 1000;  // of a wait that nothing held up
 constexpr uint32_t NO_TILE = ~0u;
+constexpr int32_t NOWHERE = -1;
 
 struct Team {
   uint32_t threads;  // the caller's own included
-  uint32_t spin, stop;
+  uint32_t spin, stop, roam;
+  int32_t home;  // the processor of the planning thread when last looked at; NOWHERE: the kernel places everybody
   void (*work)(void* context, uint32_t thread);
   void* context;
   alignas(64) uint32_t runs;   // futex word: raised for each run
   uint32_t ready;              // threads made so far, their stacks touched
   alignas(64) uint64_t offer;  // tiles << 32 | how many of them are taken; OVER between runs
   alignas(64) uint32_t left;   // of the offer's tiles: not finished
-  alignas(64) uint64_t futex_calls, held_up;
+  alignas(64) uint64_t futex_calls, held_up, moved;
   struct Seat {
     Team* team;
     uint32_t thread;
     pthread_t id;
+    int32_t cpu;  // the one it is kept on
+    int32_t tid;
   } seats[MAX_THREADS];
 };
 
