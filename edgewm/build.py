@@ -28,11 +28,11 @@ from .estimate.counts import plan_counts
 from .estimate.verb import SECTION, estimate_ms
 from .golden import record
 from .ops import graph_flops
-from .options import Progress
+from .options import PRECISIONS, Progress
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Program
-from .quantize import TOKENS, recipe_of
+from .quantize import recipe_of
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
@@ -64,7 +64,7 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `quantize.TOKENS` or a JSON file of one's own recipe. `estimate_ms` is what `edgewm estimate` says of a plan
+    of `options.PRECISIONS` or a JSON file of one's own recipe. `estimate_ms` is what `edgewm estimate` says of a plan
     {point, low, high, source}, null where nothing is known of the board. After a dry run `bytes` is an estimate: the
     weights, which are nearly all of a file.
 
@@ -84,7 +84,7 @@ def build(
     program = run(program, EXACT)
     exact = flops_of(program)
     recipe = recipe_of(program, precision)
-    if precision not in TOKENS:
+    if precision not in PRECISIONS:
         precision = "recipe"  # a bundle names no path
     program = run(program.with_(recipe=recipe, target=board), LOWERING)
     say("schedule", 0.5)

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from .options import SLO
-from .quantize import TOKENS
+from .options import PRECISIONS, SLO
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -98,8 +97,8 @@ def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in TOKENS and not Path(value).is_file():
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, TOKENS))}, nor a recipe's file.")
+    if value not in PRECISIONS and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, PRECISIONS))}, nor a recipe's file.")
     return value
 
 

@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --target orinn", "no target is named 'orinn'"),
         ("build reference --target orin --mode 60W", "has no power mode '60W'"),
         ("build reference --target orin --isa avx2", "cannot run 'avx2' kernels"),
-        ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'w8a8'"),
+        ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
         ("build reference --place gpu", "'gpu' is not one of 'auto', 'cpu'"),
         ("build reference --samples 0", "0 is not in the range x>=1"),
         ("build reference --rate-hz 0", "0.0 is not in the range 0.001<=x<=1000000.0"),

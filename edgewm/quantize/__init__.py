@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ..errors import EdgewmError
 from ..ops import flops
+from ..options import PRECISIONS
 from ..program import Graph, Node, Program, walk_graphs
 
-NAMED = ("fp32", "bf16", "w8a8")
-FORMATS = ("fp32", "bf16", "w8a8")
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
-TOKENS = (*NAMED, *(name + WHOLE for name in NAMED[1:]))
+NAMED = tuple(name for name in PRECISIONS if not name.endswith(WHOLE))
+FORMATS = ("fp32", "bf16", "w8a8")
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
 STRAIT_SHARE = 0.1  # of the work that straits may be: bf16 takes twice the time of int8, so a tenth more at most
 
@@ -35,7 +35,7 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     """
     if precision == "fp32":
         return {}
-    if precision in TOKENS:
+    if precision in PRECISIONS:
         form, whole, _ = precision.partition(WHOLE)
         taken = set().union(*map(_products, program.entries.values()))
         if not whole and "encode" in program.entries:
@@ -95,7 +95,7 @@ def _products(graph: Graph) -> set[str]:
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise EdgewmError(
-            f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(TOKENS)}, or a JSON file"
+            f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(PRECISIONS)}, or a JSON file"
         )
     try:
         recipe = json.loads(path.read_text())

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-DEFAULT = "two_room"  # the world whose model the word `reference` means
+DEFAULT = "puck"  # the world whose model the word `reference` means
 WORD = "reference"
 
 
