@@ -21,7 +21,7 @@ from .options import Progress, part
 
 MODEL = "reference"
 TARGETS = {"host": ("host", "w8a8"), "host-fp32": ("host", "fp32"), "orin": ("orin", "w8a8")}
-TICKS = 600  # half a minute
+PACED_S = 30
 EPISODES = 3
 
 
@@ -58,7 +58,7 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
     bundle, exact, film = out / "host", out / "host-fp32", out / "demo.gif"
     paced = {"rate_hz": rate_hz, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
     profiles = {
-        folder.name: profile(folder, ticks=TICKS, progress=part(progress, at, 0.15, "profile"), **paced)
+        folder.name: profile(folder, ticks=round(PACED_S * rate_hz), progress=part(progress, at, 0.15, "profile"), **paced)
         for at, folder in ((0.3, bundle), (0.45, exact))
     }
     gates = validate(
