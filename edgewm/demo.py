@@ -56,9 +56,12 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
             progress=part(progress, 0.1 * i, 0.1, f"build {folder}"),
         )  # fmt: skip
     bundle, exact, film = out / "host", out / "host-fp32", out / "demo.gif"
-    paced = {"rate_hz": rate_hz, "threads": None, "device": "local", "load": None, "kernels": False, "slo": None}
+    paced = {
+        "ticks": round(PACED_S * rate_hz), "rate_hz": rate_hz, "threads": None, "device": "local", "load": None,
+        "kernels": False, "slo": None,
+    }  # fmt: skip
     profiles = {
-        folder.name: profile(folder, ticks=round(PACED_S * rate_hz), progress=part(progress, at, 0.15, "profile"), **paced)
+        folder.name: profile(folder, progress=part(progress, at, 0.15, "profile"), **paced)
         for at, folder in ((0.3, bundle), (0.45, exact))
     }
     gates = validate(

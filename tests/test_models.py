@@ -172,10 +172,10 @@ def test_the_reference_loads_by_its_word() -> None:
     model = load("reference")
     action = model.ports_of("action")[0]
     assert model.family == "torch_world.lewm" and model.planner.action_block * action.shape[0] == model.action_dim
-    assert (action.control, action.unit, action.safe) == ("velocity", "0.9 m/s", (0.0, 0.0))
-    assert (action.low, action.high) == (-1.0, 1.0) and all(p.rate_hz == 20.0 for p in model.ports)
+    assert (action.control, action.unit, action.safe) == ("velocity", "0.2 m/s", (0.0, 0.0))
+    assert (action.low, action.high) == (-1.0, 1.0) and all(p.rate_hz == 10.0 for p in model.ports)
     assert model.planner == Planner(
-        samples=128, iterations=8, elites=12, horizon=5, action_block=5, commit_steps=25, low=-1.0, high=1.0,
+        samples=128, iterations=8, elites=12, horizon=5, action_block=5, commit_steps=10, low=-1.0, high=1.0,
         first_candidate_is_mean=False,
     )  # fmt: skip
     assert set(model.files) == {"config.json", "robot.json", "weights.safetensors"}

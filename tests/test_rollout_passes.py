@@ -121,16 +121,28 @@ def test_a_growing_window_computes_each_token_once() -> None:
     assert flops(exact) < 0.45 * flops(program)
 
 
+def rows_of_qkv(program: Program) -> list[tuple[int, int]]:
+    """(candidates, rows) of each product that makes queries, keys and values."""
+    nodes = program.entries["score"].order()
+    return sorted(n.shape[:2] for n in nodes if n.op == "matmul" and n.shape[-1] == 3 * HEADS * HEAD)
+
+
 @pytest.mark.parametrize("frames", [2, 3])
-def test_a_window_that_began_with_several_frames_is_reused_while_it_grows(frames: int) -> None:
-    """The first window computes its frames together; every later one adds one token."""
+def test_frames_that_were_seen_are_computed_once_for_all_candidates(frames: int) -> None:
+    """While the window grows each step adds one row of a candidate's own in each layer: the last frame's action is."""
     program = Rollout(3, frames + 2, frames=frames).program()
     exact = run(program, EXACT)
     assert np.array_equal(costs(program), costs(exact))
-    rows = [n.shape[1] for n in exact.entries["score"].order() if n.op == "matmul" and n.shape[-1] == 3 * HEADS * HEAD]
-    assert sorted(rows) == [1] * 2 * 2 + [frames] * 2
-    slid = run(Rollout(3, frames, frames=frames).program(), EXACT)
-    assert min(step(slid, "reuse_prefixes")) == max(step(slid, "reuse_prefixes"))  # slides at once: nothing to reuse
+    assert rows_of_qkv(exact) == [(1, frames - 1)] * 2 + [(SAMPLES, 1)] * 2 * 3
+
+
+def test_a_window_that_slides_over_them_still_shares_what_is_left_of_them() -> None:
+    """Three frames, two past actions: the first window has two rows alike for all, the second one, the third none."""
+    program = Rollout(3, 3, frames=3).program()
+    exact = run(program, EXACT)
+    assert np.array_equal(costs(program), costs(exact))
+    own = [(SAMPLES, rows) for rows in (1, 2, 3)]
+    assert rows_of_qkv(exact) == sorted(2 * [(1, 1), (1, 2), *own])
 
 
 def test_a_window_that_sees_the_future_is_not_reused() -> None:
@@ -160,7 +172,7 @@ def test_a_pass_that_ignored_positions_would_be_seen(frames: int, monkeypatch: p
         start, stop = (0, stop - start) if x.op == "weight" else (start, stop)
         return made_cut(self, x, axis, start, stop, through)
 
-    program = run(Rollout(3, 3, frames=frames).program(), EXACT[:3])
+    program = run(Rollout(3, 3, frames=frames).program(), EXACT[: EXACT.index(reuse_prefixes)])
     monkeypatch.setattr(module._Reuse, "made_cut", first_rows)
     assert not np.array_equal(costs(program), costs(reuse_prefixes(program)))
 

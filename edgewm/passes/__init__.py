@@ -16,8 +16,10 @@ from ..errors import EdgewmError
 from ..ops import graph_flops
 from ..program import LogLine, Program, walk_graphs
 from ..spec import verify
+from .delay_expands import delay_expands
 from .fold_constants import fold_constants
 from .fuse_kernels import fuse_kernels
+from .hoist_invariants import hoist_invariants
 from .lift_reshapes import lift_reshapes
 from .merge_products import merge_products
 from .prune_rows import prune_rows
@@ -29,9 +31,11 @@ Step = Callable[[Program], Program]
 
 EXACT: tuple[Step, ...] = (
     lift_reshapes,  # products over all rows at once, whatever batch dimensions upstream merged
+    delay_expands,  # what all candidates share, once for all of them
     share_rows,  # what depends on one action alone, once for each action and not for each window it stands in
     fold_constants,  # masks, positions, scales and random-number counters become weights
     reuse_prefixes,  # a growing window's earlier rows are computed once
+    hoist_invariants,  # what every round of the planner would compute alike
     prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
 )
 LOWERING: tuple[Step, ...] = (

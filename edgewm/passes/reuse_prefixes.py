@@ -5,11 +5,15 @@ op of a concatenation is the concatenation of the op of its pieces; a causal att
 own. So each value of the longer window is split into its pieces, and a piece that an earlier window already computed is
 the very same node. Nothing is assumed: a piece is reused only when building it gives a node that exists. Once the
 window slides, positions shift, no piece is found, and the window stays whole, in one product over all its rows.
+
+A window that begins with frames that were seen, under actions that were played, begins alike for every candidate: such
+a piece is one row's work for all of them (`delay_expands`), and is split off in every window that has it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +22,7 @@ from .. import expr as e
 from ..kernel import match
 from ..ops import TABLE, make
 from ..program import Graph, Node, Program, order
+from .delay_expands import Delay, spread_last
 from .fuse_kernels import score_dot
 from .prune_rows import same_axis
 
@@ -55,11 +60,12 @@ class _Reuse:
         self.built: set[Node] = set()
         self.new: dict[Node, Node] = {}
         self.cuts: dict[tuple, Node] = {}
+        self.delay = Delay()
 
     def build(self) -> Graph:
         for node in self.graph.order():
             attrs = {k: _Reuse(v, self.store).build() if isinstance(v, Graph) else v for k, v in node.attrs}
-            made = self.rebuilt(node.op, [self.new[s] for s in node.sources], attrs)
+            made = self.delay(self.rebuilt(node.op, [self.new[s] for s in node.sources], attrs))
             self.new[node] = made
             self.built.update(order(made) if made.op == "concat" else (made,))
         return Graph({name: self.new[node] for name, node in self.graph.outputs.items()})
@@ -82,23 +88,23 @@ class _Reuse:
 
     def split(self, node: Node) -> Node | None:
         """The op piece by piece, if the first piece is known already; known pieces first, the rest in one."""
-        found = next(((i, s) for i, s in enumerate(node.sources) if s.op == "concat"), None)
-        axis = found and _result_axis(node, *found)
+        pieces = [(_result_axis(node, i, s), s) for i, s in enumerate(node.sources) if s.op == "concat"]
+        axis = pieces[0][0] if pieces else None
         if axis is None:
             return None
-        lengths = [p.shape[found[1]["axis"]] for p in found[1].sources]
-        return self.known_first(lengths, axis, lambda start, stop: self.rows_of(node, axis, start, stop))
+        ends = sorted({end for along, source in pieces if along == axis for end in _ends(source)})
+        return self.known_first(ends, axis, lambda start, stop: self.rows_of(node, axis, start, stop))
 
-    def known_first(self, lengths: list[int], axis: int, rows: Callable[[int, int], Node | None]) -> Node | None:
-        """Pieces of these lengths as long as they are known, and the rest in one; None where not even the first is.
+    def known_first(self, ends: list[int], axis: int, rows: Callable[[int, int], Node | None]) -> Node | None:
+        """Pieces with these ends as long as they are known, and the rest in one; None where not even the first is.
 
-        A window that began with several frames knows them together: the first piece may be several of `lengths`.
+        A window that began with several frames knows them together: the first piece may hold several of `ends`.
         """
-        start, pieces, end = 0, [], sum(lengths)
-        ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-        for stop in ends[:-1] or ends:
-            piece = rows(start, stop)
-            if piece is not None and piece in self.built:
+        end = ends[-1]
+        start, pieces = self.shared(ends, rows)
+        for stop in [stop for stop in ends[:-1] or ends if stop > start]:
+            piece = self.delayed(rows(start, stop))
+            if piece in self.built:
                 pieces.append(piece)
                 start = stop
             elif pieces:
@@ -107,6 +113,20 @@ class _Reuse:
         if not pieces or (start < end and rest is None):
             return None
         return concat(pieces if rest is None else [*pieces, rest], axis)
+
+    def shared(self, ends: list[int], rows: Callable[[int, int], Node | None]) -> tuple[int, list[Node]]:
+        """Where the rows end that are alike for all candidates, and these in one piece; 0 where there are none."""
+        if not self.is_spread(rows(0, ends[0])):
+            return 0, []
+        longest = max(stop for stop in ends if stop == ends[0] or self.is_spread(rows(0, stop)))
+        return longest, [self.delayed(rows(0, longest))]
+
+    def is_spread(self, piece: Node | None) -> bool:
+        made = self.delayed(piece)
+        return made is not None and made.op == "expand"
+
+    def delayed(self, piece: Node | None) -> Node | None:
+        return None if piece is None else self.delay(piece)
 
     def attention(self, node: Node, bound: dict[str, Node]) -> Node | None:
         """Rows of queries with the keys they may see; masked keys add exact zeros: leaving them out changes nothing."""
@@ -120,8 +140,8 @@ class _Reuse:
         seen = self.visible(bound["scores"])
         if seen is None:
             return None
-        lengths = [p.shape[axis] for p in queries.sources]
-        return self.known_first(lengths, axis, lambda start, stop: self.query_rows(node, bound, seen, start, stop))
+        ends = _ends(queries)
+        return self.known_first(ends, axis, lambda start, stop: self.query_rows(node, bound, seen, start, stop))
 
     def visible(self, scores: Node) -> np.ndarray | None:
         """(queries, keys) bool of `where(mask, s, -inf-like)`; None for any other shape of scores."""
@@ -179,6 +199,8 @@ class _Reuse:
             return self.store.leaf(np.take(self.store.weights[x["name"]], range(start, stop), axis), x.dtype)
         if x.op == "slice" and x["axis"] == axis:
             return self.cut(x.sources[0], axis, x["start"] + start, x["start"] + stop, through)
+        if x.op == "expand":
+            return self.delay(self.rows_of(x, axis, start, stop, through))
         if x.op == "slice" and x["axis"] > axis:
             return e.narrow(self.cut(x.sources[0], axis, start, stop, through), x["axis"], x["start"], x["stop"])
         if x.op == "concat" and x["axis"] == axis:
@@ -238,11 +260,21 @@ class _Reuse:
 
 
 def concat(pieces: list[Node], axis: int) -> Node:
-    """Flat: a concatenation inside a concatenation of the same axis is part of it."""
-    flat = [
-        p for piece in pieces for p in (piece.sources if piece.op == "concat" and piece["axis"] == axis else (piece,))
-    ]
-    return e.concat(flat, axis)
+    """Flat: a concatenation inside a concatenation of the same axis is part of it; neighbours that were expanded alike
+    are expanded together."""
+    runs: list[list[Node]] = []
+    for piece in pieces:
+        for part in piece.sources if piece.op == "concat" and piece["axis"] == axis else (piece,):
+            if runs and spread_last(e.concat([*runs[-1], part], axis)).op == "expand":
+                runs[-1].append(part)
+            else:
+                runs.append([part])
+    return e.concat([spread_last(e.concat(run, axis)) for run in runs], axis)
+
+
+def _ends(concatenation: Node) -> list[int]:
+    """Where the pieces end."""
+    return list(itertools.accumulate(piece.shape[concatenation["axis"]] for piece in concatenation.sources))
 
 
 def _result_axis(node: Node, i: int, source: Node) -> int | None:
