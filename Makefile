@@ -28,6 +28,8 @@ lint: $(STAMP)      ## ruff
 bench: $(STAMP)     ## measure this machine (needs the bench extra) and refresh the tables of README
 	@$(RUN) -m pip install -q -e '.[bench]'
 	@$(RUN) benchmarks/plan.py
+	@$(RUN) benchmarks/growth.py
+	@$(RUN) benchmarks/instructions.py
 	@$(RUN) benchmarks/tables.py
 
 tables: $(STAMP)    ## refresh the tables of README from benchmarks/results

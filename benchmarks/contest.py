@@ -75,7 +75,8 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], seconds: Mapping[tuple, Sequence[float]]) -> list[dict[str, Any]]:
-    """For each precision of edgewm and each graph: the peer of the least median, and how many times faster edgewm is.
+    """For each precision of edgewm and each graph: the peer of the least median, and how many times faster edgewm is;
+    and the least time that any peer took in any round over edgewm's own least.
 
     A peer counts in each precision that is no wider than its own: one that is faster in fp32 than another in int8 is
     the one to beat in int8.
@@ -91,5 +92,6 @@ def ratios(rows: Sequence[Mapping[str, Any]], seconds: Mapping[tuple, Sequence[f
                     "precision": ours["precision"], "graph": graph, "peer": f"{best['name']} {best['precision']}",
                     "peer_ms": best["ms"], "ms": ours["ms"],
                     "times_faster": times_faster(seconds[key_of(ours)], seconds[key_of(best)]),
+                    "best_over_best": min(r["min_ms"] for r in others) / ours["min_ms"],
                 })  # fmt: skip
     return found

@@ -98,7 +98,8 @@ def main() -> int:
         found = spread(counts(folder / "out", given.plans, folder))
     row = {
         "table": "instructions", "name": f"{given.model} {given.precision}, {isa}", **found,
-        "command": f"python benchmarks/instructions.py --model {given.model} --plans {given.plans}",
+        "command": f"python benchmarks/instructions.py --model {given.model} --plans {given.plans} --precision "
+        f"{given.precision} --samples {given.samples} --iterations {given.iterations}",
     }  # fmt: skip
     print(f"{row['name']}: {found['least']:,} to {found['greatest']:,} instructions, {found['apart']:.2%} apart")
     finish([row], given)

@@ -9,9 +9,10 @@ encode      one observation through the vision transformer.
 whole       a whole plan of 30 iterations with both encodings, pixels to actions, beside upstream eager alone.
 
 Every peer runs upstream's graph and, exported, edgewm's exact graph: what algebra wins and what kernels win stand
-apart. Nobody is timed whose answers are not upstream's (`agreement.py`). Every round runs every contestant once, in an
-order that rotates; a figure is the median over rounds, a ratio the median of the ratios within rounds. Limits are work
-over the machine's peaks, measured in the same run, beside each contest. `--quick` takes a small model, to see that
+apart. Nobody is timed whose answers are not upstream's (`agreement.py`), edgewm neither. Every round runs everybody
+once, in a drawn order, all threads placed alike (`timing.py`); a figure is the median over rounds, a ratio the median
+of the ratios within rounds, beside it the ratio of everybody's best round. Limits are work over the machine's peaks,
+measured in the same run, beside each contest. `--quick` takes a small model, to see that
 everything works, and records nothing.
 
 Figures are appended to `benchmarks/results/<machine>.jsonl`; `python benchmarks/tables.py` writes README's tables.
@@ -20,20 +21,22 @@ Figures are appended to `benchmarks/results/<machine>.jsonl`; `python benchmarks
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from agreement import agreeing
+from agreement import agreeing, judged, reference
 from contest import OURS, Entrant, Peaks, contest, entered
-from peers import GRAPHS, NAMES, NOT_MEASURED, PEERS, Peer, resident_mib, started
+from peers import GRAPHS, NAMES, NOT_MEASURED, PEERS, Contestant, Peer, resident_mib, started
 from plan_report import record, show
 from step import (
     Built,
@@ -47,9 +50,10 @@ from step import (
     step_program,
 )
 from timing import Step
-from works import Run, Work, encode_work, iteration, iteration_work, plan
+from works import Feeds, Run, Work, encode_work, iteration, iteration_work, plan
 
 from edgewm.binding import Runtime
+from edgewm.errors import EdgewmError
 from edgewm.host import host
 from edgewm.kernel_times import kernel_rows
 from edgewm.models import Model, capture_model, synthetic
@@ -122,9 +126,15 @@ def built_steps(model: Model, planner: Planner, folder: Path, threads: int, say:
 def ours_on(
     built: Built, model: Model, planner: Planner, inputs: Mapping[str, np.ndarray], threads: int, open_now: ExitStack
 ) -> Entrant:
-    """A built step, opened with that many threads and held against upstream on the same noise."""
+    """A built step, opened with that many threads and held against upstream on the same noise.
+
+    EdgewmError where it refits to something else: rounding may change elites, so their mean must lie within one
+    deviation of upstream's.
+    """
     runtime = open_now.enter_context(opened(built, threads, latent=inputs["latent"], goal=inputs["goal"]))
-    return ours(built, runtime.plan, disagreement=disagreement(runtime, model, planner, inputs))
+    if not (found := disagreement(runtime, model, planner, inputs)) < 1.0:
+        raise EdgewmError(f"edgewm {built.precision} is {found:.2g} deviations from upstream", "plan.py", "report it")
+    return ours(built, runtime.plan, disagreement=found)
 
 
 def theirs(
@@ -169,6 +179,7 @@ def time_encode(
         entries={"encode": work.graphs["exact"]}, weights=work.weights["exact"], ports=model.ports,
         planner=model.planner,
     )  # fmt: skip
+    wanted = reference(work)
     with ExitStack() as open_now:
         entrants = []
         for precision in NAMED:
@@ -178,8 +189,14 @@ def time_encode(
                 folder / f"encode-{precision}", given.threads,
             )  # fmt: skip
             runtime = open_now.enter_context(Runtime(built.folder, given.threads))
-            seen = work.feeds["exact"]
-            entrants.append(ours(built, lambda runtime=runtime, seen=seen: runtime.run_entry("encode", **seen)))
+
+            def encode(seen: Feeds = work.feeds["exact"], runtime: Runtime = runtime) -> Feeds:
+                return runtime.run_entry("encode", **seen)
+
+            figures, against = judged(work, Contestant(OURS, "exact", precision, encode), wanted)
+            if against is not None:
+                raise EdgewmError(f"edgewm's encoder in {precision} {against}", "plan.py", "report it")
+            entrants.append(ours(built, encode, **figures))
         others, skipped = theirs(work, peers, GRAPHS, lambda graph, run: lambda: run(work.feeds[graph]), say)
         found = contest([*entrants, *others], given.rounds, peaks, 1, rounds_of(given.rounds, say))
     return {**found, "skipped": skipped}
@@ -235,7 +252,7 @@ def measure(given: argparse.Namespace, say: Say) -> dict[str, Any]:
     planner = planner_of(model, given.samples, given.horizon, given.iterations)
     peers = [p for p in PEERS if p.name in given.peers and (given.compile or not p.name.startswith("torch.compile"))]
     report: dict[str, Any] = {
-        "schema_version": 1, "model": "lewm (small)" if given.quick else "lewm 18.04M",
+        "schema_version": 1, "model": "lewm (small)" if given.quick else "lewm 18.04M", "versions": versions(),
         **{key: getattr(given, key) for key in (*PUBLISHED, "rounds")}, "rows": [], "skipped": [],
     }  # fmt: skip
     peaks = peaks_so_far(given.threads)
@@ -254,6 +271,12 @@ def measure(given: argparse.Namespace, say: Say) -> dict[str, Any]:
     ]  # fmt: skip
     report["skipped"] += NOT_MEASURED
     return report | {"machine": peaks()}
+
+
+def versions() -> dict[str, str | None]:
+    """Of the libraries that peers are made of; None for one that is not installed."""
+    names = ("torch", "onnxruntime", "openvino", "nncf")
+    return {name: metadata.version(name) if importlib.util.find_spec(name) else None for name in names}
 
 
 def peaks_so_far(threads: int) -> Peaks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgewm.kernel_times import kernel_lines
 
 PUBLISHED = {"samples": 300, "horizon": 5, "iterations": 1, "threads": 2}
 COMMAND = "python benchmarks/plan.py"
+PEAKS = ("threads", "fp32_gflops", "bf16_gflops", "int8_gops", "dram_gbps")
 PARTS = {"iteration": "ms an iteration", "encode": "ms an encoding", "whole_plan": "ms a plan"}
 
 Report = Mapping[str, Any]
@@ -38,7 +40,7 @@ def title(row: Mapping[str, Any]) -> str:
 def show(report: Report) -> str:
     """The report for people."""
     m = report["machine"]
-    peaks = ", ".join(f"{k} {number(m[k], 0)}" for k in ("fp32_gflops", "bf16_gflops", "int8_gops", "dram_gbps"))
+    peaks = ", ".join(f"{k} {number(m[k], 0)}" for k in PEAKS[1:])
     text = [f"{report['model']}, CEM {report['samples']} x H{report['horizon']}, {report['threads']} threads; {peaks}"]
     for name, part in parts(report):
         text += ["", f"{PARTS[name]:42s}   GFLOP    median      best  x eager   tensor  vector  bytes of limit"]
@@ -62,7 +64,7 @@ def line(row: Mapping[str, Any]) -> str:
 def ratio_line(found: Mapping[str, Any]) -> str:
     return (
         f"edgewm {found['precision']}: {found['times_faster']:.2f} times as fast as the best peer on the "
-        f"{found['graph']} graph, {found['peer']} ({found['peer_ms']:.2f} ms)"
+        f"{found['graph']} graph, {found['peer']} ({found['peer_ms']:.2f} ms); {found['best_over_best']:.2f} by bests"
     )
 
 
@@ -77,11 +79,14 @@ def percent(value: float | None) -> str:
 # -------------------------------------------------------------------------------------------------------- for results
 
 
+def is_published(report: Report) -> bool:
+    return {k: report[k] for k in PUBLISHED} == PUBLISHED
+
+
 def lines(report: Report) -> list[dict[str, Any]]:
     """The rows of `benchmarks/results`; other settings than the published ones go to a table of their own."""
-    settings = {k: report[k] for k in PUBLISHED}
-    published = settings == PUBLISHED
-    suffix = "" if published else " {samples}xH{horizon} x{iterations} {threads}t".format(**settings)
+    published = is_published(report)
+    suffix = "" if published else " {samples}xH{horizon} x{iterations} {threads}t".format(**report)
     made = []
     for name, part in parts(report):
         table = {"iteration": "plan", "encode": "encode", "whole_plan": "whole-plan"}[name]
@@ -117,9 +122,25 @@ def best(table: str, unit: str, by_graph: Mapping[str, Mapping[str, Any]], suffi
         ratio = by_graph.get(graph)
         made[f"best_peer_on_{words}_graph"] = ratio and f"{ratio['peer']}, {ratio['peer_ms']:.3g} ms"
         made[f"times_as_fast_as_on_{words}_graph"] = ratio and ratio["times_faster"]
+        made[f"{words}_by_best_rounds"] = ratio and ratio["best_over_best"]
     return {**made, "command": COMMAND}
 
 
+def beside(report: Report) -> list[dict[str, Any]]:
+    """What the figures rest on: the machine's peaks, versions of the peers, and who was not measured, why."""
+    machine = report["machine"]
+    made = [{
+        "table": "plan-machine", "name": machine.get("cpu", "?"), **{k: machine.get(k) for k in PEAKS},
+        "rounds": report.get("rounds"), **report.get("versions", {}), "command": COMMAND,
+    }]  # fmt: skip
+    for row in report["skipped"]:
+        made.append({"table": "plan-skipped", "name": title(row), "reason": row["reason"], "command": COMMAND})
+    return made
+
+
 def record(report: Report, folder: Path = RESULTS) -> Path:
-    """Append the rows to this machine's file."""
-    return append(lines(report), folder)
+    """Append the rows to this machine's file; those of the published settings say that they are of one run."""
+    if not is_published(report):
+        return append(lines(report), folder)
+    run = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return append([{**row, "run": run} for row in [*lines(report), *beside(report)]], folder)

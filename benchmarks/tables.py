@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    exit with 1 where README differs
 
 A line of a results file is one JSON object with `table` (the block's name), `machine` (of its file's name) and the
-columns; the newest line of the same `name` in a file wins, so results are appended and never edited.
+columns; the newest line of the same `name` in a file wins, so results are appended and never edited. Lines that name
+the `run` they are of stand with lines of that run alone: of a table the newest run is shown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_COLUMNS = ("table", "schema_version", "command")
+NOT_COLUMNS = ("table", "schema_version", "command", "run")
 NONE_YET = "_Not measured yet: a script of `benchmarks/` fills this in._"
 
 Row = Mapping[str, Any]
@@ -29,12 +30,14 @@ Row = Mapping[str, Any]
 def rows(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Every current row: of those with the same table, machine and name the last one written."""
     current: dict[tuple, dict[str, Any]] = {}
+    newest: dict[tuple, str | None] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text().splitlines():
             if line.strip():
                 row = {"machine": file.stem, **json.loads(line)}
                 current[row["table"], row["machine"], row["name"]] = row
-    return list(current.values())
+                newest[row["table"], row["machine"]] = row.get("run")
+    return [row for (table, machine, _), row in current.items() if row.get("run") == newest[table, machine]]
 
 
 def _cell(value: Any) -> str:

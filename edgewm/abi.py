@@ -51,7 +51,7 @@ Options = _struct(
     **_many("max_hold_periods ramp_periods", c_uint32),
     clock=Clock,
     clock_state=c_void_p,
-    roam=c_uint32,
+    anywhere=c_uint32,
 )
 PlanStruct = _struct(
     "PlanStruct",

@@ -196,5 +196,5 @@ def _fits(world: Any, env: str, manifest: Manifest) -> None:
     if abs(rate_hz - manifest.rate_hz) > 1e-6 * rate_hz:
         raise EdgewmError(
             f"the simulator runs at {rate_hz:g} Hz, the bundle at {manifest.rate_hz:g} Hz", env,
-            f"build with --rate-hz {rate_hz:g}",
+            f"give --env the world of the bundle's model, say reference/two_room; or build with --rate-hz {rate_hz:g}",
         )  # fmt: skip

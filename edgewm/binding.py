@@ -103,7 +103,7 @@ class Runtime:
     """A bundle, opened and ready to run.
 
     `bundle` is the directory that holds model.ewm and libedgewm.so; `threads` counts the planning thread; `spin` keeps
-    workers busy between plans; `roam` leaves it to the kernel where they run, who else keep processors of their own;
+    workers busy between plans; `anywhere` lets them wake on the planning thread's processor, else they are kept off it;
     `period_ns` is the control period of `act`; `clock`, where given, returns ns and replaces CLOCK_MONOTONIC. Every
     method raises EdgewmError with what the runtime found and what it expected.
     """
@@ -114,7 +114,7 @@ class Runtime:
         threads: int = 1,
         *,
         spin: bool = False,
-        roam: bool = False,
+        anywhere: bool = False,
         period_ns: int = 20_000_000,
         max_hold_periods: int = 3,
         ramp_periods: int = 10,
@@ -127,7 +127,7 @@ class Runtime:
         self._fault = sized(Fault)
         self._now = clock or time.monotonic_ns
         options = sized(Options)
-        options.spin, options.roam, options.period_ns = spin, roam, period_ns
+        options.spin, options.anywhere, options.period_ns = spin, anywhere, period_ns
         options.max_hold_periods, options.ramp_periods = max_hold_periods, ramp_periods
         options.clock = self._clock = Clock(lambda _: clock()) if clock else Clock()  # kept: the C side calls it
         try:

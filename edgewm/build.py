@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .ops import graph_flops
 from .options import PRECISIONS, Progress
 from .passes import EXACT, LOWERING, run
 from .planner import settled
-from .program import Graph, Planner, Program
+from .program import Graph, Planner, Port, Program
 from .quantize import recipe_of
 from .schedule import Schedule
 from .target import Mode, Target, resolve
@@ -77,8 +77,7 @@ def build(
     if not dry_run:
         check_out(out)
     say("load", 0.0)
-    program, rate, files = capture(model, planner or {}, rate_hz, heads)
-    check_safe(program, board)
+    program, rate, files = capture(model, planner or {}, rate_hz, heads, board)
     upstream = flops_of(program)
     say("passes", 0.3)
     program = run(program, EXACT)
@@ -114,12 +113,17 @@ def build(
 
 
 def capture(
-    model: str, overrides: Mapping[str, Any], rate_hz: float | None, heads: list[str] | None
-) -> tuple[Program, float, dict[str, str]]:
-    """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it came from."""
+    model: str, overrides: Mapping[str, Any], rate_hz: float | None, heads: list[str] | None,
+    board: Target | None = None,
+) -> tuple[Program, float, dict[str, str]]:  # fmt: skip
+    """The model's Program with the planner it will run, the control rate, and the SHA-256 of each file it came from.
+
+    `board`, where given, is what it is for: a robot's wants a safe action declared.
+    """
     from . import models
 
     loaded = models.load(model)
+    check_safe(loaded.ports, board)
     planner = with_overrides(loaded.planner, overrides)
     missing = sorted(set(heads or []) - set(loaded.heads))
     if missing:
@@ -144,10 +148,10 @@ def with_overrides(planner: Planner, overrides: Mapping[str, Any]) -> Planner:
     return merged
 
 
-def check_safe(program: Program, board: Target) -> None:
+def check_safe(ports: Sequence[Port], board: Target | None) -> None:
     """A robot's bundle needs to know what to do when there is nothing fresh to do (a declared safe action)."""
-    for port in program.ports:
-        if board.robot and port.kind == "action" and not port.safe:
+    for port in ports:
+        if board and board.robot and port.kind == "action" and not port.safe:
             raise EdgewmError(
                 f"the action port {port.name!r} declares no safe action",
                 f"building for {board.name}, a robot target",

@@ -214,8 +214,6 @@ class Program:
     recipe: Mapping[str, str] | None = None
     target: Any = None
     schedule: Any = None
-    binaries: Mapping[str, bytes] | None = None
-    golden: Mapping[str, np.ndarray] | None = None
     log: tuple[LogLine, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -333,14 +335,32 @@ def test_one_candidate_is_its_own_elite(bench: SimpleNamespace, small: tuple[Mod
 # -------------------------------------------------------------------------------------------------------------- timing
 
 
-def test_every_round_runs_everybody_once_and_begins_with_another(bench: SimpleNamespace) -> None:
+def test_every_round_runs_everybody_once_in_a_drawn_order(bench: SimpleNamespace) -> None:
     ran: list[str] = []
     ticks = iter(range(1000))
     steps = {name: lambda name=name: ran.append(name) for name in "abc"}
-    seconds = bench.timing.alternate(steps, 3, clock=lambda: next(ticks), pause=lambda s: None)
+    seconds = bench.timing.alternate(steps, 20, clock=lambda: next(ticks), pause=lambda s: None)
     warm = 3 * bench.timing.WARM_UPS
-    assert ["".join(ran[i : i + 3]) for i in range(warm, len(ran), 3)] == ["abc", "bca", "cab"]
-    assert seconds == {name: [1, 1, 1] for name in "abc"}
+    orders = ["".join(ran[i : i + 3]) for i in range(warm, len(ran), 3)]
+    assert all(sorted(order) == list("abc") for order in orders) and len(set(orders)) == 6
+    assert seconds == {name: [1] * 20 for name in "abc"}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_everybodys_threads_have_processors_beside_the_clocks(bench: SimpleNamespace) -> None:
+    """Whichever library made them; and afterwards all is as it was."""
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    before = [os.sched_getaffinity(tid) for tid in (0, other.native_id)]
+    try:
+        with bench.timing.spread_out():
+            here, there = (os.sched_getaffinity(tid) for tid in (0, other.native_id))
+        assert len(here) == 1 and not here & there and here | there == before[0]
+        assert [os.sched_getaffinity(tid) for tid in (0, other.native_id)] == before
+    finally:
+        end.set()
+        other.join()
 
 
 def test_a_ratio_is_the_median_of_ratios_within_rounds(bench: SimpleNamespace) -> None:
@@ -409,7 +429,7 @@ def test_results_are_appended_and_the_tables_show_the_newest(bench: SimpleNamesp
     new["rows"][0]["ms"] = 1.25
     for each in (old, new):
         file = bench.plan_report.record(each, tmp_path)
-    assert len(file.read_text().splitlines()) == 2 * (3 + 1 + 2 + 2 + 1)
+    assert len(file.read_text().splitlines()) == 2 * (3 + 1 + 2 + 2 + 1 + 1)
     kept = bench.tables.rows(tmp_path)
     assert {r["name"]: r["ms_an_iteration"] for r in kept if r["table"] == "plan"} == {
         "edgewm fp32": 1.25, "torch eager fp32": 8.0, "torch autocast bf16, exact graph": 4.0,
@@ -418,8 +438,19 @@ def test_results_are_appended_and_the_tables_show_the_newest(bench: SimpleNamesp
     assert ratio["best_peer_on_upstream's_graph"] == "torch eager fp32, 8 ms"
     assert ratio["times_as_fast_as_on_upstream's_graph"] == pytest.approx(4.0)
     assert ratio["best_peer_on_the_exact_graph"] is None  # bf16 is no peer of fp32
+    (machine,) = [r for r in kept if r["table"] == "plan-machine"]
+    assert machine["fp32_gflops"] == 100.0 and machine["run"] == ratio["run"]
     text = bench.tables.generated("<!-- table: plan -->\n<!-- end -->", kept)
     assert "| edgewm fp32 | exact |" in text and "`python benchmarks/plan.py`" in text
+
+
+def test_a_table_holds_lines_of_its_newest_run_alone(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """One that was measured before beside others does not stand between these."""
+    rows = [{"table": "plan", "name": n, "ms": 1.0, "run": r} for n, r in (("a", "1"), ("b", "1"), ("a", "2"))]
+    rows += [{"table": "loop", "name": n, "ms": 1.0} for n in "ab"]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = bench.tables.rows(tmp_path)
+    assert [(r["table"], r["name"]) for r in kept] == [("plan", "a"), ("loop", "a"), ("loop", "b")]
 
 
 def test_other_settings_never_replace_the_published_figures(bench: SimpleNamespace, tmp_path: Path) -> None:

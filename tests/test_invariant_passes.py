@@ -145,9 +145,22 @@ def test_views_and_constants_stay_where_kernels_see_them() -> None:
     assert hoist_invariants(before).entries == before.entries
 
 
+def test_a_second_run_takes_other_names() -> None:
+    """What the first one took out is an invariant then, beside whatever is found later."""
+    first = hoist_invariants(loop(lambda held: e.matmul(e.tanh(held), weight())))
+    (node,) = (n for n in first.entries["f"].order() if n.op == "repeat")
+    (name,) = node["invariants"]
+    body = Graph({"x": e.add(node["body"].outputs["x"], e.exp(e.input(name, (3, 5))))})
+    carries, sources = node["carries"], node.sources
+    again = e.repeat(ROUNDS, body, dict(zip(carries, sources, strict=False)), {name: sources[-1]})
+    before = Program({"f": Graph({"y": again["x"]})}, {"w": WEIGHT})
+    after = hoist_invariants(before)
+    assert same(before, after) and len(inside(after).inputs()) == 3
+
+
 def test_a_carry_taken_for_the_same_in_every_round_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(hoist_invariants.__module__)
     found = module._computed_once
-    monkeypatch.setattr(module, "_computed_once", lambda body, names: found(body, {*names, "x"}))
+    monkeypatch.setattr(module, "_computed_once", lambda body, names, taken: found(body, {*names, "x"}, taken))
     before = loop(lambda held: e.tanh(e.add(e.input("x", (3, 5)), e.matmul(held, weight()))))
     assert not same(before, hoist_invariants(before))

@@ -1,6 +1,6 @@
 // Runs of offers of tiles on a team of threads, each tile noting that it was done: argv are threads, runs, whether to
-// spin, whether the planning thread goes to the first worker's processor after half of them. Prints how many tiles were
-// done other than once or out of turn, the futex calls, and where everybody may run in the end.
+// spin, whether the planning thread goes to another processor after half of them. Prints how many tiles were
+// done other than once or out of turn, the futex calls, and how many workers may run where that thread does in the end.
 #include "threads.h"
 
 #include <sched.h>
@@ -39,12 +39,14 @@ void work(void* context, uint32_t thread) {
   }
 }
 
-// The processor that a thread is kept on; -1: it may use several.
-int32_t kept_on(int32_t tid) {
+bool may_run_on(int32_t tid, int32_t cpu) {
   cpu_set_t allowed;
-  if (sched_getaffinity(tid, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) != 1) return -1;
+  return sched_getaffinity(tid, sizeof(allowed), &allowed) == 0 && CPU_ISSET(cpu, &allowed);
+}
+
+int32_t another(const Team& team) {
   for (int32_t cpu = 0;; cpu++)
-    if (CPU_ISSET(cpu, &allowed)) return cpu;
+    if (cpu != team.home && CPU_ISSET(cpu, &team.allowed)) return cpu;
 }
 
 void go_to(int32_t cpu) {
@@ -66,7 +68,7 @@ int main(int, char** argv) {
   uint64_t unfinished = 0;
   for (uint32_t n = 0; n < runs; n++) {
     run.number = n;
-    if (n == follow_at) go_to(run.team.seats[1].cpu);
+    if (n == follow_at) go_to(another(run.team));
     run.at = 0;
     for (auto& row : run.done)
       for (uint32_t& times : row) times = 0;
@@ -74,10 +76,10 @@ int main(int, char** argv) {
     ewm::run(run.team);
     unfinished += run.at != OFFERS || !is_over(run.team);
   }
-  printf("{\"kept_on\": [%d", run.team.home);
-  for (uint32_t i = 1; i < made; i++) printf(", %d", kept_on(run.team.seats[i].tid));
+  uint32_t beside = 0;
+  for (uint32_t i = 1; i < made; i++) beside += run.team.home < 0 || may_run_on(run.team.seats[i].tid, run.team.home);
   dismiss(run.team);
-  printf("], \"moved\": %llu, ", (unsigned long long)run.team.moved);
+  printf("{\"beside\": %u, \"home\": %d, \"moved\": %llu, ", beside, run.team.home, (unsigned long long)run.team.moved);
   printf("\"threads\": %u, \"wrong\": %llu, \"unfinished\": %llu, \"futex_calls\": %llu}\n", made,
          (unsigned long long)run.wrong, (unsigned long long)unfinished, (unsigned long long)run.team.futex_calls);
   return 0;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from .. import expr as e
 from ..ops import TABLE, make
 from ..program import Graph, Node, Program, rewrite
@@ -30,7 +32,7 @@ def _lifted(loop: Node) -> Node:
     bindings = dict(zip(names, loop.sources, strict=True))
     carries = {name: bindings[name] for name in loop["carries"]}
     invariants = {name: bindings[name] for name in loop["invariants"]}
-    leaves = _computed_once(loop["body"], set(invariants))
+    leaves = _computed_once(loop["body"], set(invariants), {*names, *loop["body"].inputs()})
     body = Graph(rewrite(loop["body"].outputs, lambda node, sources: leaves.get(node) or _made(node, sources)))
     named = {leaf["name"]: node for node, leaf in leaves.items()}
     for name in body.inputs():
@@ -44,13 +46,14 @@ def _lifted(loop: Node) -> Node:
     )  # fmt: skip
 
 
-def _computed_once(body: Graph, invariants: set[str]) -> dict[Node, Node]:
-    """Nodes that compute something from invariants alone, each with the input that can stand for it.
+def _computed_once(body: Graph, invariants: set[str], taken: set[str]) -> dict[Node, Node]:
+    """Nodes that compute something from invariants alone, each with the input that can stand for it, of no name taken.
 
     Views stay inside: what they make costs nothing, and a kernel may want to see them.
     """
     from_inputs: dict[Node, bool] = {}  # of those that depend on nothing that changes: whether on an input at all
     leaves: dict[Node, Node] = {}
+    names = (name for i in itertools.count() if (name := f"once_{i}") not in taken)
     for node in body.order():
         kind = TABLE[node.op].kind
         if kind == "control" or (node.op == "input" and node["name"] not in invariants):
@@ -58,7 +61,7 @@ def _computed_once(body: Graph, invariants: set[str]) -> dict[Node, Node]:
         if all(s in from_inputs for s in node.sources):
             from_inputs[node] = node.op == "input" or any(from_inputs[s] for s in node.sources)
             if from_inputs[node] and kind not in ("leaf", "view", "concat"):
-                leaves[node] = e.input(f"once_{len(leaves)}", node.shape, node.dtype)
+                leaves[node] = e.input(next(names), node.shape, node.dtype)
     return leaves
 
 

@@ -8,12 +8,17 @@ than the value has, a row-wise op is done on the whole value and its result is s
 from __future__ import annotations
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, graph_flops, make
 from ..program import Graph, Node, Program, rewrite
 
 
 def share_rows(program: Program) -> Program:
-    return program.with_(entries={name: share(graph) for name, graph in program.entries.items()})
+    """Entries in which that saves operations; the others stay: slices that go to different ops share nothing."""
+    return program.with_(entries={name: _cheaper(graph, share(graph)) for name, graph in program.entries.items()})
+
+
+def _cheaper(before: Graph, after: Graph) -> Graph:
+    return after if graph_flops(after) <= graph_flops(before) else before
 
 
 def share(graph: Graph) -> Graph:

@@ -14,9 +14,8 @@ from ..program import Graph, Node, Program, walk_graphs
 
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
 NAMED = tuple(name for name in PRECISIONS if not name.endswith(WHOLE))
-FORMATS = ("fp32", "bf16", "w8a8")
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
-STRAIT_SHARE = 0.1  # of the work that straits may be: bf16 takes twice the time of int8, so a tenth more at most
+STRAIT_SHARE = 0.1  # of the work on a candidate: in bf16 that takes a tenth more time, a third where a CPU has none
 
 
 def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
@@ -25,11 +24,11 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
     `bf16` halves the bytes of those weights on every CPU, and the time of their products where the CPU has AVX512-BF16;
     elsewhere (Jetson Orin's among them) each is done by multiply-adds of float32, to the same bits, and gains no time.
-    An encoder in bf16 would double the error of a reference model's costs to save a fiftieth of its plan. One in
-    eight bits costs it elites: of 100 of TwoRoom's plans w8a8 keeps 0.970 of them, w8a8_all 0.945; the gate is 0.95.
+    An encoder in bf16 would double the error of a reference model's costs to save a fiftieth of its plan, one in eight
+    bits cost it elites.
 
-    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. On the reference model `puck` they
-    alone are the difference between 0.936 and 0.966 of the elites.
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. On the reference model they alone are
+    the difference between 0.936 and 0.966 of the elites.
 
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
@@ -47,10 +46,10 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
 
 def straits(program: Program) -> frozenset[str]:
-    """Weights through whose products every way from a candidate to its cost leads.
+    """Weights of SMALLEST_K inputs or more through whose products every way from a candidate to its cost leads.
 
     The cheapest first, as long as together they are at most STRAIT_SHARE of the work on a candidate: in a stack without
-    residuals every product is one. None in a program without the entry `score`.
+    residuals every product is one. None in a program without the entry `score`, nor inside a loop.
     """
     if "score" not in program.entries:
         return frozenset()
@@ -60,7 +59,8 @@ def straits(program: Program) -> frozenset[str]:
         if (name := _weight_of(node)) is not None:
             work[name] += flops(node)
     found, spent = [], 0
-    for name in sorted((n for n in work if not _reaches(graph, n)), key=lambda n: (work[n], n)):
+    wide = (name for name in work if program.weights[name].shape[-2] >= SMALLEST_K)
+    for name in sorted((n for n in wide if not _reaches(graph, n)), key=lambda n: (work[n], n)):
         spent += work[name]
         if spent > STRAIT_SHARE * work.total():
             break
@@ -109,6 +109,6 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
             raise EdgewmError(
                 f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them"
             )
-        if kind not in FORMATS:
-            raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(FORMATS)}")
+        if kind not in NAMED:
+            raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(NAMED)}")
     return {n: k for n, k in recipe.items() if k != "fp32"}

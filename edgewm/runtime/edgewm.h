@@ -18,10 +18,11 @@
  * apart; where the last one is not, the history begins anew.
  *
  * After ewm_init nothing allocates, and nothing but two futex calls for each plan enters the kernel: one wakes the
- * workers, one each puts them to sleep; none with options.spin. A third, counted as `moved`, is made when the planning
- * thread has come to run on the processor of a sleeping worker (options.roam). Structs begin with their size: set it to
- * sizeof before the call, so that old callers meet new libraries. Functions return EWM_OK or an error; where `fault` is
- * not NULL it is told what was found and expected. */
+ * workers, one each puts them to sleep; none with options.spin. Where the planning thread has come to run on another
+ * processor, one more for each sleeping worker keeps it off there (counted as `moved`; not with options.anywhere). On
+ * aarch64 with glibc before 2.35, asking for that processor is a call too. A loop does not outlive a fork: the child
+ * opens its own. Structs begin with their size: set it to sizeof before the call, so that old callers meet new
+ * libraries. Functions return EWM_OK or an error; where `fault` is not NULL it is told what was found and expected. */
 #ifndef EDGEWM_H
 #define EDGEWM_H
 #include <stdint.h>
@@ -141,8 +142,8 @@ typedef struct ewm_options {
   uint32_t ramp_periods;     /* then how long the way to the safe value takes; then stopped until ewm_reset */
   uint64_t (*clock)(void*);  /* NULL: CLOCK_MONOTONIC in ns */
   void* clock_state;
-  uint32_t roam; /* 0: workers are kept on processors of their own, of those that the caller of ewm_init may use; 1, or
-                    where these are fewer than threads: the kernel places them, to which a short plan may wait for ms */
+  uint32_t anywhere; /* workers may run on the planning thread's processor too, where a short plan may wait for them
+                        for ms; so they do where the caller of ewm_init may use fewer processors than threads */
 } ewm_options;
 
 /* Bytes of arena that ewm_init wants (64-byte aligned); everything a loop ever uses lies in it. 0 for bad arguments. */
@@ -224,7 +225,7 @@ typedef struct ewm_counts {
   uint64_t futex_calls, held_up; /* of all threads; held up: waits for another's tile, over 0.2 ms and twice one's own */
   uint64_t begun_late; /* of ewm_act: chunks that began in a later period than the one they were due in */
   uint64_t begun_anew; /* of ewm_plan: histories, as the frame before was not one model action old */
-  uint64_t moved;      /* of workers: out of the way of the planning thread */
+  uint64_t moved;      /* of workers: kept off the processor that the planning thread has come to */
 } ewm_counts;
 
 EWM_API int ewm_stats(const ewm_loop* loop, ewm_counts* counts);

@@ -132,7 +132,7 @@ extern "C" int ewm_init(const ewm_model* model, void* arena, uint64_t bytes, uin
   loop->frames_seen = find_state(*model, "frames_seen");
   loop->team.threads = threads;
   loop->team.spin = chosen.spin;
-  loop->team.roam = chosen.roam;
+  loop->team.anywhere = chosen.anywhere;
   uint32_t made = assemble(loop->team);
   if (made < threads)
     return refuse(fault, EWM_NO_THREADS, "ewm_init", Text("%u threads", made),

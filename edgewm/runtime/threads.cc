@@ -49,48 +49,33 @@ void* serve(void* argument) {
   }
 }
 
-bool keep_on(const Team::Seat& seat, int32_t cpu) {
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  return sched_setaffinity(seat.tid, sizeof(one), &one) == 0;
-}
-
-// Every worker on a processor of its own, from the caller's on. Where there are fewer than threads, or the kernel will
-// not have it, nobody is kept anywhere: the plans are the same.
-void place(Team& team) {
-  team.home = NOWHERE;
-  cpu_set_t allowed;
-  if (team.roam || team.threads == 1 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
-  const int32_t here = sched_getcpu();
-  if (here < 0 || CPU_COUNT(&allowed) < static_cast<int>(team.threads)) return;
-  int32_t cpu = here;
-  for (uint32_t i = 1; i < team.threads; i++) {
-    do cpu = (cpu + 1) % CPU_SETSIZE;
-    while (cpu == here || !CPU_ISSET(cpu, &allowed));
-    team.seats[i].cpu = cpu;
-    if (!keep_on(team.seats[i], cpu)) return;
-  }
-  team.home = here;
-}
-
-// The planning thread may run anywhere; a worker kept where it is now goes where it was. Spinning workers hold their
-// processors, so it does not come there.
+// Keeps the workers off the processor that the planning thread is on. One that the kernel will not have kept off runs
+// where it may: the plans are the same.
 void make_way(Team& team) {
-  if (team.home == NOWHERE || team.spin) return;
-  const int32_t here = sched_getcpu();  // no system call: glibc reads it from the vDSO or, on aarch64 since 2.35, rseq
-  if (here == team.home) return;
-  for (uint32_t i = 1; i < team.threads; i++) {
-    if (team.seats[i].cpu != here) continue;
-    __atomic_add_fetch(&team.moved, 1, __ATOMIC_RELAXED);
-    if (!keep_on(team.seats[i], team.home)) continue;
-    team.seats[i].cpu = team.home;
-  }
+  if (team.home == NOWHERE) return;
+  const int32_t here = sched_getcpu();  // no system call: the vDSO or, on aarch64 since glibc 2.35, rseq has it
+  if (here == team.home || here < 0) return;
   team.home = here;
+  cpu_set_t others = team.allowed;
+  CPU_CLR(here, &others);
+  for (uint32_t i = 1; i < team.threads; i++) {
+    __atomic_add_fetch(&team.moved, 1, __ATOMIC_RELAXED);
+    sched_setaffinity(team.seats[i].tid, sizeof(others), &others);
+  }
+}
+
+// Where the process may use a processor for each thread.
+void place(Team& team) {
+  const bool places = !team.anywhere && team.threads > 1 &&
+                      sched_getaffinity(0, sizeof(team.allowed), &team.allowed) == 0 &&
+                      CPU_COUNT(&team.allowed) >= static_cast<int>(team.threads);
+  team.home = places ? CPU_SETSIZE : NOWHERE;  // none that there is, so that the first look keeps them off the present one
+  make_way(team);
+  team.moved = 0;
 }
 
 void wake(Team& team) {
-  make_way(team);
+  if (!team.spin) make_way(team);  // spinning workers hold their processors: the planning thread does not come there
   __atomic_store_n(&team.runs, team.runs + 1, __ATOMIC_RELEASE);
   if (!team.spin && team.threads > 1) futex(team, &team.runs, FUTEX_WAKE_PRIVATE, team.threads - 1);
 }

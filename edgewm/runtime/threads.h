@@ -5,11 +5,12 @@
 // taken off its own holds the others up only if it had a tile in hand, and never by being late. Who finishes the last
 // tile of an offer makes the next one: no thread is in charge. Which thread computes a tile changes no bit of it.
 //
-// A worker that wakes on the processor of the thread that woke it waits for the scheduler's next look, some ms, which is
-// all of a short plan. So each is kept on a processor of its own, where the process may use that many, and moved when
-// the planning thread has come to run there.
+// A worker that wakes on the processor of the thread that woke it waits for the scheduler's next look, some ms: perhaps
+// all of a short plan. So workers are kept off the planning thread's processor, wherever it has come to run, and the kernel
+// places them on the others as it sees fit.
 #pragma once
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 
 namespace ewm {
@@ -21,8 +22,9 @@ constexpr int32_t NOWHERE = -1;
 
 struct Team {
   uint32_t threads;  // the caller's own included
-  uint32_t spin, stop, roam;
-  int32_t home;  // the processor of the planning thread when last looked at; NOWHERE: the kernel places everybody
+  uint32_t spin, stop, anywhere;
+  int32_t home;       // the processor of the planning thread when last looked at; NOWHERE: nobody is kept off it
+  cpu_set_t allowed;  // to the caller of assemble
   void (*work)(void* context, uint32_t thread);
   void* context;
   alignas(64) uint32_t runs;   // futex word: raised for each run
@@ -34,7 +36,6 @@ struct Team {
     Team* team;
     uint32_t thread;
     pthread_t id;
-    int32_t cpu;  // the one it is kept on
     int32_t tid;
   } seats[MAX_THREADS];
 };
