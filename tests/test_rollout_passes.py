@@ -123,8 +123,8 @@ def test_a_growing_window_computes_each_token_once() -> None:
 
 def rows_of_qkv(program: Program) -> list[tuple[int, int]]:
     """(candidates, rows) of each product that makes queries, keys and values."""
-    nodes = program.entries["score"].order()
-    return sorted(n.shape[:2] for n in nodes if n.op == "matmul" and n.shape[-1] == 3 * HEADS * HEAD)
+    products = [n for n in program.entries["score"].order() if n.op == "matmul" and n.sources[1].op == "weight"]
+    return sorted(n.shape[:2] for n in products if ".qkv" in n.sources[1]["name"])
 
 
 @pytest.mark.parametrize("frames", [2, 3])
@@ -143,6 +143,20 @@ def test_a_window_that_slides_over_them_still_shares_what_is_left_of_them() -> N
     assert np.array_equal(costs(program), costs(exact))
     own = [(SAMPLES, rows) for rows in (1, 2, 3)]
     assert rows_of_qkv(exact) == sorted(2 * [(1, 1), (1, 2), *own])
+
+
+def test_one_frame_asks_itself_nothing() -> None:
+    """The first window's attention sees one key, so its queries are not computed; its keys are, for later windows."""
+    program = Rollout(3, 3).program()
+    exact = run(program, EXACT)
+    assert np.array_equal(costs(program), costs(exact))
+    products = [n for n in exact.entries["score"].order() if n.op == "matmul" and n.sources[1].op == "weight"]
+    widths = {n.sources[1]["name"]: n.shape[-1] for n in products if ".qkv" in n.sources[1]["name"]}
+    whole = 3 * HEADS * HEAD
+    cut = f"[{whole // 3}:{whole}]"
+    assert widths == {f"{layer}.qkv{part}": w for layer in "01" for part, w in ((cut, 2 * whole // 3), ("", whole))}
+    for name in (n for n in widths if cut in n):
+        assert np.array_equal(exact.weights[name], exact.weights[name.removesuffix(cut)][:, whole // 3 :])
 
 
 def test_a_window_that_sees_the_future_is_not_reused() -> None:

@@ -17,6 +17,7 @@ from ..ops import graph_flops
 from ..program import LogLine, Program, walk_graphs
 from ..spec import verify
 from .delay_expands import delay_expands
+from .drop_single_keys import drop_single_keys
 from .fold_constants import fold_constants
 from .fuse_kernels import fuse_kernels
 from .hoist_invariants import hoist_invariants
@@ -35,6 +36,7 @@ EXACT: tuple[Step, ...] = (
     share_rows,  # what depends on one action alone, once for each action and not for each window it stands in
     fold_constants,  # masks, positions, scales and random-number counters become weights
     reuse_prefixes,  # a growing window's earlier rows are computed once
+    drop_single_keys,  # one frame's attention to itself
     hoist_invariants,  # what every round of the planner would compute alike
     prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
 )
