@@ -8,7 +8,7 @@ expression twice gives the same object, so equality of graphs is identity and ma
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -57,14 +57,15 @@ def intern(op: str, sources: tuple[Node, ...], attrs: Attrs, shape: tuple[int, .
     return node
 
 
-def order(roots: Node | Iterable[Node]) -> list[Node]:
-    """Every node the roots need, sources before users, in one deterministic order."""
+def order(roots: Node | Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """Every node the roots need, sources before users, in one deterministic order; without `known` ones and what these
+    need."""
     done: dict[Node, None] = {}
     ends = (roots,) if isinstance(roots, Node) else tuple(roots)
     stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(ends)]
     while stack:
         node, expanded = stack.pop()
-        if node in done:
+        if node in done or node in known:
             continue
         if expanded:
             done[node] = None

@@ -30,11 +30,10 @@ class Delay:
         self.new: dict[Node, Node] = {}
 
     def __call__(self, root: Node) -> Node:
-        for node in order(root):
-            if node not in self.new:
-                attrs = {k: _graph(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-                self.new[node] = made = spread_last(make(node.op, *(self.new[s] for s in node.sources), **attrs))
-                self.new[made] = made
+        for node in order(root, self.new):
+            attrs = {k: _graph(v) if isinstance(v, Graph) else v for k, v in node.attrs}
+            self.new[node] = made = spread_last(make(node.op, *(self.new[s] for s in node.sources), **attrs))
+            self.new[made] = made
         return self.new[root]
 
 

@@ -1,10 +1,10 @@
 """Compute only the rows that somebody reads: a slice moves towards the leaves until rows are made.
 
 A predictor returns a latent for every token of its window and the planner reads the last; an encoder's last block
-serves one CLS token. Demand flows from the outputs to the leaves: where all readers of a value want no more than a range
-of one axis, and the op makes those rows from the same rows of its sources, only they are computed. Keys and values of an
-attention are read by every query, so their demand is whole; its queries, projections and MLP shrink. Columns of a
-product are columns of its weight: where only some are read, the rest of the weight is left out.
+serves one CLS token. Demand flows from the outputs to the leaves: where all readers of a value want no more than a
+range of one axis, and the op makes those rows from the same rows of its sources, only they are computed. Keys and
+values of an attention are read by every query, so their demand is whole; its queries, projections and MLP shrink.
+Columns of a product are columns of its weight: where only some are read, the rest of the weight is left out.
 """
 
 from __future__ import annotations
