@@ -71,7 +71,7 @@ def product_work(name: str, k: int, n: int, dtype: str, prologue: str = "plain",
     row = ("f32", FRAMES * TILE, 1, (TILE, 0, 0))
     inputs = (x, row, row, x, x) if prologue == "modulated" else (x,)
     weights = (("i8", PRODUCT.packed_bytes(dtype, k, n, ISA), 0, ()),)
-    scales = (("f32", n, 0, (0, 1, 0)),) if dtype == "i8" else ()
+    scales = (("f32", n, 0, (0, 1, 0)),) * 2 if dtype == "i8" else ()
     workspace = workspace_bytes((FRAMES,), k, ISA, prologue == "plain")
     outputs = (("f32", n, 0, (0, 1, 0)), ("f32", FRAMES * n * TILE, 1, (t_y, n_y, 0)))
     scratch = (("f32", workspace // 4, 1, ()),) if workspace else ()

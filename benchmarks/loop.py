@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from recording import add_flags, finish
 
-from edgewm.profile import quantiles_ms, ranked_ns, run_tick, sample_of
+from edgewm.clock import quantiles_ms, ranked_ns, sample_of
+from edgewm.profile import run_tick
 
 ACT_LIMIT_US = 5.0
 

@@ -1,24 +1,25 @@
 """Does the judge refuse what is broken, and let good builds pass?
 
-    python benchmarks/mutants.py [--seeds 5] [--faults NAME ...] [--good-only] [--faults-only] [--json FILE]
+    python benchmarks/mutants.py [--seeds 5] [--faults NAME ...] [--good-only] [--faults-only] [--log FILE]
 
-Every fault of `faults.py` is planted in a build of the reference model, compiled, and judged by the preset `default`:
-each must be refused, by the first suite that finds it. Then good builds, which must all pass: fp32, bf16, w8a8 and
-mixtures of them drawn at random, each judged on contexts, noise and clips of its own seed. The full model's answers are
-remembered between judgements, so that each costs what the compressed model costs. Ends with 1 where a fault passes or a
-good build does not.
+Every fault of `faults.py` is planted in a build of a reference model, compiled, and judged by the preset `default`:
+each must be refused, by the first suite that finds it. Then good builds, which must all pass every suite that needs no
+episodes: fp32, bf16, w8a8, and mixtures in which each product is held as one of these holds it, drawn at random; each
+judged on contexts, noise and clips of its own seed. The full model's answers are remembered between judgements, so that
+each costs what the compressed model costs. Ends with 1 where a fault passes or a good build does not. What a `--log`
+already holds is not judged again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ from edgewm.program import Program
 from edgewm.quantize import recipe_of
 from edgewm.target import resolve
 
-MODEL = "reference"
-SUITES = ("causality", "horizon", "physics", "plan")  # the cheap ones first
+MODEL = "reference/puck"
+SUITES = ("causality", "horizon", "physics", "plan", "general")  # the cheap ones first
 PRECISIONS = ("fp32", "bf16", "w8a8")
 GOOD_PER_SEED = 10
 
@@ -89,10 +90,11 @@ class Builder:
 
 
 def mixed(exact: Program, seed: int) -> dict[str, str]:
-    """A recipe drawn at random: each product in one of the formats."""
+    """A recipe drawn at random: each product as one of the named recipes holds it."""
     rng = np.random.default_rng([0x313ED, seed])
-    names = recipe_of(exact, "w8a8")
-    drawn = {name: PRECISIONS[int(rng.integers(len(PRECISIONS)))] for name in names}
+    recipes = [recipe_of(exact, precision) for precision in PRECISIONS]
+    names = sorted(set().union(*recipes))
+    drawn = {name: recipes[int(rng.integers(len(recipes)))].get(name, "fp32") for name in names}
     return {name: kind for name, kind in drawn.items() if kind != "fp32"}
 
 
@@ -127,7 +129,7 @@ def judged(
     found: list[dict[str, Any]] = []
     with Runtime(folder, 1, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
         subjects = replace(validate.subjects_of(manifest, builder.model, runtime), full=full)
-        for suite in SUITES:
+        for suite in (s for s in SUITES if validate.lacking(s, builder.model, source) is None):
             found += validate.judge(
                 subjects, manifest, builder.model, runtime, clock, source, suite=[suite], preset=preset, episodes=0,
                 contexts=preset.contexts, latency=(), seed=seed, progress=lambda stage, done: None,
@@ -139,18 +141,20 @@ def judged(
 
 
 def refusal(make: Callable[[Path], None], judge: Callable[[Path], list[dict[str, Any]]]) -> dict[str, Any]:
-    """`refused` (True, False, None for undecided), by which gates, and how long it took to build and to judge."""
+    """`refused` (True, False, None for undecided), by which gates, and how long it took to build and to judge.
+
+    EdgewmError where it cannot be built: that is no judgement.
+    """
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "out"
+        make(folder)
+        built = time.perf_counter()
         try:
-            make(folder)
-            built = time.perf_counter()
             found = judge(folder)
         except EdgewmError as fault:
-            return {"refused": True, "by": f"does not run: {fault.what}", "seconds": time.perf_counter() - begun}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            return {"refused": True, "by": f"does not run: {fault.what}", "build_s": round(built - begun, 1),
+                    "judge_s": round(time.perf_counter() - built, 1)}  # fmt: skip
     failed = [g["name"] for g in found if g["passed"] is False]
     open_ = [f"{g['name']} undecided" for g in found if g["passed"] is None]
     refused = {True: False, False: True, None: None}[gates.verdict(found)]
@@ -161,10 +165,18 @@ def refusal(make: Callable[[Path], None], judge: Callable[[Path], list[dict[str,
     }  # fmt: skip
 
 
+Row = dict[str, Any]
+
+
 def planted(
-    builder: Builder, full: Side, source: Source, faults: list[Fault], preset: gates.Preset
-) -> Iterator[dict[str, Any]]:
+    builder: Builder, full_of: Callable[[int], Side], source: Source, faults: list[Fault], preset: gates.Preset,
+    known: Mapping[str, Row],
+) -> Iterator[Row]:  # fmt: skip
+    full = full_of(0)
     for fault in faults:
+        if fault.name in known:
+            yield known[fault.name]
+            continue
         found = refusal(
             lambda out: builder.faulty(fault, out),  # noqa: B023
             lambda out: judged(out, builder, full, source, 0, preset),
@@ -173,19 +185,37 @@ def planted(
 
 
 def good(
-    builder: Builder, sides: Callable[[], Side], source: Source, seeds: int, preset: gates.Preset
-) -> Iterator[dict[str, Any]]:
+    builder: Builder, full_of: Callable[[int], Side], source: Source, seeds: int, preset: gates.Preset,
+    known: Mapping[str, Row],
+) -> Iterator[Row]:  # fmt: skip
     for seed in range(seeds):
-        full = sides()
+        full = full_of(seed)
         for i in range(GOOD_PER_SEED):
             precision = PRECISIONS[i] if i < len(PRECISIONS) else "mixed"
             number = seed * GOOD_PER_SEED + i
+            if f"good {number}" in known:
+                yield known[f"good {number}"]
+                continue
             recipe = mixed(builder.exact, number) if precision == "mixed" else recipe_of(builder.exact, precision)
             found = refusal(
                 lambda out: builder.good(recipe, precision, out),  # noqa: B023
                 lambda out: judged(out, builder, full, source, seed, preset),  # noqa: B023
             )
             yield {"name": f"good {number}", "precision": precision, "seed": seed, **found}
+
+
+def kept(rows: Iterator[Row], log: Path | None, known: Mapping[str, Row]) -> list[Row]:
+    """The rows, printed and written to the log as they come."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if row["name"] in known:
+            continue
+        print(json.dumps(row), flush=True)
+        if log is not None:
+            with log.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+    return found
 
 
 def main() -> int:
@@ -195,28 +225,30 @@ def main() -> int:
     parser.add_argument("--faults-only", action="store_true")
     parser.add_argument("--good-only", action="store_true")
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--model", default=MODEL, help="a reference model, whose layers faults.py names")
+    parser.add_argument("--log", type=Path, help="rows as they come; with the same flags, a run goes on from there")
     add_flags(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    builder, preset = Builder(models.load(MODEL)), gates.preset_of(given.preset)
-    source = source_of(MODEL, builder.model)
+    builder, preset = Builder(models.load(given.model)), gates.preset_of(given.preset)
+    source = source_of(given.model, builder.model)
+    lines = given.log.read_text().splitlines() if given.log and given.log.is_file() else []
+    known = {row["name"]: row for row in map(json.loads, lines)}
     chosen = [f for f in FAULTS if not given.faults or any(word in f.name for word in given.faults)]
 
-    def side() -> Side:
+    @functools.lru_cache(maxsize=1)  # what is remembered of one seed is of no use for another
+    def full_of(seed: int) -> Side:
         return remembering(upstream(builder.model, builder.model.planner))
 
-    found: dict[str, list[dict[str, Any]]] = {"faults": [], "good": []}
+    found: dict[str, list[Row]] = {"faults": [], "good": []}
     if not given.good_only:
-        for row in planted(builder, side(), source, chosen, preset):
-            print(json.dumps(row), flush=True)
-            found["faults"].append(row)
+        found["faults"] = kept(planted(builder, full_of, source, chosen, preset, known), given.log, known)
     if not given.faults_only:
-        for row in good(builder, side, source, given.seeds, preset):
-            print(json.dumps(row), flush=True)
-            found["good"].append(row)
-    command = "python benchmarks/mutants.py" + (f" --preset {given.preset}" if given.preset != "default" else "")
+        found["good"] = kept(good(builder, full_of, source, given.seeds, preset, known), given.log, known)
+    command = f"python benchmarks/mutants.py --model {given.model} --preset {given.preset} --seeds {given.seeds}"
     summary = [
-        {"table": "judge", "name": f"{name}, preset {preset.name}", "judged": len(rows), "command": command,
+        {"table": "judge", "name": f"{name} in {given.model}, preset {preset.name}", "judged": len(rows),
+         "command": command,
          **{word: sum(r["refused"] is state for r in rows)
             for word, state in (("refused", True), ("undecided", None), ("passed", False))}}
         for name, rows in (("planted faults", found["faults"]), ("good builds", found["good"])) if rows

@@ -28,11 +28,12 @@ from .estimate.counts import plan_counts
 from .estimate.verb import SECTION, estimate_ms
 from .golden import record
 from .ops import graph_flops
-from .options import PRECISIONS, Progress
+from .options import CALIBRATED, PRECISIONS, Progress
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
 from .quantize import recipe_of
+from .quantize.calibrate import calibrated
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
@@ -51,6 +52,7 @@ def build(
     mode: str | None = None,
     rate_hz: float | None = None,
     precision: str = "fp32",
+    calibration: Path | None = None,
     planner: Mapping[str, Any] | None = None,
     heads: list[str] | None = None,
     place: str = "auto",
@@ -64,9 +66,10 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `options.PRECISIONS` or a JSON file of one's own recipe. `estimate_ms` is what `edgewm estimate` says of a plan
-    {point, low, high, source}, null where nothing is known of the board. After a dry run `bytes` is an estimate: the
-    weights, which are nearly all of a file.
+    of `options.PRECISIONS` or `options.CALIBRATED`, or a JSON file of one's own recipe; `calibration` is a file of
+    recorded data to choose weights of 4 bits by, for a model that brings no contexts. `estimate_ms` is what `edgewm
+    estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a dry run
+    `bytes` is an estimate: the weights, which are nearly all of a file.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
@@ -83,9 +86,17 @@ def build(
     program = run(program, EXACT)
     exact = flops_of(program)
     recipe = recipe_of(program, precision)
-    if precision not in PRECISIONS:
+    if calibration is not None and not set(recipe.values()) & set(CALIBRATED):
+        raise EdgewmError(
+            f"nothing of {precision} is calibrated", f"--calibration {calibration}",
+            f"leave it out, or build {', '.join(CALIBRATED)}",
+        )  # fmt: skip
+    if precision not in (*PRECISIONS, *CALIBRATED):
         precision = "recipe"  # a bundle names no path
-    program = run(program.with_(recipe=recipe, target=board), LOWERING)
+    program = program.with_(recipe=recipe, target=board)
+    if not dry_run:
+        program = calibrated(program, model, calibration, seed)
+    program = run(program, LOWERING)
     say("schedule", 0.5)
     cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)

@@ -35,7 +35,7 @@ from .options import PRESETS, SUITES
 
 SCHEMA_VERSION = 1
 PLACES = ("auto", "cpu")
-LOADS = ("cpu", "memory")
+LOADS = ("cpu", "memory", "disk", "gpu")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 # ------------------------------------------------------------------------------------------------------- the verbs
@@ -125,9 +125,10 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", callback=check_precision, default="fp32", show_default=True,
-              metavar="fp32|bf16[_all]|w8a8[_all]|FILE",
+              metavar="fp32|bf16[_all]|w8a8[_all]|w4a8|w4a16_g64|FILE",
               help="fp32 is exact; bf16 and w8a8 hold weights and activations in that, with _all the encoder's too; "
-              "FILE is a recipe.")  # fmt: skip
+              "w4 (g: 32, 64 or 128 inputs share a step) chooses weights by planning; FILE is a recipe.")  # fmt: skip
+@click.option("--calibration", type=PATH, help="Recorded data to choose 4-bit weights by, as of validate --data.")
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans.")
@@ -159,6 +160,7 @@ def build(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.argument("bundle", type=PATH)
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run, instead of --ticks.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
 @DEVICE
 @click.option("--pin", callback=check_cpus, metavar="CPU[,CPU]", help="Ask for these CPUs, say those of isolcpus.")
@@ -167,6 +169,10 @@ def build(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--load", type=click.Choice(LOADS), help="Also measure while other work uses this.")
 @click.option("--kernels", is_flag=True, help="Time each kernel, too.")
 @click.option("--slo", callback=check_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer.")
+@click.option("--miss", type=click.FloatRange(1e-6, 0.5), default=0.01, show_default=True, metavar="SHARE",
+              help="Late plans that the highest rate may have.")  # fmt: skip
+@click.option("--compare", "against", type=PATH, metavar="FILE", help="An earlier --json: what differs, how surely.")
+@click.option("--prometheus", type=PATH, metavar="FILE", help="Write the figures there for a fleet's collector.")
 def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     """How late can an action be?
 
@@ -193,7 +199,7 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--contexts", type=COUNT, help="Observations planned from.  [default: what the preset's claim takes]")
 @click.option("--data", type=PATH, help="Recorded observations, safetensors.  [default: those of the model]")
 @click.option("--env", help="Simulator: reference or module:function.  [default: the model's own]")
-@click.option("--latency", type=Listed(), default="", metavar="measured|MS[,MS...]",
+@click.option("--latency", type=Listed(), default="", metavar="measured|estimated|FILE|MS[,...]",
               help="Also act with plans that come so late: success against latency.")
 @click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads that plan.")
 def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
@@ -289,14 +295,17 @@ def _show(name: str, toml: bool) -> tuple[dict, Any, int]:
 
 
 @verb(targets)
+@DEVICE
+@click.option("--target", help="Board that a device is, by any name of `edgewm targets`; host: one like this.")
+@click.option("--mode", help="Power mode that it is in.  [default: the one it says]")
 @click.option("--isa", help="Measure less than the CPU has: avx2 or scalar on an avx512 machine.")
-@click.option("--threads", type=COUNT, help="Threads to try together.  [default: the cores this process may use]")
-@click.option("-o", "--out", type=PATH, help="Where the facts go.  [default: where estimates for host look]")
+@click.option("--threads", type=COUNT, help="Threads to try together.  [default: the cores a process may use there]")
+@click.option("-o", "--out", type=PATH, help="Where the facts go.  [default: where estimates look for this board's]")
 def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
-    """Measure this machine: peaks, bandwidth, what each part of a kernel costs, how fast threads meet and wake.
+    """Measure a machine: peaks, bandwidth, what each part of a kernel costs, how fast threads meet and wake.
 
-    Takes a minute. `edgewm estimate` reads what is kept; for another machine, carry the file there and back:
-    targets probe --out FILE, then estimate --target BOARD --measured FILE.
+    Takes a minute; a device needs no Python. `edgewm estimate` and `edgewm targets show` read what is kept. Facts that
+    went elsewhere (--out FILE) are given to `edgewm estimate --target BOARD --measured FILE`.
     """
     from .console import progress_bar
     from .estimate.probe import keep
@@ -325,7 +334,7 @@ def estimate(subject: str, **options: Any) -> tuple[dict, Any, int]:
     """How long would it take on a board that is not here?
 
     A plan of a BUNDLE or MODEL on a CPU, from its schedule; one run of a network, from an ONNX file or of public sizes
-    (shape:vit-b-16, shape:bert-large,batch=4, shape:product,m=197,n=768,k=768), on a board's GPU.
+    (shape:vit-b-16, shape:bert-large,batch=4, shape:product,m=197,n=768,k=768; shape:? names all), on a board's GPU.
     """
     from .console import progress_bar
     from .estimate.table import estimate_table

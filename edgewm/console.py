@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .compare import sentences
 from .kernel_times import kernel_lines
 
 Result = Mapping[str, Any]
@@ -88,7 +89,11 @@ def profile_table(result: Result) -> Group:
         figures = (number(loaded[key].get(p)) for p in ("p50", "p99", "p999", "max"))
         made.add_row(f"{name}, {loaded['load']} busy", *figures)
     rate, misses, upper = (result.get(k) for k in ("plans_per_s", "misses", "miss_rate_upper"))
-    lines = [f"{number(rate)} plans/s; {number(misses)} misses, rate below {number(upper)}"]
+    row = result.get("misses_in_a_row")
+    in_a_row = f" ({row} in a row)" if row and row > 1 else ""
+    lines = [f"{number(rate)} plans/s; {number(misses)} misses{in_a_row}, rate below {number(upper)}"]
+    lines += [f"! {each['words']}" for each in result.get("findings") or ()]
+    lines += _phase_lines(result.get("phases") or {})
     if loaded:
         lines.append(f"{loaded['load']} busy: {number(loaded['misses'])} misses")
     if result.get("golden"):
@@ -102,6 +107,9 @@ def profile_table(result: Result) -> Group:
         lines.append(f"{100 * result['peak_fraction']:.0f} % of this machine's measured peak")
     if result.get("slo"):
         lines.append(f"{result['slo']}: {SLO_WORDS[result['slo_met']]}")
+    lines += _headroom_lines(result.get("headroom") or {})
+    if result.get("against"):
+        lines += ["against the other run:", *(f"  {line}" for line in sentences(result["against"]))]
     if result.get("stages"):
         shares = [f"{name} {100 * share:.0f} %" for name, share in result["stages"].items() if share >= 0.005]
         lines.append(f"time by kernel: {', '.join(shares)}")
@@ -112,6 +120,38 @@ def profile_table(result: Result) -> Group:
         name = f"{which.removesuffix('_ms')} {quantile.replace('p999', 'p99.9')}"
         lines.append(f"withheld {name}: {number(note['samples'])} samples, {number(note['needs'])} needed")
     return Group(made, Text("\n".join(lines)))  # a caption would be as narrow as the table
+
+
+def _phase_lines(phases: Result) -> list[str]:
+    found = []
+    for key, name in (("cold_start", "from a cold start to the first action"), ("first_plan", "the first plan")):
+        if phases.get(key):
+            most, starts = number(phases[key]["max_ms"], "ms"), len(phases[key]["each_ms"])
+            found.append(f"{name}: {most} at most in {starts} starts")
+    after = phases.get("after_idle")
+    if after and after["plan_ms"]["p50"] is not None:
+        half = number(after["plan_ms"]["p50"], "ms")
+        found.append(f"after {after['gap_s']:g} s of nothing a plan takes {half} (p50)")
+    return found
+
+
+def _headroom_lines(found: Result) -> list[str]:
+    if not found:
+        return []
+    share = f"{100 * found['miss']:g} % late plans"
+    if found["highest_rate_hz"] is None:
+        needs = ", ".join(f"{number(n)} {name}s" for name, n in found["needs"].items())
+        lines = [f"highest rate with at most {share}: withheld, it needs {needs}"]
+    else:
+        rate, left = number(found["highest_rate_hz"], "Hz"), found["plan_left_ms"]
+        spare = f"{number(left, 'ms')} left" if left >= 0 else f"{number(-left, 'ms')} too slow"
+        lines = [f"highest rate with at most {share}: {rate}, by the {found['bound_by']}; a plan has {spare}"]
+    if found["stages"]:
+        lines.append("a plan's stages: " + ", ".join(f"{s['stage']} {100 * s['share']:.1f} %" for s in found["stages"]))
+    for gain in found["gains"][:4]:
+        rate = "" if gain["highest_rate_hz"] is None else f", {number(gain['highest_rate_hz'], 'Hz')}"
+        lines.append(f"{gain['change']}: a plan in {100 * gain['share']:.0f} % of the time{rate} ({gain['from']})")
+    return lines
 
 
 def validate_table(result: Result) -> Table | Group:

@@ -42,7 +42,7 @@ def schedule_program(program: Program, isa: str) -> Schedule:
     }
 
     def pack(family: str, part: int, block: np.ndarray) -> np.ndarray:
-        if part == 1:  # the scales of int8 weights
+        if part > 0:  # what int8 weights have beside them: scales, column sums
             return np.ascontiguousarray(block, np.float32).reshape(-1)
         packer, unit = packers[family]
         return packer(block, isa).view(unit)

@@ -180,10 +180,24 @@ def measured(before: str, during: str, after: str, refused: Sequence[str] = ()) 
             for zone, value in hot[0].items()
         } or None,
         "throttled": sorted(rose | worked),
+        "over_time": over_time(samples),
         "samples": len(samples),
         "load_average_after": _load(last),
         "degraded": degraded,
     }  # fmt: skip
+
+
+def over_time(samples: Sequence[Facts], most: int = 60) -> list[dict[str, Any]]:
+    """Seconds, temperatures and the highest clocks of up to `most` of the samples; empty where none tells either."""
+    at = [float(facts.get("/proc/uptime", "0").split()[0]) for facts in samples]
+    found = [
+        {
+            "s": round(s - at[0], 1), "temperatures_c": temperatures(facts),
+            "clocks_hz": {name: span[1] for name, span in clocks(facts).items()},
+        }
+        for s, facts in list(zip(at, samples, strict=True))[:: max(1, -(-len(samples) // most))]
+    ]  # fmt: skip
+    return found if any(each["temperatures_c"] or each["clocks_hz"] for each in found) else []
 
 
 # ----------------------------------------------------------------------------------------------------------- its parts

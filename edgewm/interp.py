@@ -6,7 +6,7 @@ same formulas in float64, which is what tolerances are computed from and what up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,13 +17,27 @@ from .ops import NUMPY, TABLE
 from .program import Graph, Node
 
 Arrays = Mapping[str, np.ndarray]
+Watch = Callable[[Node, list], None]
 
 
-def run(graph: Graph, inputs: Arrays, weights: Arrays, real: bool = False) -> dict[str, np.ndarray]:
-    """Outputs of `graph` by name. Raises EdgewmError when an input is missing or has another shape."""
+def run(
+    graph: Graph, inputs: Arrays, weights: Arrays, real: bool = False, watch: Watch | None = None
+) -> dict[str, np.ndarray]:
+    """Outputs of `graph` by name; `watch` is called with each of its own nodes and the values of the node's sources.
+
+    Raises EdgewmError when an input is missing or has another shape.
+    """
     values: dict[Node, object] = {}
-    for node in graph.order():
+    order = graph.order()
+    last = {s: node for node in order for s in node.sources}  # who reads it last: then it is let go
+    kept = set(graph.outputs.values())
+    for node in order:
+        if watch is not None:
+            watch(node, [values[s] for s in node.sources])
         values[node] = _evaluate(node, values, inputs, weights, real)
+        for source in set(node.sources):
+            if last[source] is node and source not in kept:
+                del values[source]
     return {name: values[node] for name, node in graph.outputs.items()}
 
 

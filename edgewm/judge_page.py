@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -75,17 +75,75 @@ def _left_out(found: Found) -> str:
 
 def plan(figures: Found) -> str:
     dots, drift = figures["scatter"], figures["drift_by_step"]
-    return card(
+    ranking = card(
         "The same ranking? Candidate costs in the worst context",
         charts.scatter(
             dots["full"], dots["compressed"], dots["part"], "cost under the full model", "under this bundle"
         ),
         "<i class='key part0'></i> drawn blindly <i class='key part1'></i> halfway "
         "<i class='key part2'></i> last iteration",
-    ) + card(
+    )
+    apart = card(
         "Drift: the two models' latents apart",
         charts.lines([("drift", drift, "compressed")], range(len(drift)), "model actions ahead", "share of spread"),
     )
+    return ranking + apart + _elites(figures) + _layers(figures.get("layers"))
+
+
+def _elites(figures: Found) -> str:
+    at, n = figures.get("elites_part_at", ()), figures.get("contexts")
+    if len(at) < 2:
+        return ""
+    parted = [sum(at[: i + 1]) / n for i in range(len(at))]
+    differ = [1 - v for v in figures["elite_overlap_by_iteration"]]
+    half = next((f"in half of the contexts by iteration {i + 1}" for i, v in enumerate(parted) if v >= 0.5), "")
+    tau = figures["kendall_by_iteration_median"]
+    words = f"never in {figures['elites_never_part']} of {n} contexts{half and f', {half}'}"
+    return card(
+        "When do elites part?",
+        charts.lines([("contexts", parted, "full"), ("elites", differ, "compressed")], range(1, len(at) + 1),
+                     "iteration", "share"),
+        f"contexts in which they have, {words}; elites that differ, of the same candidates; Kendall\u2019s tau of "
+        f"their costs {_figure(tau[0])} in the first iteration, {_figure(tau[-1])} in the last",
+    )  # fmt: skip
+
+
+MOST_LAYERS = 12
+
+
+def _layers(found: Found | None) -> str:
+    if not found or not found["rows"]:
+        return ""
+    rows = found["rows"][:MOST_LAYERS]
+    more = len(found["rows"]) - len(rows)
+    return card(
+        "Which layer costs what fidelity, each alone", _layer_bars(rows),
+        f"error of the last iteration\u2019s costs over their spread, {found['contexts']} contexts; weights rounded to "
+        "nearest, the other layers in full"
+        + (f"; {more} more cost less" if more else "")
+        + (f"; {len(found['not_told'])} products are no linear layers" if found["not_told"] else ""),
+    )  # fmt: skip
+
+
+def _layer_bars(rows: Sequence[Found]) -> str:
+    line, left, right = 22, 226, 64
+    widest = max((row["cost_error"] or 0.0 for row in rows), default=0.0) or 1.0
+    out = []
+    for i, row in enumerate(rows):
+        y, wide = 4 + i * line, (row["cost_error"] or 0.0) / widest * (charts.WIDTH - left - right)
+        name = row["name"].removesuffix(".weight")
+        name = name if len(name) <= MOST_LETTERS else "…" + name[1 - MOST_LETTERS :]
+        for x, anchor, css, text in (
+            (left - 50, "end", "", name), (left - 8, "end", " faint", row["form"]),
+            (left + wide + 6, "start", " faint", _figure(row["cost_error"])),
+        ):  # fmt: skip
+            place = f'x="{x:.1f}" y="{y + 14}" text-anchor="{anchor}"'
+            out.append(f'<text class="label{css}" {place}>{escape(text)}</text>')
+        out.append(f'<rect class="bar" x="{left}" y="{y + 3}" width="{max(wide, 1):.1f}" height="{line - 8}" rx="2"/>')
+    return f'<svg viewBox="0 0 {charts.WIDTH} {line * len(rows) + 8}" role="img">{"".join(out)}</svg>'
+
+
+MOST_LETTERS = 26  # of a layer's name
 
 
 def physics(figures: Found) -> str:
@@ -131,7 +189,8 @@ def causality(figures: Found) -> str:
             "Can the action be read from what it did?",
             charts.dumbbells(
                 [("a block's sum", *figures["action_r2"]), ("period by period", *figures["action_r2_by_period"])],
-                "out-of-fold R² of a model action", high=1.0,
+                "out-of-fold R² of a model action",
+                high=1.0,
             ),
             f"{BOTH}; largest change of a latent by a later action: {charts.short(figures['prefix_change'][1] or 0)}",
         )
@@ -176,6 +235,10 @@ def general(figures: Found) -> str:
     head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
     table = f"<table class='figures'><tr><th></th>{head}</tr>{rows}</table>"
     cards = card("Shifted scenes: the same plan as the full model's?", table)
+    left = [(name, *s["cost_left"]) for name, s in shifts.items() if "cost_left" in s]
+    if left:
+        shown = charts.dumbbells(left, "cost of the plan, of a candidate's drawn blindly")
+        cards += card("What plans leave of the cost there", shown, f"{BOTH}; both as the full model sees them")
     if error:
         shown = charts.dumbbells(error, "error at the planner's horizon, share of spread")
         cards += card("Error against real futures there", shown, f"{BOTH}; the full model's own error is its own")
@@ -190,16 +253,22 @@ def _figure(value: float | None) -> str:
 
 
 def closed_loop(figures: Found) -> str:
-    cards = _success("Success in closed loop, same starts and noise", figures)
     shifts = {name: s for name, s in (figures.get("shifts") or {}).items() if name != "all"}
-    if shifts:
-        rows = [
-            (shown, side["successes"] / side["episodes"], *side["wilson_95"], css)
-            for name, s in shifts.items()
-            for shown, side, css in ((name, s["full"], "full"), ("", s["compressed"], "compressed"))
-        ]
-        cards += card("Success in shifted scenes", charts.intervals(rows), f"{BOTH}; 95 % Wilson intervals")
-    return cards
+    return (
+        _success("Success in closed loop, same starts and noise", figures)
+        + _success_by("Success by family of tasks", figures.get("families") or {})
+        + _success_by("Success in shifted scenes", shifts)
+    )
+
+
+def _success_by(title: str, found: Mapping[str, Found]) -> str:
+    rows = [
+        (charts.clipped(shown, 13), side["successes"] / side["episodes"], *side["wilson_95"], css)
+        for name, s in found.items()
+        for shown, side, css in ((name, s["full"], "full"), ("", s["compressed"], "compressed"))
+    ]
+    counts = ", ".join(f"{name} {s['full']['episodes']} starts" for name, s in found.items())
+    return card(title, charts.intervals(rows), f"{BOTH}; 95 % Wilson intervals; {escape(counts)}") if rows else ""
 
 
 def _success(title: str, figures: Found) -> str:
@@ -212,27 +281,45 @@ def _success(title: str, figures: Found) -> str:
 def latency(figures: Found) -> str:
     points = figures["points"]
     ms = [p["ms"] for p in points]
-    rates = [
-        (name, [p[side]["successes"] / p[side]["episodes"] for p in points], css)
-        for name, side, css in (("full", "full", "full"), ("bundle", "compressed", "compressed"))
-    ]
+
+    def curves(of: Callable[[Found], Any], shown: Sequence[Found] = points) -> list[tuple[str, list, str]]:
+        sides = (("full", "full"), ("bundle", "compressed"))
+        return [(name, [of(p[side]) for p in shown], side) for name, side in sides]
+
     edge = figures["break_even_ms"]
     words = f"up to {charts.short(ms[-1])} ms no loss of {figures['margin']:g}" if edge is None else (
         f"at {charts.short(edge)} ms it has lost {figures['margin']:g} against the full model at once"
     )  # fmt: skip
-    measured = next((p["ms"] for p in points if p["name"] == "measured"), None)
-    here = "" if measured is None else f"; measured: {charts.short(measured)} ms at the median"
-    took = [
-        (name, [p[side].get("median_periods") for p in points], css)
-        for name, side, css in (("full", "full", "full"), ("bundle", "compressed", "compressed"))
-    ]
-    return card(
-        "Success against latency", charts.lines(rates, ms, "ms until a plan's actions are there", "success"),
+    if edge and figures.get("break_even_periods"):
+        words += f", {figures['break_even_periods']:.1f} periods at {figures['rate_hz']:g} Hz"
+    gated = next((p for p in points if p["name"] == figures.get("gated", "measured")), None)
+    here = "" if gated is None else f"; {gated['name']}: {charts.short(gated['ms'])} ms at the median"
+    axis = "ms until a plan's actions are there"
+    cards = card(
+        "Success against latency", charts.lines(curves(_rate), ms, axis, "success"),
         f"{points[0]['full']['episodes']} starts at each latency; {words}{here}",
     ) + card(
-        "Time to the goal against latency", charts.lines(took, ms, "ms until a plan's actions are there", "periods"),
+        "Time to the goal against latency", charts.lines(curves(_took), ms, axis, "periods"),
         "median of those that succeed",
     )  # fmt: skip
+    late = [p for p in points if p["ms"] > 0]
+    if gated is None or "rate_hz" not in figures or len(late) < 2:
+        return cards
+    rates = [figures["rate_hz"] * p["ms"] / gated["ms"] for p in late]
+    fastest = figures.get("fastest_rate_hz")
+    words = "" if fastest is None else f"; the break-even is at {charts.short(fastest)} Hz"
+    return cards + card(
+        "Success against control rate", charts.lines(curves(_rate, late), rates, "control rate in Hz", "success"),
+        f"the same episodes, as plans of {charts.short(gated['ms'])} ms would be as many periods late{words}",
+    )  # fmt: skip
+
+
+def _rate(side: Found) -> float:
+    return side["successes"] / side["episodes"]
+
+
+def _took(side: Found) -> float | None:
+    return side.get("median_periods")
 
 
 CARDS = {

@@ -59,7 +59,7 @@ def kernel_rows(
 
 
 def calls_of(bundle: Path) -> list[dict[str, Any]]:
-    """The calls of the bundle's plan: `call` (index), `kernel`, `dims`, `lanes`, `times` in a plan, and their work."""
+    """The calls of the bundle's plan: `call`, `step` (indices), `kernel`, `dims`, `lanes`, `times`, `work`."""
     manifest = read_manifest(bundle)
     sections = ewm.unpack((bundle / "model.ewm").read_bytes())
     (sizes,) = np.frombuffer(sections["sizes"], ewm.SIZES)
@@ -70,7 +70,7 @@ def calls_of(bundle: Path) -> list[dict[str, Any]]:
         raise EdgewmError("the bundle does not say what its calls do", str(bundle), "build the bundle again")
     names, work = manifest.raw["kernels"], manifest.raw["calls"]
     found, times = [], [1]
-    for step in steps[first : first + int(entry["steps"])]:
+    for at, step in enumerate(steps[first : first + int(entry["steps"])], first):
         if step["kind"] == ewm.REPEAT:
             times.append(times[-1] * int(step["count"]))
         elif step["kind"] == ewm.END:
@@ -79,7 +79,8 @@ def calls_of(bundle: Path) -> list[dict[str, Any]]:
             for i in range(int(step["first_call"]), int(step["first_call"] + step["calls"])):
                 call = calls[i]
                 found.append({
-                    "call": i, "kernel": names[int(call["kernel"])], "lanes": int(call["lanes"]), "times": times[-1],
+                    "call": i, "step": at, "kernel": names[int(call["kernel"])], "lanes": int(call["lanes"]),
+                    "times": times[-1],
                     "dims": [int(d) for d in call["dim"][: call["rank"]]], "work": work[i],
                 })  # fmt: skip
     return found

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .clock import SAMPLES, summarise
 from .device.place import COPIED, bundle_machine
 from .environment import SCRIPT, measured
 from .errors import EdgewmError
 from .manifest import read_manifest
-from .profile import SAMPLES, summarise
 from .target import Target, targets
 
 SCHEMA_VERSION = 1

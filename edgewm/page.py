@@ -19,7 +19,8 @@ dt{color:var(--faint);font-size:.8rem}dd{margin:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.93rem}
 th,td{text-align:left;padding:7px 10px 7px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .figures td,.figures tr:first-child th{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.figures th{font-weight:500}.gates td:nth-child(n+2){white-space:nowrap;font-variant-numeric:tabular-nums}
+.figures th{font-weight:500}.figures tr:first-child th:first-child{text-align:left}
+.gates td:nth-child(n+2){white-space:nowrap;font-variant-numeric:tabular-nums}
 td small{display:block;color:var(--faint);max-width:52ch}th{color:var(--faint);font-weight:500}
 .good{color:var(--good)}.bad{color:var(--bad)}.none{color:var(--none)}p.verdict{color:var(--ink)}
 td.good,td.bad,td.none{font-weight:600}
@@ -47,6 +48,10 @@ h3.suite{font-size:1.02rem;margin:30px 0 4px}.key.full{background:var(--full)}.k
 .curve.real{stroke:var(--faint)}.end.real,.label.real{fill:var(--faint)}
 .curve{fill:none;stroke-width:2.5;stroke-linecap:round}.curve.full{stroke:var(--full)}.curve.compressed{stroke:var(--bundle)}
 .end.full,.label.full{fill:var(--full)}.end.compressed,.label.compressed{fill:var(--bundle)}
+.findings{margin:6px 0 14px;padding-left:20px;font-size:.93rem}.findings li{margin:3px 0}.findings b{color:var(--bad)}
+.bar.missed{fill:var(--bad)}.curve.roof{stroke:var(--faint);stroke-width:1.5}
+.flame0{fill:var(--line)}.flame1{fill:var(--full);fill-opacity:.35}.flame2{fill:var(--full);fill-opacity:.2}
+.flame3{fill:var(--bundle);fill-opacity:.4}.flame4{fill:var(--bundle);fill-opacity:.22}
 code{overflow-wrap:anywhere;font-size:.85em}
 @media (max-width:520px){.film,.times{grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:3px}
 .film b{grid-column:1/-1}.times b{display:none}.figures{font-size:.78rem}td small{max-width:none}

@@ -36,7 +36,7 @@ def _library(isa: str | None = None) -> ctypes.CDLL:
         source = (KERNELS / "peaks.cc").read_text()
         path = compile_library({"peaks.cc": source}, [RUNTIME, KERNELS], flags=flags, out=Path(folder) / "peaks.so")
         library = ctypes.CDLL(str(path))
-    for name in ("ewm_peak_fp32", "ewm_peak_bf16", "ewm_peak_int8", "ewm_peak_read", "ewm_peak_reread"):
+    for name in ("ewm_peak_fp32", "ewm_peak_bf16", "ewm_peak_int8", "ewm_peak_read"):
         getattr(library, name).restype = ctypes.c_int64
     return library
 
@@ -85,19 +85,4 @@ def measure_peaks(threads: int = 1, isa: str | None = None) -> dict[str, float]:
     buffers = [np.ones(size, np.uint8) for _ in range(threads)]
     address = [ctypes.c_void_p(b.ctypes.data) for b in buffers]
     found["dram_gbps"] = _rate(lambda i: library.ewm_peak_read(address[i], ctypes.c_int64(size)), threads) / 1e9
-    return found
-
-
-def measure_caches(isa: str | None = None) -> dict[str, float]:
-    """Reads of one thread out of half of each cache that this machine tells of, 10^9 bytes a second: `l1d_gbps`,
-    `l2_gbps`, `l3_gbps`. Raises EdgewmError as `measure_peaks` does.
-    """
-    function, cpu, found = _library(isa).ewm_peak_reread, host().cpu, {}
-    for level in ("l1d", "l2", "l3"):
-        size = (getattr(cpu, f"{level}_bytes") or 0) // 2
-        if size:
-            buffer = np.ones(size, np.uint8)
-            rounds = max(1, SMALLEST_BYTES // size)
-            given = (ctypes.c_void_p(buffer.ctypes.data), ctypes.c_int64(size), ctypes.c_int64(rounds))
-            found[f"{level}_gbps"] = _rate(lambda _, given=given: function(*given), 1) / 1e9
     return found

@@ -1,8 +1,7 @@
 """The verb `profile`, the clock: how late can an action be, how long does a plan take, how old is it when it is played?
 
 The bundle's own `edgewm-tick` runs its two loops at the control rate; every figure counts from the intended release, so
-a stall counts against each period it delays. A quantile is printed as the order statistic that lies above it with 95 %
-confidence, and withheld (null) where the sample is too small; `withheld` then says how many it would take.
+a stall counts against each period it delays. Phases are timed apart: `phases.py`; what figures claim: `clock.py`.
 """
 
 from __future__ import annotations
@@ -11,140 +10,51 @@ import functools
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from . import statistics
+from .clock import kernel_shares, summarise
+from .compare import compare, read_profile
 from .device import LOCAL, Place, place
 from .environment import Command, measured, record, watching
 from .errors import EdgewmError, as_told
-from .kernel_times import kernel_rows
+from .findings import idle_gap
+from .headroom import estimated, gains, rate_that_holds, stages_ms
+from .kernel_times import calls_of, kernel_rows
+from .loads import loaded
 from .manifest import Manifest, read_manifest
 from .options import SLO, Progress, part
-
-Array = np.ndarray
+from .peaks import measure_peaks
+from .phases import GAP_S, gap_penalty, idle_run, phases
+from .prometheus import write as write_prometheus
 
 SCHEMA_VERSION = 1
-CONFIDENCE = 0.95
 PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops"}  # by precision, where it is not fp32's
+TICKS, MISS = 3000, 0.01  # unless told otherwise
 SHARES_S = 2.0  # length of the run that times kernels
-QUANTILES = {"p50": 0.50, "p99": 0.99, "p999": 0.999}
+UNDER_LOAD = (
+    "act_late_ms", "plan_ms", "plan_age_ms", "plans_per_s", "misses", "misses_in_a_row", "miss_rate_upper", "withheld",
+    "findings", "histograms",
+)  # fmt: skip
 MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-
-
-class Sample(NamedTuple):
-    """Durations in ns: distinct upper bounds, ascending, with counts; the largest seen; the series where kept."""
-
-    upper_ns: Array
-    counts: Array
-    max_ns: int
-    series_ns: Array | None = None
-
-    @property
-    def n(self) -> int:
-        return int(self.counts.sum())
-
-
-def sample_of(histogram: Mapping[str, Any]) -> Sample:
-    """A histogram of edgewm-tick's JSON: `buckets` of [greatest value, count], `max`, and the `series` where kept."""
-    buckets = np.asarray(histogram["buckets"], np.int64).reshape(-1, 2)
-    largest = int(histogram["max"]) if len(buckets) else 0
-    series = histogram.get("series")
-    return Sample(
-        np.minimum(buckets[:, 0], largest),
-        buckets[:, 1],
-        largest,
-        None if not series else np.asarray(series, np.float64),
-    )
-
-
-def ranked_ns(sample: Sample, rank: int) -> int:
-    """Upper bound of the rank-th smallest (from 1)."""
-    return int(sample.upper_ns[np.searchsorted(np.cumsum(sample.counts), rank)])
-
-
-def quantiles_ms(sample: Sample, withheld: dict[str, Any], name: str) -> dict[str, float | None]:
-    """Upper 95 % bounds of the quantiles, and the largest value seen; what is withheld is noted under `name`."""
-    found: dict[str, float | None] = {}
-    for key, p in QUANTILES.items():
-        effective = sample.n if sample.series_ns is None else statistics.effective_sample_size(sample.series_ns, p)
-        rank = statistics.effective_rank(sample.n, effective, p, CONFIDENCE) if sample.n else None
-        found[key] = None if rank is None else ranked_ns(sample, rank) / 1e6
-        if rank is None:
-            needs = statistics.samples_needed(p, CONFIDENCE)
-            withheld[f"{name}.{key}"] = {
-                "samples": sample.n, "worth": round(float(effective), 1),
-                "needs": round(needs * sample.n / max(effective, 1.0)) if sample.n else needs,
-            }  # fmt: skip
-    bound = None
-    for key in reversed(QUANTILES):  # what bounds a quantile bounds every lower one
-        bound = found[key] if bound is None else min(bound, bound if found[key] is None else found[key])
-        found[key] = None if found[key] is None else bound
-    found["max"] = sample.max_ns / 1e6 if sample.n else None
-    return found
-
-
-def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
-    """What one run of edgewm-tick says, in the fields of the JSON interface."""
-    withheld: dict[str, Any] = {}
-    samples = {key: sample_of(tick[name]) for key, name in SAMPLES.items()}
-    result: dict[str, Any] = {key: quantiles_ms(s, withheld, key) for key, s in samples.items()}
-    ticks, misses = int(tick["ticks"]), int(tick["misses"])
-    late = samples["act_late_ms"]
-    worth = ticks if late.series_ns is None else min(ticks, statistics.effective_sample_size(late.series_ns, 0.99))
-    share = worth / ticks if ticks else 0.0
-    result |= {
-        "ticks": ticks,
-        "plans": int(tick["plans"]),
-        "plans_per_s": float(tick["plans_per_s"]),
-        "first_plan_ms": tick["first_plan_ns"] / 1e6,
-        "misses": misses,
-        "miss_rate_upper": statistics.miss_rate_upper(int(np.ceil(misses * share)), int(worth), CONFIDENCE),
-        "confidence": CONFIDENCE,
-        "independence": "assumed" if late.series_ns is None else "measured",
-        "withheld": withheld,
-        "histograms": {key: histogram(s) for key, s in samples.items()},
-        "states": tick["stats"],
-        "scheduler": tick["scheduler"],
-        "plan_and_act": tick["mode"],
-    }
-    return result
-
-
-SAMPLES = {"act_late_ms": "act_late_ns", "plan_ms": "plan_ns", "plan_age_ms": "plan_age_ns"}
-
-
-def stages(tick: Mapping[str, Any]) -> dict[str, float]:
-    """Share of the planning thread's time by kernel family, largest first; `barriers` is what steps took beyond."""
-    spent: dict[str, float] = {}
-    for call in tick["calls"]:
-        family = call["kernel"].partition("<")[0]
-        spent[family] = spent.get(family, 0.0) + call["ns"]
-    steps = sum(step["ns"] for step in tick["steps"])
-    if steps > sum(spent.values()):
-        spent["barriers"] = steps - sum(spent.values())
-    whole = sum(spent.values())
-    return {k: v / whole for k, v in sorted(spent.items(), key=lambda kv: -kv[1])} if whole else {}
-
-
-def histogram(sample: Sample) -> list[list[float]]:
-    """[upper bound in ms, count], for the report."""
-    return [[float(u) / 1e6, int(c)] for u, c in zip(sample.upper_ns, sample.counts, strict=True) if c]
 
 
 # ------------------------------------------------------------------------------------------------------------ running
 
 
 def profile(
-    bundle: Path, *, rate_hz: float | None = None, ticks: int = 3000, threads: int | None = None,
-    device: str = LOCAL, load: str | None = None, kernels: bool = False, slo: str | None = None,
+    bundle: Path, *, rate_hz: float | None = None, ticks: int = TICKS, minutes: float | None = None,
+    threads: int | None = None, device: str = LOCAL, load: str | None = None, kernels: bool = False,
+    slo: str | None = None, miss: float = MISS, against: Path | None = None, prometheus: Path | None = None,
     pin: str | None = None, fifo: int | None = None, mlock: bool = False, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the bundle at its control rate (or `rate_hz`) for `ticks` periods; with `load` once more under that load.
+
+    `minutes` is another way to say how long: drift, memory and temperatures over that time are in `spans`,
+    `findings` and `environment.over_time`. `miss` is the share of late plans that the highest rate may have
+    (`headroom`). `against`: the JSON of an earlier profile, to compare with; `prometheus`: a file for a fleet's
+    collector.
 
     `device` is `local` or an ssh address; there the golden answers come first. `pin` (CPUs), `fifo` (priority) and
     `mlock` are asked of its kernel; what it refuses is in `environment.degraded`. `slo` is a bound on plan time like
@@ -159,17 +69,24 @@ def profile(
     manifest = read_manifest(bundle)
     rate_hz = rate_hz or manifest.rate_hz
     threads = threads or manifest.threads
+    ticks = ticks if minutes is None else max(1, round(minutes * 60 * rate_hz))
+    other = None if against is None else read_profile(against)  # refuse before anything is timed
     asked = [word for flag, value in (("--pin", pin), ("--fifo", fifo)) if value for word in (flag, str(value))]
     asked += ["--mlock"] if mlock else []
     with place(bundle, device, threads, progress) as there:
-        result = _measure(there, manifest, rate_hz, ticks, threads, load, asked, progress)
+        result = _measure(there, manifest, bundle, rate_hz, ticks, threads, load, miss, asked, progress)
         if kernels:
             run = functools.partial(run_tick, there.folder, command=there.command)
             result["kernels"] = kernel_rows(bundle, run, is_here=there.device == LOCAL)
+            result["peaks"] = measure_peaks(1) if there.device == LOCAL else None
     if limit is not None:
         which, limit_ms = limit
         found_ms = result["plan_ms"][which]
         result |= {"slo": slo, "slo_met": None if found_ms is None else found_ms <= limit_ms}
+    if other is not None:
+        result["against"] = compare(result, other)
+    if prometheus is not None:
+        write_prometheus(result, prometheus)
     from .report import add
 
     add(bundle, "profile", result)
@@ -177,18 +94,19 @@ def profile(
 
 
 def _measure(
-    there: Place, manifest: Manifest, rate_hz: float, ticks: int, threads: int, load: str | None,
-    asked: Sequence[str], progress: Progress | None,
+    there: Place, manifest: Manifest, bundle: Path, rate_hz: float, ticks: int, threads: int, load: str | None,
+    miss: float, asked: Sequence[str], progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     share = 0.5 if load else 1.0
-    run = functools.partial(run_tick, there.folder, rate_hz, command=there.command)
+    tick = functools.partial(run_tick, there.folder, command=there.command)
     before = there.look()
     with watching(there.command) as seen:
-        steady = run(ticks, threads, *asked, progress=part(progress, 0.0, share))
+        steady = tick(rate_hz, ticks, threads, *asked, progress=part(progress, 0.0, share))
         during = seen()
     after = there.look()
+    idle = idle_run(tick, ticks, rate_hz, threads, asked)
     # Timing every call disturbs what it times, so shares come from a short run of their own.
-    timed = run(max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
+    timed = tick(rate_hz, max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
     result = {
         "schema_version": SCHEMA_VERSION,
         "device": there.device,
@@ -202,27 +120,35 @@ def _measure(
         "rate_hz": rate_hz,
         "threads": threads,
         **summarise(steady),
+        "phases": phases(steady, idle, [timed]),
     }
-    result["stages"] = stages(timed)
+    if penalty := gap_penalty(result["phases"]):
+        result["findings"].append(idle_gap(GAP_S, penalty))
+    result["stages"] = kernel_shares(timed)
     here = there.device == LOCAL
-    result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], threads) if here else None
+    is_known = "flops" in manifest.raw or "calls" in manifest.raw
+    peaks = measure_peaks(threads) if here and is_known else None
+    result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], peaks)
+    result["estimate"] = estimated(manifest, bundle, threads) if "isa" in manifest.raw else None
+    result["headroom"] = _headroom(manifest, bundle, steady, timed, rate_hz, threads, miss, peaks)
     result["environment"] = measured(before, during, after, steady["scheduler"]["refused"])
     if load:
-        with hogs(load, there, record(before)["cores"] or 1):
-            loaded = run(ticks, threads, *asked, progress=part(progress, share, 1 - share))
-        kept = (
-            "act_late_ms",
-            "plan_ms",
-            "plan_age_ms",
-            "plans_per_s",
-            "misses",
-            "miss_rate_upper",
-            "withheld",
-            "histograms",
-        )
-        found = summarise(loaded)
-        result["loaded"] = {"load": load, **{key: found[key] for key in kept}}
+        with loaded(load, there, record(before)):
+            busy = tick(rate_hz, ticks, threads, *asked, progress=part(progress, share, 1 - share))
+        found = summarise(busy)
+        result["loaded"] = {"load": load, **{key: found[key] for key in UNDER_LOAD}}
     return result
+
+
+def _headroom(
+    manifest: Manifest, bundle: Path, steady: Mapping[str, Any], timed: Mapping[str, Any], rate_hz: float, threads: int,
+    miss: float, peaks: Mapping[str, float] | None,
+) -> dict[str, Any]:  # fmt: skip
+    held: dict[str, Any] = rate_that_holds(steady, rate_hz, manifest.planner.commit_steps, miss)
+    if "calls" not in manifest.raw:  # a bundle that does not say what its calls do
+        return held | {"stages": [], "gains": []}
+    found = stages_ms(timed, calls_of(bundle))
+    return held | {"stages": found, "gains": gains(manifest, bundle, timed, found, held, threads, peaks)}
 
 
 def parse_slo(slo: str | None) -> tuple[str, float] | None:
@@ -279,35 +205,10 @@ def run_tick(
     return result
 
 
-def peak_fraction(manifest: Manifest, plan_p50_ms: float | None, threads: int) -> float | None:
+def peak_fraction(manifest: Manifest, plan_p50_ms: float | None, peaks: Mapping[str, float] | None) -> float | None:
     """Useful operations a second over what this machine was measured to do at best, in the bundle's arithmetic."""
     flops = (manifest.raw.get("flops") or {}).get("plan")
-    if not flops or not plan_p50_ms:
+    if not flops or not plan_p50_ms or not peaks:
         return None
-    from .peaks import measure_peaks
-
-    peaks = measure_peaks(threads)
     peak = peaks[PEAKS.get(manifest.precision, "fp32_gflops")]
     return flops / (plan_p50_ms / 1e3) / (peak * 1e9) if peak else None
-
-
-# --------------------------------------------------------------------------------------------------------------- load
-
-HOGS = {"cpu": "while :; do :; done", "memory": "exec dd if=/dev/zero of=/dev/null bs=64M"}  # dd fills its buffer
-
-
-@contextmanager
-def hogs(load: str, there: Place, cores: int) -> Iterator[None]:
-    """One busy process for each core of the place."""
-    if load not in HOGS:
-        raise EdgewmError(f"no load {load!r}", "--load", f"use {' or '.join(HOGS)}")
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(there.command(["sh", "-c", HOGS[load]]), **quiet) for _ in range(cores)]
-    try:
-        time.sleep(0.5)  # until they have started
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-        there.stop()

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from . import charts
-from .charts import card
+from .clock_page import clock
 from .errors import EdgewmError
 from .judge_page import judge
-from .kernel_times import kernel_lines
 from .manifest import Manifest, read_manifest
 from .page import STYLE
 
@@ -137,75 +136,6 @@ def imagined(found: Mapping[str, Any] | None) -> str:
     )
 
 
-def clock(timed: Mapping[str, Any] | None, manifest: Manifest) -> str:
-    if timed is None:
-        return "<section><h2>The clock</h2><p class='none'>Not profiled yet.</p></section>"
-    period = 1e3 / timed["rate_hz"]
-    budget = period * manifest.planner.commit_steps
-    plan, late = timed["plan_ms"], timed["act_late_ms"]
-    rows = ""
-    for name, key in (
-        ("a plan takes", "plan_ms"),
-        ("an action is late by", "act_late_ms"),
-        ("a plan's age", "plan_age_ms"),
-    ):
-        cells = "".join(f"<td>{_ms(timed[key].get(q))}</td>" for q in ("p50", "p99", "p999", "max"))
-        rows += f"<tr><th>{name}</th>{cells}</tr>"
-    needs = "; ".join(
-        f"{_quantile(k)} needs {v['needs']:,} (has {v['samples']:,})" for k, v in timed["withheld"].items()
-    )
-    upper = timed["miss_rate_upper"]
-    fraction = timed.get("peak_fraction")
-    notes = [
-        f"Measured here, paced at {timed['rate_hz']:g} Hz, {timed['ticks']:,} periods, {timed['threads']} thread"
-        f"{'s' if timed['threads'] != 1 else ''}.",
-        f"Missed {timed['misses']}: at most {charts.short(100 * upper)} % of periods with 95 % confidence.",
-        "Quantiles are upper 95 % bounds counted from the intended release; max is the largest seen.",
-        f"{charts.short(timed['plans_per_s'])} plans a second." if timed.get("plans_per_s") else "",
-        f"{100 * fraction:.0f} % of this machine's measured peak." if fraction else "",
-        f"Withheld: {needs}." if needs else "",
-    ]
-    shown = timed["histograms"]
-    cards = card(
-        "Time of a plan",
-        charts.histogram(shown["plan_ms"], _marks(plan, ("to the next plan", budget)), "ms, logarithmic"),
-    ) + card(
-        "Lateness of an action",
-        charts.histogram(shown["act_late_ms"], _marks(late, ("period", period)), "ms, logarithmic"),
-    )
-    spent = [(k, v) for k, v in timed.get("stages", {}).items() if v >= 0.005][:10]
-    if spent:
-        cards += card("Where a plan's time goes", charts.shares(spent))
-    return (
-        "<section><h2>The clock</h2><table class='figures'><tr><th></th><th>p50</th><th>p99</th><th>p99.9</th>"
-        f"<th>max</th></tr>{rows}</table><p class='note'>{escape(' '.join(n for n in notes if n))}</p>"
-        f"<div class='cards'>{cards}</div>{_kernels(timed.get('kernels'))}</section>"
-    )
-
-
-def _kernels(rows: Sequence[Mapping[str, Any]] | None) -> str:
-    if not rows:
-        return ""
-    text = escape("\n".join(kernel_lines(rows)))
-    return f"<details><summary>The kernels of a plan on one thread</summary><pre>{text}</pre></details>"
-
-
-def _quantile(key: str) -> str:
-    """`plan_ms.p999` in words."""
-    name, which = key.split(".")
-    words = {"plan_ms": "plan time", "act_late_ms": "lateness", "plan_age_ms": "plan age"}
-    return f"{which.replace('p999', 'p99.9')} of {words[name]}"
-
-
-def _marks(found: Mapping[str, float | None], deadline: tuple[str, float]) -> list[tuple[str, float, str]]:
-    marks = [(k, found[k], "quantile") for k in ("p50", "p99") if found.get(k) is not None]
-    return [*marks, (*deadline, "deadline")]
-
-
-def _ms(value: float | None) -> str:
-    return "<span class='faint'>withheld</span>" if value is None else f"{charts.short(value)} ms"
-
-
 def acting(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -219,7 +149,7 @@ def acting(found: Mapping[str, Any] | None) -> str:
 
 def provenance(manifest: Manifest, parts: Parts) -> str:
     machine = (parts.get("profile") or {}).get("environment") or {}
-    known = {k: v for k, v in machine.items() if k != "degraded" and v not in (None, [], {}, False)}
+    known = {k: v for k, v in machine.items() if k not in ("degraded", "over_time") and v not in (None, [], {}, False)}
     unknown = [f"{each['what'].replace('_', ' ')} ({each['why']})" for each in machine.get("degraded", ())]
     rows = "".join(
         f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items()

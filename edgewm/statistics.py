@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -97,40 +98,19 @@ def quantile_upper_rank(n: int, p: float, confidence: float = 0.95) -> int | Non
     return n - low
 
 
-def effective_rank(n: int, effective: float, p: float, confidence: float = 0.95) -> int | None:
-    """`quantile_upper_rank` where n samples are worth only `effective` independent ones: the bound of the smaller
-    sample, carried over to the larger one at the same fraction from the top."""
-    whole = int(min(effective, n))
-    rank = quantile_upper_rank(whole, p, confidence)
-    return None if rank is None else n - int((whole - rank) * n / whole)
+@cache
+def allowed_above(n: int, p: float, confidence: float = 0.95) -> float | None:
+    """How many of n independent samples may lie above an upper bound of the p-quantile; not a whole number.
 
-
-def autocorrelation_time(x: Array) -> float:
-    """Samples per independent one: 1 + 2 sum of autocorrelations, cut by Geyer's initial monotone sequence (1992)."""
-    x = np.asarray(x, np.float64) - np.mean(x)
-    n = len(x)
-    if n < 4 or not x.any():
-        return 1.0
-    spectrum = np.fft.rfft(x, 2 * n)
-    covariance = np.fft.irfft(spectrum * spectrum.conj(), 2 * n)[:n].real
-    rho = covariance / covariance[0]
-    pairs = rho[0 : n - 1 : 2] + rho[1:n:2]
-    negative = np.flatnonzero(pairs <= 0)
-    pairs = np.minimum.accumulate(pairs[: negative[0] if len(negative) else len(pairs)])
-    return float(max(1.0, 2 * pairs.sum() - 1.0))
-
-
-def effective_sample_size(x: Array, p: float | None = None) -> float:
-    """Independent samples that a stationary series is worth; with `p`, for a claim on its p-quantile.
-
-    A tail may cluster where the bulk does not (and the reverse), so the worse of the series itself and of its
-    exceedances of the p-quantile counts.
+    Coverage is interpolated between two order statistics, so the bound is not wider than `confidence` asks. None where
+    n is too small for any claim.
     """
-    x = np.asarray(x, np.float64)
-    worst = autocorrelation_time(x)
-    if p is not None and len(x):
-        worst = max(worst, autocorrelation_time((x > np.quantile(x, p)).astype(np.float64)))
-    return len(x) / worst
+    rank = quantile_upper_rank(n, p, confidence)
+    if rank is None:
+        return None
+    above = n - rank
+    wider, closer = (1 - binomial_cdf(k, n, 1 - p) for k in (above, above + 1))
+    return above + (wider - confidence) / (wider - closer)
 
 
 # --------------------------------------------------------------------------------------------------- ordering

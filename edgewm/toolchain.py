@@ -23,7 +23,7 @@ from .errors import EdgewmError
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 _LIBRARY = ("act", "cpu", "describe", "fault", "gate", "loop", "open", "plan", "run", "sha256", "threads", "verify")
 LIBRARY_SOURCES = tuple(f"{name}.cc" for name in _LIBRARY)
-PROGRAM_SOURCES = ("tick.cc", "golden.cc", "realtime.cc")
+PROGRAM_SOURCES = ("tick.cc", "arguments.cc", "golden.cc", "realtime.cc")
 ERROR_LINES = 8  # of the compiler's own output, shown to the user
 
 # No C++ runtime library: no exceptions, RTTI, guarded statics or standard headers, so that libc and libm suffice.

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import report
 from .errors import EdgewmError
-from .judge import causality, gates, general, horizon, loops, own, physics, picture, plan
+from .judge import causality, exact, gates, general, horizon, loops, own, physics, picture, plan
 from .judge.imagine import Subjects
 from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
@@ -28,6 +28,8 @@ from .program import Port
 
 VERDICT = "verdict.json"
 SCHEMA_VERSION = 1
+EXACT_PRECISION = "fp32"
+OWN_RECIPE = "recipe"  # what a bundle calls the precision of a recipe out of a file
 DEFAULT_SUITES = tuple(s for s in SUITES if s != "closed-loop")  # where there is evidence for them
 Notice = Callable[[str], None]
 
@@ -69,13 +71,15 @@ def validate(
             progress=progress or (lambda stage, done: None), notice=notice or (lambda text: None),
         )  # fmt: skip
         shown = None if source.gallery is None else picture.futures(subjects, source.gallery, manifest.rate_hz, seed)
-    # A student is judged against its teacher, so other weights are no fault; but the reader should know.
-    same = dict(model.files) == manifest.raw.get("model_sha256")
+    if result["plan"]:
+        begun = time.perf_counter()
+        add_layers(result, manifest, model, source, seed, progress or (lambda stage, done: None))
+        result["seconds"]["plan"] = round(result["seconds"]["plan"] + time.perf_counter() - begun, 2)
     head = {
         "schema_version": SCHEMA_VERSION,
         "bundle_sha256": manifest.sha256,
         "against": against,
-        "same_weights": same,
+        "same_weights": has_weights_of(manifest, model),
     }
     result = {**head, **result}
     whole = merged(read_verdict(bundle), result)
@@ -121,8 +125,13 @@ def judge(
             found, rows = plan.run(
                 subjects.full, subjects.compressed, subjects.planner, model.action_dim, pairs, contexts, seed, progress
             )
-            itself = own.run(runtime, model, subjects.planner, source.contexts(own.PLANS, seed + 1), seed)
-            return found | itself[0], [*rows, *itself[1]], []
+            parts = [own.run(runtime, model, subjects.planner, source.contexts(own.PLANS, seed + 1), seed)]
+            if manifest.precision == EXACT_PRECISION and model.files and has_weights_of(manifest, model):
+                pairs = source.contexts(exact.CONTEXTS, seed + 1)
+                parts.append(exact.run(model, subjects.planner, subjects.full, subjects.compressed, pairs, seed))
+            for figures, judgements in parts:
+                found, rows = found | figures, rows + judgements
+            return found, rows, []
         return IMAGINING[name](subjects, source, contexts, seed, progress)
 
     for name in (s for s in SUITES if s in (suite or DEFAULT_SUITES)):
@@ -146,6 +155,26 @@ def judge(
         result["seconds"][name] = round(time.perf_counter() - begun, 2)
     result["passed"] = gates.verdict(result["gates"])
     return result
+
+
+def add_layers(
+    result: dict[str, Any], manifest: Manifest, model: Any, source: Source, seed: int, progress: Progress
+) -> None:
+    """What each product costs that the bundle's recipe holds in fewer bits, as `layers` of the suite `plan`."""
+    from .judge import layers
+    from .models import capture_model
+    from .passes import EXACT
+    from .passes import run as passed
+    from .quantize import recipe_of
+
+    if manifest.precision == OWN_RECIPE:
+        result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle does not name its recipe")
+        return
+    if manifest.precision == EXACT_PRECISION:
+        return
+    recipe = recipe_of(passed(capture_model(model, manifest.planner), EXACT), manifest.precision)
+    pairs = source.contexts(min(layers.CONTEXTS, result["contexts"]), seed + 2)
+    result["plan"]["layers"] = layers.run(model, manifest.planner, recipe, pairs, seed, progress)
 
 
 IMAGINING = {
@@ -180,6 +209,12 @@ def lacking(suite: str, model: Any, source: Source) -> EdgewmError | None:
             f"{cameras} observation ports", f"suite {suite}", "leave this suite out: it follows one camera"
         )
     return None
+
+
+def has_weights_of(manifest: Manifest, model: Any) -> bool:
+    """Whether the bundle was built from these very files. A student is judged against its teacher, so other weights are
+    no fault; but the reader should know, and they leave more than rounding between the two."""
+    return dict(model.files) == manifest.raw.get("model_sha256")
 
 
 def _same_model(manifest: Manifest, model: Any, against: str) -> None:

@@ -126,8 +126,8 @@ def workspace_bf16_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool
 
 
 def workspace_i8_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
-    """SCRATCH of `product_i8`: for each outer index that shares the weights a scale and ceil(K / group) words a lane;
+    """SCRATCH of `product_i8`: for each outer index that shares the weights step, middle and ceil(K / group) words a lane;
     then [K][tile] f32 for the prologue's values between their two uses, unless it is `direct` (a load, nothing else)."""
     tiling = TILING[isa]
-    words = prod(shared) * (1 + -(-k // tiling.group)) + (0 if direct else k)
+    words = prod(shared) * (2 + -(-k // tiling.group)) + (0 if direct else k)
     return words * tiling.tile * 4

@@ -5,29 +5,40 @@
 
 namespace ewm {
 
-constexpr int32_t SMALLEST_BITS = (127 - 100) << 23;  // of 2^-100
+constexpr float SMALLEST = 0x1p-100f;
 
-// One outer index: x[k / GROUP][lane][GROUP] = q(k) + ZERO_POINT and scale[lane] = largest / 127, where
-// q = rint(P * (127 / largest)). `real` holds P between the two passes where P computes anything.
+// Of each lane: what a step is worth, and the middle of its range.
+struct LaneRange {
+  f32v step[VECTORS], middle[VECTORS];
+};
+
+// One outer index: x[k / GROUP][lane][GROUP] = q(k) + ZERO_POINT, where q = rint((P - middle) * (127 / half)), and step =
+// half / 127. `real` holds P between the two passes where P computes anything.
 //
 // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
-template <class P> void quantize_panel(const View* v, int64_t depth, Tile t, char* real, char* x, f32v* scale) {
+template <class P> void quantize_panel(const View* v, int64_t depth, Tile t, char* real, char* x, LaneRange& scale) {
   constexpr bool direct = is_direct<P>(0);
   constexpr uint32_t mask = (1u << (32 / GROUP)) - 1;
-  i32v largest[VECTORS];  // as the order of their bits, NaN above all
-  for (int r = 0; r < VECTORS; r++) largest[r] = splat(SMALLEST_BITS);
+  i32v high[VECTORS];  // as the order of their bits: NaN is above all in one of the two
+  u32v low[VECTORS];
+  for (int r = 0; r < VECTORS; r++) high[r] = i32v{}, low[r] = splat(0x80000000u);
   for (int64_t k = 0; k < depth; k++)
 #pragma unroll
     for (int r = 0; r < VECTORS; r++) {
       f32v y = P::value(v, k, r, t);
-      largest[r] = op_max((i32v)op_abs(y), largest[r]);
+      high[r] = op_max((i32v)y, high[r]);
+      low[r] = op_max((u32v)y, low[r]);
       if constexpr (!direct) memcpy(real + (k * VECTORS + r) * sizeof(y), &y, sizeof(y));
     }
-  f32v inverse[VECTORS];
+  f32v inverse[VECTORS], offset[VECTORS];
 #pragma unroll
   for (int r = 0; r < VECTORS; r++) {
-    inverse[r] = splat(127.0f) / (f32v)largest[r];
-    scale[r] = (f32v)largest[r] / splat(127.0f);
+    const f32v above = (f32v)high[r] * splat(0.5f), below = (f32v)low[r] * splat(0.5f);
+    const f32v half = op_max(splat(SMALLEST), above - below);
+    scale.middle[r] = above + below;
+    scale.step[r] = half / splat(127.0f);
+    inverse[r] = splat(127.0f) / half;
+    offset[r] = -(scale.middle[r] * inverse[r]);
   }
   auto bits = [&](int64_t k, int r) {
     f32v y;
@@ -36,7 +47,7 @@ template <class P> void quantize_panel(const View* v, int64_t depth, Tile t, cha
     } else {
       memcpy(&y, real + (k * VECTORS + r) * sizeof(y), sizeof(y));
     }
-    return (u32v)(op_min(y * inverse[r], splat(127.0f)) + splat(0x1.8p23f + ZERO_POINT));
+    return (u32v)(op_min(op_fma(y, inverse[r], offset[r]), splat(127.0f)) + splat(0x1.8p23f + ZERO_POINT));
   };
   // The words of GROUP neighbours from k on; what is left of a last one meets weights of 0.
   auto pack = [&](int64_t k, int64_t count) {
@@ -57,15 +68,13 @@ template <class P> void quantize_panel(const View* v, int64_t depth, Tile t, cha
 struct Eighths {
   typedef i32v Word;
   typedef i32v Sum;
-  struct Scale {
-    f32v of_lane[VECTORS];
-  };
-  static constexpr int group = GROUP, operands = 1;
+  typedef LaneRange Scale;
+  static constexpr int group = GROUP, operands = 2;
   static constexpr int64_t header_bytes = sizeof(Scale), block_bytes = CORRECTION * sizeof(int32_t);
   template <class P> static constexpr bool in_place = false;
   template <class P> static void fill(const View* v, int64_t depth, Tile t, char* panel, char* real) {
     Scale scale;
-    quantize_panel<P>(v, depth, t, real, panel + sizeof(scale), scale.of_lane);
+    quantize_panel<P>(v, depth, t, real, panel + sizeof(scale), scale);
     memcpy(panel, &scale, sizeof(scale));
   }
   static void header(const char* panel, Scale& scale) { memcpy(&scale, panel, sizeof(scale)); }
@@ -76,13 +85,14 @@ struct Eighths {
   }
   static i32v begin(const char* w, int n) { return CORRECTION ? splat(word(w, n)) : i32v{}; }
   static i32v dot(i32v sum, i32v x, const char* w, int n) { return ewm::dot(sum, x, word(w, n)); }
-  static f32v end(i32v sum, const Scale& scale, const View* weight_scales, int64_t n, int r) {
-    return to_f32(sum) * (scale.of_lane[r] * load_b<float>(weight_scales[0], n, 0));
+  static f32v end(i32v sum, const Scale& scale, const View* own, int64_t n, int r) {
+    const f32v product = to_f32(sum) * (scale.step[r] * load_b<float>(own[0], n, 0));
+    return op_fma(scale.middle[r], load_b<float>(own[1], n, 0), product);
   }
 };
 
-// dims [outer..., N, K]; operands: P's inputs (along K), packed i8 weights, their scales f32 (along N), E's (along N),
-// workspace. The workspace holds, for every index that shares the weights, scales [VECTORS] and a panel, then `real`.
+// dims [outer..., N, K]; operands: P's inputs (along K), packed i8 weights, their scales and column sums f32 (along N),
+// E's (along N), workspace. It holds, for every index that shares the weights, a LaneRange and a panel, then `real`.
 template <class P, class E>
 __attribute__((flatten)) void product_i8(const Call& c, const Operand* o, const Frame& f, Tile t) {
   multiply_blocks<Eighths, P, E>(c, o, f, t);

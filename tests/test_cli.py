@@ -70,7 +70,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --rate-hz fast", "'fast' is not a valid float"),
         ("build reference --seed -1", "-1 is not in the range x>=0"),
         ("build reference --bogus", "No such option"),
-        ("profile out --load disk", "'disk' is not one of 'cpu', 'memory'"),
+        ("profile out --load net", "'net' is not one of 'cpu', 'memory', 'disk', 'gpu'"),
         ("profile out --slo fast", "'fast' is not like 'p99=20ms'"),
         ("profile out --device me@board", "'me@board' is no device"),
         ("profile out --pin two", "'two' is not like '2', '2,3' or '2-5'"),

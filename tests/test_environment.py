@@ -160,6 +160,14 @@ def test_clocks_and_heat_before_during_and_after() -> None:
     assert found["throttled"] == [] and found["samples"] == 2
 
 
+def test_heat_and_clocks_over_a_long_run() -> None:
+    parts = [f"{clock(2_000_000 - i, 900, 50_000 + 100 * i)}== /proc/uptime\n{1000 + i}.5 9\n" for i in range(200)]
+    seen = measured(clock(1, 1, 1), samples(*parts), clock(1, 1, 1))["over_time"]
+    assert len(seen) == 50 and [each["s"] for each in seen[:3]] == [0, 4, 8]  # every fourth of 200: 60 at most
+    assert seen[1]["temperatures_c"] == {"cpu-thermal": 50.4} and seen[1]["clocks_hz"]["cpu"] == 1_999_996_000
+    assert measured("", samples("", ""), "")["over_time"] == []
+
+
 @pytest.mark.parametrize(
     ("during", "after", "seen"),
     [

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from edgewm import expr as e
-from edgewm import peaks
 from edgewm.build import build
 from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
@@ -38,18 +37,18 @@ Facts = dict
 
 @pytest.fixture
 def no_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nobody has probed this machine."""
-    monkeypatch.setattr(machine, "facts_file", lambda isa: tmp_path / f"{isa}.json")
+    """Nobody has probed any machine."""
+    monkeypatch.setattr(probe, "facts_file", lambda board, mode: tmp_path / f"{board.name}-{mode}-{board.isa}.json")
     return tmp_path
 
 
 @pytest.fixture
 def facts(no_facts: Path) -> Facts:
     """The reference's facts, as if this machine had been probed."""
-    isa = resolve("host")[0].isa
+    host, mode = resolve("host")
     made = {**machine.reference()["facts"]["avx2"], "kernels_sha256": probe.kernels_sha256()}
-    made["machine"] = {**made["machine"], "isa": isa}
-    (no_facts / f"{isa}.json").write_text(json.dumps(made))
+    made |= {"target": "host", "mode": mode.name, "machine": {**made["machine"], "isa": host.isa}}
+    probe.facts_file(host, mode.name).write_text(json.dumps(made))
     return made
 
 
@@ -144,8 +143,11 @@ def test_a_plan_is_the_sum_of_its_kernels() -> None:
     assert one["shares"] == pytest.approx({"vector": 2 / 3, "launch": 1 / 3})
     stepping = price_plan(counts, replace(plain(), step_ns=7.0), 1)
     assert stepping["plan_ms"]["point"] == pytest.approx(9 * 7e-6) and stepping["bound"] == "launch"
-    three = price_plan(counts, replace(plain(op=1.0), meet_ns=10.0, wake_ns=5.0, slowdown={3: 1.5}), 3)
-    assert three["plan_ms"]["point"] == pytest.approx((4 * 2 * 2 * 100 * 1.5 + 9 * 10 + 5) / 1e6)
+    team = replace(plain(op=1.0), step_ns=1.0, meet_ns=10.0, wake_ns=5.0, late_ns=20.0, slowdown={3: 1.5})
+    three = price_plan(counts, team, 3)
+    assert three["plan_ms"]["point"] == pytest.approx((4 * 2 * 2 * 100 * 1.5 + 4 * 10 + 5 * 1 + 5 + 20) / 1e6)
+    slow = price_plan(counts, replace(team, late_ns=1e9), 3)  # one thread is done before the others are awake
+    assert slow["plan_ms"]["point"] == pytest.approx((4 * 5 * 2 * 100 + 9 * 1 + 5) / 1e6)
 
 
 def test_weights_out_of_memory_bind_where_they_take_longer() -> None:
@@ -199,8 +201,8 @@ def test_a_plan_says_what_it_rests_on(facts: Facts, no_facts: Path) -> None:
     assert "advertised figures in 30W" in orin["provenance"][0] and "kernels reach on" in orin["provenance"][0]
     wide, narrow = (found["plan_ms"]["high"] / found["plan_ms"]["low"] for found in (orin, here))
     assert wide > narrow
-    isa = resolve("host")[0].isa
-    (no_facts / f"{isa}.json").write_text(json.dumps({**facts, "kernels_sha256": "of others"}))
+    host, mode = resolve("host")
+    probe.facts_file(host, mode.name).write_text(json.dumps({**facts, "kernels_sha256": "of others"}))
     assert "run `edgewm targets probe` again" in estimate(MODEL)["notes"][0]
 
 
@@ -213,6 +215,7 @@ def test_a_bundle_is_estimated_as_its_build_was(facts: Facts, tmp_path: Path) ->
     for options, message in (
         ({"precision": "fp32"}, "the bundle is in w8a8"),
         ({"target": "orin"}, "kernels, jetson_agx_orin_64gb runs neon"),
+        ({"planner": {"samples": 9}}, "--samples is for a MODEL, this is a bundle"),
     ):
         with pytest.raises(EdgewmError, match=message):
             estimate(str(tmp_path / "out"), **options)
@@ -230,6 +233,9 @@ def test_facts_of_another_machine(facts: Facts, tmp_path: Path) -> None:
     file.write_text(json.dumps({**facts, "machine": {**facts["machine"], "isa": "avx2"}}))
     with pytest.raises(EdgewmError, match="the facts are of avx2 kernels, jetson_agx_orin_64gb runs neon"):
         estimate(MODEL, target="orin", measured=file)
+    file.write_text(json.dumps({**facts, "schema_version": 0}))
+    with pytest.raises(EdgewmError, match="the facts are of version 0, this reads"):
+        estimate(MODEL, target="orin", measured=file)
 
 
 def test_nothing_known_is_nothing_said(no_facts: Path) -> None:
@@ -244,9 +250,25 @@ def test_nothing_known_is_nothing_said(no_facts: Path) -> None:
 def test_a_probed_machine_shows_what_was_measured(facts: Facts) -> None:
     host = resolve("host")[0]
     rows = {row.what: row for row in machine.with_measured(host).measured}
-    assert rows["products in f32, 1 thread"].value == pytest.approx(facts["peaks"]["1"]["fp32_gflops"], abs=0.1)
-    assert all(row.source == facts["source"] for row in rows.values())
+    assert rows["CPU: products in f32, 1 thread"].value == pytest.approx(facts["peaks"]["1"]["fp32_gflops"], abs=0.1)
+    assert rows["a sleeper wakes late, median"].unit == "us" and "CPU: 2 threads meet" in rows
+    assert all((row.source, row.mode) == (facts["source"], facts["mode"]) for row in rows.values())
     assert machine.with_measured(resolve("orin")[0]) == resolve("orin")[0]
+
+
+def test_a_probed_board_is_estimated_by_what_was_measured_in_that_mode(facts: Facts) -> None:
+    orin, maxn = resolve("orin", "MAXN")
+    own = {**facts, "target": orin.name, "mode": maxn.name, "machine": {**facts["machine"], "isa": orin.isa}}
+    probe.keep({**own, "source": "measured there"})
+    assert estimate(MODEL, target="orin", mode="MAXN")["provenance"] == ["measured there"]
+    assert "advertised figures" in estimate(MODEL, target="orin", mode="30W")["provenance"][0]
+    added = machine.with_measured(orin).measured[len(orin.measured) :]
+    assert added and {row.mode for row in added} == {"MAXN"}
+
+
+def test_the_reference_has_a_price_for_every_count() -> None:
+    for facts in machine.reference()["facts"].values():
+        assert facts["costs_ns"].keys() == COUNTS.keys()
 
 
 def test_prices_are_carried_by_peaks() -> None:
@@ -263,30 +285,6 @@ def test_every_board_with_known_clocks_has_prices(name: str) -> None:
         known = mode.cpu_mhz and mode.cpu_cores and mode.dram_gbps and board.cpu.flop_per_clock.fp32
         assert (found is not None) == bool(known)
         assert found is None or all(0 <= ns < 1e5 for ns in found.costs_ns.values())
-
-
-def test_a_probe_finds_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of few specimens, looked at once: whether they are good is for benchmarks/estimate.py."""
-    folds = specimens()
-    folds = folds.with_(entries={"folds": folds.entries["folds"]})
-    monkeypatch.setattr(probe, "specimens", lambda precision: folds)
-    monkeypatch.setattr(probe, "NAMED", ("fp32",))
-    monkeypatch.setattr(probe, "ENTRY_S", 0.0)
-    monkeypatch.setattr(probe, "MEETINGS", 2)
-    monkeypatch.setattr(probe, "WAKE_UPS", 3)
-    monkeypatch.setattr(probe, "measure_peaks", lambda threads, isa: {
-        "fp32_gflops": 100.0 * threads, "bf16_gflops": 200.0, "int8_gops": 400.0, "dram_gbps": 20.0,
-    })  # fmt: skip
-    found = probe.probe(threads=2)
-    assert json.loads(json.dumps(found)) == found and "edgewm targets probe" in found["source"]
-    assert all(math.isfinite(ns) and ns >= 0 for ns in found["costs_ns"].values())
-    assert found["costs_ns"]["fma_f32"] >= 2 * probe.LANES / 100.0
-    assert found["threads"]["slowdown"] == {"2": 1.0}
-    assert all(found["threads"][name] >= 0 for name in ("step_ns", "meet_ns", "wake_ns"))
-    kept = probe.keep(found, tmp_path / "new" / "facts.json")
-    assert machine.of_facts(machine.read_facts(kept, resolve("host")[0])).notes == ()
-    with pytest.raises(EdgewmError, match="cannot write measured facts"):
-        probe.keep(found, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- networks on a GPU
@@ -387,7 +385,10 @@ def test_a_frameworks_graph_takes_longer_than_fused_kernels() -> None:
         ("shape:vit-b-16", {"runtime": "eager"}, "run eager, a stack is bound by launches", "fused or graph"),
         ("shape:vit-b-16", {"mode": "60W"}, "has no power mode '60W'", "MAXN"),
         ("shape:vit-b-16", {"target": "thor", "mode": None}, "clocks in 120W are not known", "use MAXN"),
-        ("shape:vit-b-16", {"target": "host", "mode": None}, "host has no GPU", "give a MODEL or a bundle"),
+        ("shape:vit-b-16", {"target": "host", "mode": None}, "host has no GPU", "for example --target orin"),
+        ("shape:vit-b-16", {"threads": 2}, "--threads is for a plan on a CPU", "leave --threads out"),
+        ("shape:vit-b-16", {"planner": {"samples": 9}}, "--samples is for a plan on a CPU", "leave --samples out"),
+        (MODEL, {"runtime": "graph"}, "--runtime is for a network on a GPU", "leave --runtime out"),
         ("shape:vit-b-16", {"precision": "fp8"}, "jetson_agx_orin_64gb has no fp8", "fp32, fp16, bf16, int8, int4"),
         ("shape:vit-b-16", {"precision": "fp7"}, "no estimate in precision 'fp7'", "fp32, fp16"),
         ("shape:vit-b-61", {}, "no shape is named 'vit-b-61'", "did you mean vit-b-16"),
@@ -407,6 +408,22 @@ def test_outside_is_said_where_a_figure_is_asked_for_anyway() -> None:
     found = estimate("shape:efficientvit-sam", target="orin", mode="MAXN", anyway=True)
     assert "convolutions, and no row is of one" in found["outside"][0]
     assert estimate("shape:vit-b-16", target="orin", mode="MAXN", anyway=True)["outside"] == []
+
+
+def test_products_that_stand_for_convolutions_are_outside_too() -> None:
+    found = estimate("shape:resnet-50", target="orin", mode="MAXN")
+    assert "of resnet-50-products is convolutions" in found["outside"][0]
+    assert estimate("shape:dinov2-b", target="orin", mode="MAXN")["outside"] == []  # its patches do not overlap
+
+
+def test_a_format_that_nobody_published_is_said() -> None:
+    def notes(target: str, precision: str) -> list[str]:
+        return [n for n in estimate("shape:vit-b-16", target=target, mode="MAXN", precision=precision)["notes"]
+                if "is published" in n]  # fmt: skip
+
+    assert "no product in fp4 is published of Blackwell iGPU" in notes("thor", "fp4")[0]
+    assert "as bf16 and int8 do" in notes("orin", "fp32")[0]
+    assert notes("orin", "fp16") == notes("orin", "int8") == notes("thor", "fp8") == []
 
 
 # --------------------------------------------------------------------------------------- where fractions are from
@@ -527,8 +544,3 @@ def test_an_onnx_file_without_sizes_or_products(tmp_path: Path) -> None:
 
 def test_a_network_of_nothing_known() -> None:
     assert Network("n", (Kernel("r", "rows", 4, 1, 4),), "s").flops == 0
-
-
-def test_reads_of_caches_are_of_loops_that_run() -> None:
-    found = peaks.measure_caches()
-    assert set(found) <= {"l1d_gbps", "l2_gbps", "l3_gbps"} and all(0 < gbps < 4000 for gbps in found.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import programs
 import pytest
@@ -45,7 +47,8 @@ def test_the_reference_matches_itself() -> None:
     for family, leaves in (("attention", (DOT, V)), ("product_i8", quantized_leaves())):
         root = load(family).reference(*leaves)
         bound = match(family, root)
-        assert bound is not None and tuple(bound.values()) == leaves
+        names = inspect.signature(load(family).reference).parameters
+        assert bound is not None and tuple(bound[name] for name in names) == leaves
 
 
 SCORES = {
@@ -128,52 +131,60 @@ def test_keys_and_values_are_stored_not_computed_again() -> None:
 # ---------------------------------------------------------------------------------------------- eight bits
 
 
-def quantized_leaves(name: str = "w") -> tuple[Node, Node, Node]:
-    return e.input("x", (3, 5)), e.weight(f"{name}/i8", (5, 7), "i8"), e.weight(f"{name}/scale", (1, 7))
+def quantized_leaves(name: str = "w") -> tuple[Node, Node, Node, Node]:
+    scale, total = e.weight(f"{name}/scale", (1, 7)), e.weight(f"{name}/sum", (1, 7))
+    return e.input("x", (3, 5)), e.weight(f"{name}/i8", (5, 7), "i8"), scale, total
 
 
 SMALLEST = load("product_i8").SMALLEST
 
 
-def largest_of(x: Node, axis: int = -1, smallest: int = SMALLEST) -> Node:
-    return e.bitcast(e.maximum(e.reduce_max(e.bitcast(e.absolute(x), "i32"), axis), smallest), "f32")
+def half_range(x: Node, axis: int = -1, smallest: float = SMALLEST) -> tuple[Node, Node]:
+    """Of each row: its middle and half its width."""
+    high = e.bitcast(e.maximum(e.reduce_max(e.bitcast(x, "i32"), axis), 0), "f32")
+    low = e.bitcast(e.maximum(e.reduce_max(e.bitcast(x, "u32"), axis), 1 << 31), "f32")
+    high, low = e.mul(high, 0.5), e.mul(low, 0.5)
+    return e.add(high, low), e.maximum(smallest, e.sub(high, low))
 
 
-def quantized_product(steps: float = 127.0, smallest: int = SMALLEST, axis: int = -1) -> Node:
+def quantized_product(steps: float = 127.0, smallest: float = SMALLEST, axis: int = -1) -> Node:
     """The reference of `product_i8` with one constant or axis changed."""
-    x, w, t = quantized_leaves()
-    largest = largest_of(x, axis, smallest)
-    q = e.rint(e.minimum(e.mul(x, e.div(steps, largest)), 127.0))
+    x, w, t, c = quantized_leaves()
+    middle, half = half_range(x, axis, smallest)
+    inverse = e.div(steps, half)
+    q = e.rint(e.minimum(e.fma(x, inverse, e.neg(e.mul(middle, inverse))), 127.0))
     total = e.cast(e.matmul(e.cast(q, "i8"), w), "f32")
-    return e.mul(total, e.mul(e.div(largest if axis == -1 else e.reduce_max(largest, 1), 127.0), t))
+    if axis != -1:
+        middle, half = e.reduce_max(middle, 1), e.reduce_max(half, 1)
+    return e.fma(middle, c, e.mul(total, e.mul(e.div(half, 127.0), t)))
 
 
 def test_an_integer_product_is_one_kernel_with_its_neighbours() -> None:
-    x, w, t = quantized_leaves()
-    y = e.gelu(e.add(load("product_i8").reference(e.mul(x, 0.5), w, t), e.weight("b", (7,))))
+    x, *held = quantized_leaves()
+    y = e.gelu(e.add(load("product_i8").reference(e.mul(x, 0.5), *held), e.weight("b", (7,))))
     assert families(fused({"y": y})) == ["product_i8"]
 
 
 def test_an_integer_product_with_one_thing_changed_is_none() -> None:
     assert match("product_i8", quantized_product()) is not None
-    others = ({"steps": 126.0}, {"smallest": SMALLEST + 1}, {"axis": 0})
+    others = ({"steps": 126.0}, {"smallest": 2 * SMALLEST}, {"axis": 0})
     for changed in (quantized_product(**other) for other in others):
         assert match("product_i8", changed) is None
 
 
 def test_rows_that_two_integer_products_share_are_quantized_in_both() -> None:
     reference = load("product_i8").reference
-    x, w, t = quantized_leaves()
-    _, w2, t2 = quantized_leaves("w2")
-    found = fused({"a": reference(x, w, t), "b": reference(x, w2, t2)})
+    x, *held = quantized_leaves()
+    _, *others = quantized_leaves("w2")
+    found = fused({"a": reference(x, *held), "b": reference(x, *others)})
     assert families(found) == ["product_i8", "product_i8"]
 
 
 def test_a_rows_scale_that_is_also_a_result_is_computed_for_itself() -> None:
-    x, w, t = quantized_leaves()
-    root = load("product_i8").reference(x, w, t)
-    found = fused({"y": root, "scale": e.div(largest_of(x), 127.0)})
-    assert families(found) == ["map", "product_i8", "reduce"]
+    x, *held = quantized_leaves()
+    root = load("product_i8").reference(x, *held)
+    found = fused({"y": root, "scale": e.div(half_range(x)[1], 127.0)})
+    assert families(found) == ["map", "product_i8", "reduce", "reduce"]
 
 
 # ---------------------------------------------------------------------------------------------- neighbours

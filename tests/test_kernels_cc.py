@@ -52,7 +52,8 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
     x[0, 0, 0] = 0.0
     if integer:
         w = rng.integers(-127, 128, (batch, k, n)).astype(np.int8)
-        scales = (rng.random((batch, n)) * 0.01 + 1e-4).astype(np.float32)
+        scales = ((rng.random((batch, n)) * 0.01 + 1e-4) * rng.choice((-1, 1), (batch, n))).astype(np.float32)
+        sums = w.sum(1, dtype=np.int32).astype(np.float32) * scales
     else:
         w = numbers(rng, batch, k, n)
     inputs = {"x": x, "w": w[:, None]}
@@ -63,8 +64,8 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
         value = e.add(e.mul(e.mul(e.sub(value, leaf("mean", inputs["mean"])), leaf("rstd", inputs["rstd"])),
                             leaf("gamma", inputs["gamma"])), leaf("beta", inputs["beta"]))  # fmt: skip
     if integer:
-        inputs["t"] = scales[:, None, None]
-        y = load("product_i8").reference(value, leaf("w", inputs["w"]), leaf("t", inputs["t"]))
+        inputs |= {"t": scales[:, None, None], "c": sums[:, None, None]}
+        y = load("product_i8").reference(value, *(leaf(name, inputs[name]) for name in "wtc"))
     else:
         y = e.matmul(value, leaf("w", inputs["w"]))
 
@@ -77,6 +78,7 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
     case.weights(packed, "i8" if integer else "f32", "a" if batch > 1 else "")
     if integer:
         case.put(scales, "an")
+        case.put(sums, "an")
     if prologue == "gathered":
         residual = inputs["residual"] = numbers(rng, batch, outer, lanes, n)
         case.put(residual, "abln")
@@ -115,20 +117,23 @@ def test_int8_rows_that_are_hard_to_round(machine: tuple[str, list[str]]) -> Non
         [1.0, np.inf, -2.0, 3.0, 0.0, -0.0, 5.0, 6.0],
         [1.0, np.nan, -2.0, 3.0, 0.0, -0.0, 5.0, 6.0],
         [np.nan, 1.0, -2.0, 3.0, 0.0, -0.0, 5.0, 6.0],
+        [1.0, -np.nan, -2.0, 3.0, 0.0, -0.0, 5.0, 6.0],
+        [-126.0, 0.5, 1.5, 2.5, 126.0, -1.5, -125.5, 62.5],
+        [-254.0, -0.5, -1.5, -2.5, -100.5, -1.0, -126.5, -63.5],
     ]
     x = np.asarray(rows, np.float32)[None, None]
     w = np.eye(8, dtype=np.int8)
-    t, bias = np.ones(8, np.float32), np.full(8, 200.0, np.float32)
-    y = load("product_i8").reference(e.input("x", x.shape), e.input("w", w.shape, "i8"), e.input("t", t.shape))
+    t, c, bias = np.ones(8, np.float32), np.ones(8, np.float32), np.full(8, 200.0, np.float32)
+    y = load("product_i8").reference(leaf("x", x), leaf("w", w), leaf("t", t), leaf("c", c))
     y = e.maximum(e.add(y, 200.0), 0.0)
     case = Case(isa, "product_i8 plain", "abnk", (1, 1, 8, 8), len(rows))
     case.put(x, "ablk")
     case.weights(P.pack_i8(w, isa), "i8")
-    case.put(t, "n")
-    case.put(bias, "n")
-    case.expect(np.where(np.isnan(value := canonical(y, x=x, w=w, t=t)), 0, value), "abln")
+    for values in (t, c, bias):
+        case.put(values, "n")
+    case.expect(np.where(np.isnan(value := canonical(y, x=x, w=w, t=t, c=c)), 0, value), "abln")
     case.workspace(P.workspace_i8_bytes((1, 1), 8, isa))
-    finite = [0, 1]
+    finite = [0, 1, 6, 7]
     got = case.results(answers(command, [case])[0])[0]
     assert got[..., finite, :].tobytes() == case.expected[0][..., finite, :].tobytes()
     assert np.array_equal(np.where(np.isnan(got), 0, got), case.expected[0])
@@ -323,12 +328,18 @@ PLANTED = {
     ),
     "scales one by one": (
         "product_i8.cc",
-        "(scale.of_lane[r] * load_b<float>(weight_scales[0], n, 0))",
-        "scale.of_lane[r] * load_b<float>(weight_scales[0], n, 0)",
+        "(scale.step[r] * load_b<float>(own[0], n, 0))", "scale.step[r] * load_b<float>(own[0], n, 0)",
     ),
-    "another division": ("product_i8.cc", "127.0f) / (f32v)largest[r];\n", "1.0f) / ((f32v)largest[r] / 127.0f);\n"),
+    "the middle unfused": (
+        "product_i8.cc",
+        "op_fma(scale.middle[r], load_b<float>(own[1], n, 0), product)",
+        "(scale.middle[r] * load_b<float>(own[1], n, 0)) + product",
+    ),
+    "a row's range without 0": ("product_i8.cc", "high[r] = i32v{}, low[r]", "high[r] = splat(INT32_MIN), low[r]"),
+    "another division": ("product_i8.cc", "127.0f) / half;\n", "1.0f) / (half / 127.0f);\n"),
     "rounding half up": (
-        "product_i8.cc", "op_min(y * inverse[r], splat(127.0f)) +", "op_floor(y * inverse[r] + splat(0.5f)) +",
+        "product_i8.cc", "op_min(op_fma(y, inverse[r], offset[r]), splat(127.0f)) +",
+        "op_floor(op_fma(y, inverse[r], offset[r]) + splat(0.5f)) +",
     ),
     "softmax by division": ("attention.cc", "return x * sum[r];", "return x / (splat(1.0f) / sum[r]);"),
     "ties by higher index": ("topk.cc", "(rank == last && ties-- <= 0)", "(rank == last && --ties > 0)"),
@@ -360,14 +371,15 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     ties = Case(isa, "topk", "sk", (5, 2), 1)
     ties.put(np.zeros(5, np.float32), "s")
     ties.expect(np.asarray([0, 1], np.int32), "k")
-    x = np.asarray([[127.0, 0.5], near_tie()], np.float32)
-    halves = Case(isa, "product_i8 plain", "abnk", (1, 1, 2, 2), 2)
-    halves.put(x.reshape(1, 1, 2, 2), "ablk")
-    halves.weights(P.pack_i8(np.eye(2, dtype=np.int8), isa), "i8")
-    halves.put(np.ones(2, np.float32), "n")
-    halves.put(np.zeros(2, np.float32), "n")
-    y = load("product_i8").reference(leaf("x", x), e.input("w", (2, 2), "i8"), e.input("t", (2,)))
-    y = canonical(y, x=x, w=np.eye(2, dtype=np.int8), t=np.ones(2, np.float32))
-    halves.expect(y.reshape(1, 1, 2, 2), "abln")
-    halves.workspace(P.workspace_i8_bytes((1, 1), 2, isa))
+    top, half = near_tie()
+    x = np.asarray([[127.0, 0.5, -127.0], [top, half, -top], [-9.0, -5.0, -1.0]], np.float32)
+    eye, one = np.eye(3, dtype=np.int8), np.ones(3, np.float32)
+    halves = Case(isa, "product_i8 plain", "abnk", (1, 1, 3, 3), 3)
+    halves.put(x[None, None], "ablk")
+    halves.weights(P.pack_i8(eye, isa), "i8")
+    for values in (one, one, 10 * one):
+        halves.put(values, "n")
+    y = load("product_i8").reference(leaf("x", x), leaf("w", eye), leaf("t", one), leaf("c", one))
+    halves.expect(np.maximum(canonical(e.add(y, 10.0), x=x, w=eye, t=one, c=one), 0)[None, None], "abln")
+    halves.workspace(P.workspace_i8_bytes((1, 1), 3, isa))
     assert differences(command, [*cases, ties, halves]) != []

@@ -93,9 +93,29 @@ def test_the_measured_latency_is_that_of_these_very_bytes(tmp_path):
     found = {"bundle_sha256": "abc", "profile": {"histograms": {"plan_ms": [[30.0, 5], [40.0, 1]]}}}
     (tmp_path / "report.json").write_text(json.dumps(found))
     (measured,) = latency.latencies(["measured"], tmp_path, "abc")
-    assert measured == latency.Latency("measured", (30.0, 40.0), (5.0, 1.0))
+    assert measured == latency.Latency("measured", (30.0, 40.0), (5.0, 1.0), True)
     with pytest.raises(EdgewmError, match="no profile of this bundle"):
         latency.latencies(["measured"], tmp_path, "another")
+
+
+def test_latencies_of_files_and_of_the_estimate(tmp_path, monkeypatch):
+    file = tmp_path / "board.json"
+    file.write_text(json.dumps({"plan_ms": {"p50": 30.0}, "histograms": {"plan_ms": [[30.0, 5], [40.0, 1]]}}))
+    assert latency.latencies([str(file)], tmp_path, "") == [latency.Latency("measured", (30.0, 40.0), (5.0, 1.0), True)]
+    band = {"plan_ms": {"point": 20.0, "low": 15.0, "high": 30.0}}
+    file.write_text(json.dumps(band))
+    monkeypatch.setattr("edgewm.estimate.verb.estimate", lambda subject: band)
+    for word in (str(file), "estimated"):
+        found = latency.latencies([word, "5"], tmp_path, "")
+        assert [(f.name, f.median_ms, f.is_gated) for f in found] == [
+            ("estimated, low", 15.0, False), ("estimated", 20.0, False), ("estimated, high", 30.0, True),
+            ("5 ms", 5.0, False),
+        ]  # fmt: skip
+    for text in ("[1]", "{", '{"plan_ms": {"p50": 3}}', '{"plan_ms": {"point": 1, "low": "?", "high": 2}}'):
+        file.write_text(text)
+        with pytest.raises(EdgewmError, match="no time of a plan in it") as fault:
+            latency.latencies([str(file)], tmp_path, "")
+        assert "edgewm estimate --json" in fault.value.fix
 
 
 # ------------------------------------------------------------------------------------------------ the full model's loop
@@ -155,6 +175,10 @@ class Countdown:
 
     max_steps, period_s = 40, 0.05
 
+    @property
+    def family(self) -> str:
+        return "patient" if self.patience > 2 else "hasty"
+
     def __init__(self, patience: int):
         self.patience, self.lost, self.moved, self.success = patience, 0, 0, False
 
@@ -178,20 +202,63 @@ def loop(preset=gates.DEFAULT) -> loops.Loop:
     return loops.Loop(subjects, manifest(), None, [0], preset, 0, quiet, str)
 
 
-def test_success_falls_with_latency_and_the_break_even_lies_between(monkeypatch):
-    made = loop()
-    monkeypatch.setattr(loops.Loop, "with_compressed", loops.Loop.with_full)  # the bundle is the full model here
+@pytest.fixture
+def alike(monkeypatch):
+    """The bundle is the full model here."""
+    monkeypatch.setattr(loops.Loop, "with_compressed", loops.Loop.with_full)
     monkeypatch.setattr(loops.Loop, "noise", lambda self, seed, plan: noise(plan))
 
-    def make(seed: int) -> Countdown:
-        return Countdown(patience=seed % 5)
 
-    late = [latency.Latency(name, (ms,), (1.0,)) for name, ms in (("100 ms", 100.0), ("measured", 150.0), ("1", 400.0))]
-    figures, rows = loops.by_latency(made, make, late, 40)
+def patient(seed: int) -> Countdown:
+    return Countdown(patience=seed % 5)
+
+
+def by_latency(late, episodes: int, preset=gates.DEFAULT):
+    made = loop(preset)
+    return loops.by_latency(made, patient, made.pair(patient), late, episodes)
+
+
+def test_success_falls_with_latency_and_the_break_even_lies_between(alike):
+    late = [
+        latency.Latency(name, (ms,), (1.0,), name == "measured")
+        for name, ms in (("100 ms", 100.0), ("measured", 150.0), ("1", 400.0))
+    ]
+    figures, rows = by_latency(late, 40)
     rates = [p["compressed"]["successes"] / p["compressed"]["episodes"] for p in figures["points"]]
     assert [p["ms"] for p in figures["points"]] == [0.0, 100.0, 150.0, 400.0]
     assert rates[0] == 1.0 > rates[1] > rates[2] > rates[3] == 0.0
-    assert 0 < figures["break_even_ms"] < 100 and rows[0]["name"] == "late_loss" and rows[0]["passed"] is False
+    edge = figures["break_even_ms"]
+    assert 0 < edge < 100 and rows[0]["name"] == "late_loss" and rows[0]["passed"] is False
+    assert figures["break_even_periods"] == edge / 50 and figures["fastest_rate_hz"] == 20 * edge / 150
+
+
+@pytest.mark.parametrize("episodes", [30, 200])
+def test_the_verdict_on_the_late_plans_takes_as_many_episodes_as_it_needs(alike, monkeypatch, episodes):
+    monkeypatch.setattr(loops, "CURVE_EPISODES", 6)
+    in_time = [latency.Latency("estimated, high", (1e-3,), (1.0,), True), latency.Latency("9 ms", (9.0,), (1.0,))]
+    made = loop()
+
+    def always(seed: int) -> Countdown:
+        return Countdown(patience=9)
+
+    figures, rows = loops.by_latency(made, always, made.pair(always), in_time, episodes)
+    assert [p["full"]["episodes"] for p in figures["points"]] == [6, 6, 6] and figures["gated"] == "estimated, high"
+    assert figures["break_even_ms"] is None is figures["fastest_rate_hz"]
+    played = figures["late"]["full"]["episodes"]
+    assert (rows[0]["passed"], played) == (None, 30) if episodes == 30 else rows[0]["passed"] is True and played < 60
+
+
+def test_no_verdict_on_latencies_that_are_nobodys(alike):
+    figures, rows = by_latency([latency.Latency("100 ms", (100.0,), (1.0,))], 5)
+    assert rows == [] and len(figures["points"]) == 2
+
+
+def test_success_is_counted_by_family_of_tasks(alike):
+    figures, _ = loops.closed_loop(loop(), SimpleNamespace(make=patient, shifts=None), 12, False, ())
+    families = figures["closed_loop"]["families"]
+    assert families.keys() == {"patient", "hasty"}
+    assert sum(f["full"]["episodes"] for f in families.values()) == figures["closed_loop"]["full"]["episodes"]
+    assert loops.family_of(lambda seed: SimpleNamespace(reset=seen), 0) is None
 
 
 @pytest.mark.parametrize(
@@ -205,10 +272,8 @@ def test_break_even_is_interpolated(rates, expected):
     assert latency.break_even(points, 0.1) == (None if expected is None else pytest.approx(expected))
 
 
-def test_shifted_scenes_take_turns_and_are_counted_apart(monkeypatch):
+def test_shifted_scenes_take_turns_and_are_counted_apart(alike):
     made = loop(gates.NAMED["explore"])
-    monkeypatch.setattr(loops.Loop, "with_compressed", loops.Loop.with_full)
-    monkeypatch.setattr(loops.Loop, "noise", lambda self, seed, plan: noise(plan))
     patience = {"near": 9, "far": -1}
     shifts = {n: SimpleNamespace(make=lambda seed, p=p: Countdown(p)) for n, p in patience.items()}
     source = SimpleNamespace(make=lambda seed: Countdown(9), shifts=lambda: shifts)
@@ -220,6 +285,7 @@ def test_shifted_scenes_take_turns_and_are_counted_apart(monkeypatch):
     assert near["successes"] == near["episodes"] > 0 == far["successes"]
     assert [(r["name"], r["passed"]) for r in rows] == [("closed_loop_loss", True), ("shifted_loss", True)]
     assert "closed loop: " in told[0] and "30 pairs of episodes, shifted scenes" in told[0]
+    assert "passes where a loss of 20 points is excluded with 95 % confidence" in told[0]
     assert abs(near["episodes"] - far["episodes"]) <= 1
 
 

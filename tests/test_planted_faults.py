@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,15 +22,17 @@ from tiny import ACTION, PLANNER
 from torch_world.models import LeWM
 from torch_world.nn import CLSEncoder
 
-from edgewm.judge import gates
-from edgewm.judge.sides import upstream
+from edgewm.binding import Runtime
+from edgewm.errors import EdgewmError
+from edgewm.judge import exact, gates
+from edgewm.judge.sides import compiled, upstream
 from edgewm.judge.sources import Source
 from edgewm.models import Model, torch_world
 
 FAULTS = (
     "one layer's weights twice too large", "an encoder of another training run", "axes of the action swapped",
     "a stale row of keys and values", "a candidate leaks into the others", "the same noise in every plan",
-    "integers that wrap round",
+    "integers that wrap round", "no causal mask",
 )  # fmt: skip
 
 
@@ -47,7 +52,8 @@ def lewm() -> Model:
     sizes = {"embed_dim": 16, "history": 3, "depth": 3, "num_heads": 2, "head_dim": 16, "mlp_dim": 66, "proj_dim": 68}
     module = seeded(LeWM(encoder, action_dim=4, dropout=0.0, **sizes))
     pixels = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
-    return torch_world.lewm(module, (16, 16), 4, PLANNER, ACTION, **pixels, rate_hz=50.0)
+    made = torch_world.lewm(module, (16, 16), 4, PLANNER, ACTION, **pixels, rate_hz=50.0)
+    return replace(made, files={"weights": "0" * 64})
 
 
 def picture(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -83,7 +89,7 @@ def rows_of(bench, builder, full, make) -> dict:
 
 def test_a_good_build_passes(bench, builder, full) -> None:
     found = rows_of(bench, builder, full, lambda out: builder.good({}, "fp32", out))
-    assert found["refused"] is False, found
+    assert found["refused"] is False and found["values"]["exact_costs"] < 1, found
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -93,13 +99,50 @@ def test_a_planted_fault_is_refused(bench, builder, full, name) -> None:
     assert found["refused"] is True, found
 
 
+def test_an_fp32_build_is_exact_but_for_rounding_and_a_little_more_is_told(bench, builder, full) -> None:
+    """A fault too small for any other gate: one bias off by a thousandth of its size."""
+    little = bench.faults.Fault("a little", "captured", bench.faults.weights(
+        pred_proj__3__bias=lambda w: w * 1.001))  # fmt: skip
+    planner = builder.model.planner
+    rows = {}
+    for name, make in (("good", lambda out: builder.good({}, "fp32", out)), ("off", partial(builder.faulty, little))):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "out"
+            make(folder)
+            with Runtime(folder) as runtime:
+                side = compiled(runtime, builder.model, planner)
+                _, (rows[name],) = exact.run(builder.model, planner, full, side, contexts(2, 3), 0)
+    assert rows["good"]["passed"] is True and 0 < rows["good"]["value"] < 1
+    assert rows["off"]["passed"] is False
+
+
+def test_a_student_is_not_asked_for_its_teachers_very_costs(bench, builder, full) -> None:
+    """Other files, so another model: fp32 promises nothing about these costs."""
+    teacher = SimpleNamespace(**{**vars(builder), "model": replace(builder.model, files={"weights": "1" * 64})})
+
+    def judge(out: Path) -> list[dict]:
+        return bench.mutants.judged(out, teacher, full, SOURCE, 0, gates.DEFAULT)
+
+    found = bench.mutants.refusal(lambda out: builder.good({}, "fp32", out), judge)
+    assert found["refused"] is False and "exact_costs" not in found["values"]
+
+
 def test_there_are_enough_faults_and_each_has_a_name_of_its_own(bench) -> None:
     names = [f.name for f in bench.faults.FAULTS]
     assert len(names) == len(set(names)) >= 24
 
 
 def test_a_bundle_that_does_not_run_is_refused(bench, builder, full) -> None:
+    def cut(out: Path) -> None:
+        builder.good({}, "fp32", out)
+        (out / "model.ewm").write_bytes((out / "model.ewm").read_bytes()[:-64])
+
+    found = rows_of(bench, builder, full, cut)
+    assert found["refused"] is True and "does not run" in found["by"]
+
+
+def test_what_cannot_be_built_is_no_judgement(bench, builder, full) -> None:
     nothing = bench.faults.Fault("not a number", "captured", bench.faults.weights(
         pred_proj__3__bias=lambda w: np.full_like(w, np.nan)))  # fmt: skip
-    found = rows_of(bench, builder, full, lambda out: builder.faulty(nothing, out))
-    assert found["refused"] is True and "does not run" in found["by"]
+    with pytest.raises(EdgewmError):
+        rows_of(bench, builder, full, lambda out: builder.faulty(nothing, out))

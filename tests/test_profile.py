@@ -7,11 +7,13 @@ import json
 import platform
 import stat
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgewm import clock, findings, loads, phases
 from edgewm import format as ewm_format
 from edgewm import profile as verb
 from edgewm.device import Place
@@ -51,7 +53,7 @@ def tick(late_ns, plan_ns=(), age_ns=(), misses=0, **more) -> dict:
 
 def test_the_fields_of_the_interface():
     rng = np.random.default_rng(0)
-    found = verb.summarise(
+    found = clock.summarise(
         tick(rng.lognormal(11, 0.5, 5000), rng.lognormal(16, 0.1, 5000), rng.lognormal(17, 0.1, 5000))
     )
     for key in ("act_late_ms", "plan_ms", "plan_age_ms"):
@@ -66,7 +68,7 @@ def test_bounds_lie_above_the_truth_and_close_to_it():
     rng, misses = np.random.default_rng(1), 0
     truth = float(np.exp(13 + 0.5 * 2.3263478740408408)) / 1e6
     for _ in range(60):
-        found = verb.summarise(tick(rng.lognormal(13, 0.5, 1000)))["act_late_ms"]["p99"]
+        found = clock.summarise(tick(rng.lognormal(13, 0.5, 1000)))["act_late_ms"]["p99"]
         misses += found < truth
         assert found < 2 * truth
     assert misses <= 8  # of 60 at a nominal 3
@@ -77,15 +79,15 @@ def test_bounds_lie_above_the_truth_and_close_to_it():
     [(5, {"p50"}), (298, {"p50"}), (299, {"p50", "p99"}), (2994, {"p50", "p99"}), (2995, {"p50", "p99", "p999"})],
 )
 def test_a_quantile_is_withheld_below_the_samples_it_needs(n, printed):
-    found = verb.summarise(tick(np.full(n, MILLI)))
-    assert {k for k in verb.QUANTILES if found["act_late_ms"][k] is not None} == printed
-    for key in set(verb.QUANTILES) - printed:
+    found = clock.summarise(tick(np.full(n, MILLI)))
+    assert {k for k in clock.QUANTILES if found["act_late_ms"][k] is not None} == printed
+    for key in set(clock.QUANTILES) - printed:
         note = found["withheld"][f"act_late_ms.{key}"]
         assert note["samples"] == n and note["needs"] in (299, 2995)
 
 
 def test_no_samples_at_all():
-    found = verb.summarise(tick([MILLI] * 10))
+    found = clock.summarise(tick([MILLI] * 10))
     assert found["plan_ms"] == dict.fromkeys(("p50", "p99", "p999", "max"))
     assert found["withheld"]["plan_ms.p50"]["needs"] == 5
 
@@ -95,19 +97,19 @@ def test_a_stall_counts_against_every_period_it_delays():
     late = [50_000] * n
     for k in range(100):  # one stall of 100 ms
         late[5000 + k] = (100 - k) * period
-    found = verb.summarise(tick(late, misses=sum(v >= period for v in late)))
+    found = clock.summarise(tick(late, misses=sum(v >= period for v in late)))
     assert found["misses"] == 100 and found["act_late_ms"]["p999"] > 80 and found["act_late_ms"]["max"] == 100.0
     naive = [50_000] * n
     naive[5000] = 100 * period  # control: one execution time
-    assert verb.summarise(tick(naive))["act_late_ms"]["p999"] < 0.1
+    assert clock.summarise(tick(naive))["act_late_ms"]["p999"] < 0.1
 
 
 def test_a_kept_series_that_repeats_itself_is_worth_less():
     values = np.repeat(np.random.default_rng(2).lognormal(12, 1, 400), 10)
     one = tick(values)
     one["act_late_ns"]["series"] = values.tolist()
-    found = verb.summarise(one)
-    assert verb.summarise(tick(values))["act_late_ms"]["p999"] is not None
+    found = clock.summarise(one)
+    assert clock.summarise(tick(values))["act_late_ms"]["p999"] is not None
     assert found["act_late_ms"]["p999"] is None and found["independence"] == "measured"
     assert found["withheld"]["act_late_ms.p999"]["worth"] < 1000
     assert found["miss_rate_upper"] > 3 / 2000
@@ -119,9 +121,9 @@ def test_shares_by_kernel():
         {"call": 1, "kernel": "map", "ns": 10},
         {"call": 2, "kernel": "product", "ns": 10},
     ]
-    found = verb.stages(tick([1], calls=calls, steps=[{"step": 0, "ns": 100}]))
+    found = clock.kernel_shares(tick([1], calls=calls, steps=[{"step": 0, "ns": 100}]))
     assert list(found.items()) == [("product", 0.7), ("barriers", 0.2), ("map", 0.1)]
-    assert verb.stages(tick([1])) == {}
+    assert clock.kernel_shares(tick([1])) == {}
 
 
 def test_slo():
@@ -133,21 +135,42 @@ def test_slo():
         verb.parse_slo("p99<3")
 
 
-
-
-@pytest.mark.parametrize("load", verb.HOGS)
-def test_hogs_run_and_end(load: str) -> None:
-    started = []
-
+def here(folder: Path, started: list) -> Place:
     def command(words: list[str]) -> list[str]:
         started.append(words)
         return words
 
-    here = Place("local", "measured", ".", command, lambda: None, lambda: "")
-    with verb.hogs(load, here, 2):
-        assert len(started) == 2
-    with pytest.raises(EdgewmError, match="no load 'disk'"), verb.hogs("disk", here, 1):
-        pass
+    return Place("local", "measured", str(folder), command, lambda: None, lambda: "")
+
+
+@pytest.mark.parametrize("load", loads.SCRIPTS)
+def test_loads_run_and_end_and_leave_nothing(load: str, tmp_path: Path) -> None:
+    started: list = []
+    with loads.loaded(load, here(tmp_path, started), {"cores": 2, "nvidia": False}):
+        assert len(started) == (1 if load == "disk" else 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loads_that_cannot_run_are_refused_by_their_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loads, "GPU", "raise SystemExit('Torch not compiled with CUDA enabled')")
+
+    def refused(load: str, folder: Path, nvidia: bool = False):
+        with pytest.raises(EdgewmError) as fault, loads.loaded(load, here(folder, []), {"cores": 1, "nvidia": nvidia}):
+            pass
+        return fault.value
+
+    assert refused("gpu", tmp_path).what == "no NVIDIA GPU there to be busy"
+    assert refused("gpu", tmp_path, nvidia=True).what == "the load does not run: Torch not compiled with CUDA enabled"
+    full = refused("disk", tmp_path / "nowhere")
+    assert "the load does not run: " in full.what and full.fix == "make the bundle's folder writable and free 64 MiB"
+    assert refused("net", tmp_path).what == "no load 'net'"
+
+
+def test_a_load_that_ends_early_is_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loads.SCRIPTS, "cpu", "echo ready; echo out of luck >&2; exit 3")
+    busy = loads.loaded("cpu", here(tmp_path, []), {"cores": 1, "nvidia": False})
+    with pytest.raises(EdgewmError, match="the load does not run: out of luck"), busy:
+        time.sleep(0.5)
 
 
 # ---------------------------------------------------------------------------------------------------- whole runs
@@ -212,6 +235,28 @@ def test_load_is_measured_apart(tmp_path):
     assert found["loaded"]["load"] == "cpu" and found["loaded"]["plan_ms"]["p50"] > 0
 
 
+def test_phases_stand_apart():
+    steady = tick([9e6, 5e4, 5e4], [7e6] * 60, rate_hz=200.0, cold_ns=80e6)
+    steady["act_late_ns"]["series"], steady["plan_ns"]["series"] = [9e6, 5e4, 5e4], [7e6] * 60
+    idle = tick([5e4] * 12, [9e6] * 12, cold_ns=90e6)
+    idle["plan_ns"]["series"] = [9e6 + i for i in range(12)]
+    found = phases.phases(steady, idle, [tick([1], first_plan_ns=20 * MILLI)])
+    assert found["cold_start"] == {"each_ms": [80, 90], "max_ms": 90} and found["first_plan"]["max_ms"] == 20
+    assert found["first_periods"] == {"late_ms": [9, 0.05, 0.05], "misses": 1}
+    by, low, high = phases.gap_penalty(found)
+    assert low <= by <= high and by == pytest.approx(2, rel=1e-4)
+    assert findings.idle_gap(phases.GAP_S, (by, low, high))["words"] == (
+        "after 1 s of nothing a plan takes 2 ms longer (2 ms to 2 ms)"
+    )
+    few = phases.phases(steady, tick([5e4], [9e6]), [])
+    assert few["after_idle"]["penalty_ms"] is None and phases.gap_penalty(few) is None
+    assert phases.phases(steady, None, [])["after_idle"] is None
+    assert phases.idle_run(lambda *words: words, 49, 50.0, 1, ()) is None  # shorter than a gap
+    assert phases.idle_run(lambda *words: words, 100, 50.0, 1, ("--mlock",)) == (
+        1.0, 2, 1, "--inline", "--replan", "free", "--mlock"
+    )  # fmt: skip
+
+
 def test_refusals(tmp_path):
     bundle = write_bundle(tmp_path / "out", "")
     with pytest.raises(EdgewmError, match="'me@robot' is no device"):
@@ -245,9 +290,9 @@ def test_the_runners_own_words_come_through(tmp_path):
 
 
 def test_a_lower_quantile_is_never_bounded_above_a_higher_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Correlated samples are worth least for the median: its own rank may lie above that of p99."""
-    ranks = dict(zip(verb.QUANTILES.values(), (100, 90, None), strict=True))
-    monkeypatch.setattr(verb.statistics, "effective_rank", lambda n, worth, p, confidence: ranks[p])
+    """Correlated samples are worth least for the median: its own bound may lie above that of p99."""
+    bounds = dict(zip(clock.QUANTILES.values(), (100e6, 90e6, None), strict=True))
+    monkeypatch.setattr(clock, "bound_ns", lambda sample, p: clock.Bound(bounds[p], 9.0, 99))
     values = np.arange(1, 101) * 1_000_000
-    found = verb.quantiles_ms(verb.Sample(values, np.ones(100, np.int64), 100_000_000), {}, "plan")
+    found = clock.quantiles_ms(clock.Sample(values, np.ones(100, np.int64), 100_000_000), {}, "plan")
     assert (found["p50"], found["p99"], found["p999"]) == (90.0, 90.0, None)

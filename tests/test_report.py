@@ -17,12 +17,12 @@ from test_profile import tick
 from test_validate import PLANNER as TOY_PLANNER
 from test_validate import PORTS, Toy, side
 
-from edgewm import charts, report
+from edgewm import charts, clock_charts, report
 from edgewm import format as ewm_format
+from edgewm.clock import summarise
 from edgewm.errors import EdgewmError
 from edgewm.judge import gates, picture
 from edgewm.judge.imagine import Subjects
-from edgewm.profile import summarise
 from edgewm.program import Planner
 from edgewm.statistics import wilson
 
@@ -218,6 +218,69 @@ def test_png_comes_back():
     length = struct.unpack(">I", data[33:37])[0]
     rows = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(5, 22)
     assert (rows[:, 0] == 0).all() and np.array_equal(rows[:, 1:].reshape(5, 7, 3), image)
+
+
+def clocked() -> dict:
+    """A profile with everything that one may have."""
+    rng, found = np.random.default_rng(3), profiled()
+    late = rng.lognormal(-2, 0.3, 3000)
+    late[1500:1503] = [70, 60, 55]
+    stages = [{"stage": "encode", "ms": 1.0, "share": 0.1, "kernels": {"product": 0.9, "<map>": 0.1}},
+              {"stage": "plan", "ms": 9.0, "share": 0.9, "kernels": {"product_i8": 9.0}}]
+    held = {"miss": 0.01, "highest_rate_hz": 31.2, "bound_by": "plan", "needs": {}, "plan_budget_ms": 250.0,
+            "plan_bound_ms": 160.0, "plan_left_ms": 90.0, "stages": stages, "rates_hz": {}}
+    row = {"p50": 12.0, "p99": None, "p999": None, "max": 14.0}
+    kernel = {"family": "product_i8", "dims": [4, 2], "lanes": 8, "does": "y", "calls": 1, "ms": 3.0, "share": 0.8,
+              "gflops": 120.0, "gbps": 3.0, "flops": 4e8, "bytes": 1e7, "limit_ms": None, "of_limit": None}
+    return found | {
+        "findings": [{"name": "stall", "words": "1 stall, the longest <70> ms"}], "misses_in_a_row": 3,
+        "series": {"act_late_ms": late.tolist(), "plan_ms": None}, "effective_ticks": 900.0,
+        "spans": [{"s": float(i + 1), "plan_ms": 20 + i / 10, "peak_bytes": (40 + i) << 20} for i in range(60)],
+        "phases": {"cold_start": {"max_ms": 80.0, "each_ms": [80.0]}, "first_plan": {"max_ms": 31.0, "each_ms": [31.0]},
+                   "after_idle": {"gap_s": 1.0, "plan_ms": row}},
+        "headroom": held | {"gains": [{"change": "4 iterations instead of 8", "share": 0.5, "plan_ms": 80.0,
+                                       "highest_rate_hz": 62.0, "from": "measured time of the loop"}]},
+        "loaded": {"load": "disk", "plan_ms": row, "act_late_ms": row, "plan_age_ms": row},
+        "kernels": [kernel], "peaks": {"int8_gops": 400.0, "fp32_gflops": 100.0, "dram_gbps": 20.0},
+        "estimate": {"point": 22.0, "low": 18.0, "high": 27.0, "source": "estimated: from <facts>"},
+        "against": {"differences": {"plan_ms": {"p50": {"by_ms": 1, "low_ms": 0.5, "high_ms": 1.5, "share": 0.05}},
+                                    "act_late_ms": None}, "not_alike": ["threads: 2, it was 1"], "notes": []},
+        "environment": found["environment"] | {"over_time": [
+            {"s": 5.0 * i, "temperatures_c": {"cpu": 50.0 + i, "soc": 44.0}, "clocks_hz": {}} for i in range(30)]},
+    }  # fmt: skip
+
+
+def test_the_clocks_part_of_the_page(tmp_path):
+    text = checked(report.add(write_bundle(tmp_path), "profile", clocked()))
+    for words in (
+        "<b>stall</b>: 1 stall, the longest &lt;70&gt; ms.", "worth 900 independent ones", "Missed 0, 3 in a row",
+        "Holds up to 31.2 Hz with at most 1 % late plans (95 % confidence), limited by the plan.",
+        "Of the time to the next plan 90 ms of 250 are left.", "4 iterations instead of 8", "62 Hz",
+        "a plan takes, disk busy", "a plan after 1 s of nothing", "cold start to first action", "Lateness over the run",
+        'class="bar missed"', "one period, 50 ms", "A plan, from whole to kernels", "product_i8 9 ms",
+        "Kernels under their roofs", "int8 400", "Estimate against measurement", "estimated: from &lt;facts&gt;",
+        "Plan time over the run", "Memory over the run", "Temperature over the run", "Against another run",
+        "a plan, p50: +1 ms (+0.5 to +1.5), +5.0 %: longer", "lateness: too few samples to compare",
+    ):  # fmt: skip
+        assert words in text, words
+    late = clocked()["headroom"] | {"plan_left_ms": -10.0}
+    assert "it is 10 ms more than the 250 there are" in checked(
+        report.add(tmp_path, "profile", clocked() | {"headroom": late})
+    )
+    none = clocked()["headroom"] | {"highest_rate_hz": None, "needs": {"plan": 2995, "action": 299}, "gains": []}
+    assert "is withheld: it takes 2,995 plans and 299 actions." in checked(
+        report.add(tmp_path, "profile", clocked() | {"headroom": none})
+    )
+
+
+def test_charts_of_the_clock_of_odd_data():
+    assert "not kept in order" in clock_charts.timeline([], 1.0, 50.0)
+    assert clock_charts.timeline([0.0], 1.0, 50.0).count("<rect") == 1
+    assert "profile with --kernels" in clock_charts.roofline([{"gflops": None}], {"fp32_gflops": 1.0})
+    assert "not measured" in clock_charts.flame([])
+    sliver = [{"stage": "a", "ms": 1e-9, "kernels": {"b": 1e-9}}, {"stage": "c", "ms": 1.0, "kernels": {}}]
+    assert 'width="0.60"' in clock_charts.flame(sliver)
+    assert "max" not in clock_charts.estimate({"point": 1, "low": 0.5, "high": 2}, {"p50": 1.0})
 
 
 def test_charts_of_odd_data():

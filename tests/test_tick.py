@@ -70,7 +70,14 @@ def test_a_paced_run_accounts_for_every_period(mode: str) -> None:
     played = sum(report["stats"][state] for state in ("waiting", "fresh", "hold", "ramp", "stopped"))
     acts = report["act_ns"]["count"]
     warmup = 3 + 1
-    assert played == acts + warmup and acts <= 200
+    assert played == acts + warmup and acts == 200 - report["skipped"] == report["tick_ns"]["count"]
+    assert report["misses_in_a_row"] <= report["misses"] and report["cold_ns"] > report["first_plan_ns"] > 0
+    assert report["clock"]["looks"] == acts and report["observe_ns"] > 0
+    spans = report["spans"]
+    assert sum(s["ticks"] for s in spans) == 200 and sum(s["misses"] for s in spans) == report["misses"]
+    assert max(s["late_max_ns"] for s in spans) == late["max"]
+    for key in ("end_ns", "plans", "plan_ns", "minor_faults", "peak_kb"):
+        assert [s[key] for s in spans] == sorted(s[key] for s in spans)
     assert report["plans"] == report["plan_ns"]["count"] > 0
     assert {s["step"] for s in report["steps"]} == {1, 3, 4, 5, 7}
     assert {c["kernel"] for c in report["calls"]} == {"add", "mul", "tally"}

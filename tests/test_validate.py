@@ -182,6 +182,27 @@ def test_verdict_of_gates():
     assert gates.verdict([]) is None
 
 
+def figures_of(compressed: sides.Side, n: int = 8) -> dict:
+    return plan.run(side(Toy()), compressed, PLANNER, ACTION, contexts(n), n, 0, quiet)[0]
+
+
+def test_kendall_and_where_elites_part():
+    same, other = figures_of(side(Toy())), figures_of(side(Toy().rounded(6)))
+    assert same["kendall_min"] == same["kendall_median"] == 1.0
+    assert same["elites_part_at"] == [0] * PLANNER.iterations and same["elites_never_part"] == 8
+    assert other["kendall_min"] < other["kendall_median"] < 1.0
+    assert sum(other["elites_part_at"]) + other["elites_never_part"] == 8 and other["elites_part_at"][0] > 0
+    late = figures_of(side(Toy(), score=only_the_close_ones_wrong))
+    assert late["elites_part_at"][0] == 0 < sum(late["elites_part_at"])
+    assert plan.first_below(np.array([1.0, 1.0, 0.5]), 1.0) == 2 and plan.first_below(np.ones(3), 1.0) is None
+
+
+def only_the_close_ones_wrong(z, goal, candidates):
+    """Right while candidates are far apart, reversed once they are drawn close together."""
+    cost = Toy().score(z, goal, candidates)
+    return cost if candidates.std(0).mean() > 0.5 else -cost
+
+
 # --------------------------------------------------------------------------------------------------- the planner
 
 
@@ -356,6 +377,15 @@ def test_suites_on_a_whole_bundle(bundle):
     assert {"spearman_min", "elite_overlap", "regret", "first_action_error", "own_plans"} <= result["plan"].keys()
     assert {g["suite"] for g in result["gates"]} == result["seconds"].keys() == {"plan", "horizon"}
     json.dumps(result, allow_nan=False)
+
+
+def test_layers_are_told_where_the_bundle_names_a_recipe(bundle):
+    for precision, left_out in (("fp32", {}), ("recipe", {"plan": ["which layer costs what: the bundle does not name "
+                                                                   "its recipe"]})):  # fmt: skip
+        result = {"plan": {}, "left_out": {}}
+        manifest = dataclasses.replace(manifest_of(bundle), precision=precision)
+        verb.add_layers(result, manifest, model(), sources.Source(contexts=contexts), 0, quiet)
+        assert result == {"plan": {}, "left_out": left_out}
 
 
 def test_the_usual_suites_are_those_there_is_evidence_for(bundle):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ NO_START = (
     (r"version `(\S+)' not found", "the device's C library is too old: the bundle needs {0}",
      "build for the board's own target: its file in targets/ names its C library"),
     (r"Exec format error", "the device cannot execute the runner", "build for its architecture"),
-    (r"edgewm-tick'?: No such file", "the device has no loader for the runner: it uses another C library",
+    (r"edgewm-\w+'?: No such file", "the device has no loader for the runner: it uses another C library",
      "build for its C library (targets/*.toml, triple)"),
 )  # fmt: skip
 
@@ -127,20 +128,21 @@ def full(needed: int, free: int | None, connection: Connection) -> EdgewmError:
     )  # fmt: skip
 
 
-def send(bundle: Path, connection: Connection) -> None:
-    """Copy the bundle and compare what arrived, by SHA-256 on the device."""
+def send(bundle: Path, connection: Connection, names: Sequence[str] = COPIED) -> None:
+    """Copy these files of the bundle and compare what arrived, by SHA-256 on the device."""
     here, where = {}, str(connection.address)
-    for name in COPIED:
+    for name in names:
         file = bundle / name
         here[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         with file.open("rb") as data:
             done = connection.run("sh", "-c", f"cat >{name}", stdin=data)
         if done.returncode != 0:
             if "No space left" in done.stderr:
-                raise full(sum((bundle / n).stat().st_size for n in COPIED), None, connection)
+                raise full(sum((bundle / n).stat().st_size for n in names), None, connection)
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
             raise EdgewmError(f"{name} cannot be copied: {said}", where, "mend that on the device (`ulimit -f`?)")
-    done = connection.run("sh", "-c", "chmod 700 edgewm-tick && sha256sum " + " ".join(COPIED))
+    together = shlex.join(names)
+    done = connection.run("sh", "-c", f"chmod 700 {together} && sha256sum {together}")
     if done.returncode != 0:
         raise EdgewmError("the device cannot check the copy: no sha256sum", where, NO_TOOLS)
     there = {line.split()[-1].lstrip("*"): line.split()[0] for line in done.stdout.splitlines() if line}
@@ -158,9 +160,8 @@ def verify(connection: Connection, threads: int) -> dict[str, Any]:
     where = f"{connection.address} edgewm-tick --golden"
     if done.returncode == 0:
         return {"identical": True, "answers": done.stdout.count("bit-identical")}
-    for pattern, what, fix in NO_START:
-        if match := re.search(pattern, done.stderr):
-            raise EdgewmError(what.format(*match.groups()), where, fix)
+    if fault := no_start(done.stderr, where):
+        raise fault
     if done.returncode == 1:
         first = done.stderr.strip().splitlines()[0]
         raise EdgewmError(
@@ -168,3 +169,11 @@ def verify(connection: Connection, threads: int) -> dict[str, Any]:
             "validate the bundle here; if it passes, the device computes wrongly: test its memory, lower its clocks",
         )  # fmt: skip
     raise as_told(done.stderr, where, done.returncode)
+
+
+def no_start(said: str, where: str) -> EdgewmError | None:
+    """Why a program did not start, by what a loader or a shell said; None for anything else."""
+    for pattern, what, fix in NO_START:
+        if match := re.search(pattern, said):
+            return EdgewmError(what.format(*match.groups()), where, fix)
+    return None

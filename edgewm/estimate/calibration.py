@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import EdgewmError
 from ..target import Measured, Mode, Target, resolve, targets
 from .cpu import COVERAGE, SIGMAS
-from .gpu import PRECISIONS, VECTOR_ROWS, Coefficients, estimate_network, rate_of, tensor_clocks
+from .gpu import PRECISIONS, VECTOR_ROWS, Coefficients, Precision, estimate_network, rate_of, tensor_clocks
 from .network import Kernel, Network
 
 FILE = Path(__file__).with_name("calibration.csv")
@@ -30,6 +30,7 @@ RUNTIMES = {"PyTorch eager": "eager", "PyTorch + CUDA graphs": "graph"}
 # The power mode is not stated; no other reaches the 61 TOPS of one row.
 BOARD, MODE = "jetson_agx_orin_64gb", "MAXN"
 FORMATS = ("fp32", "fp16", "bf16", "int8", "fp8", "fp4")  # by width
+HALVES = {"fp16", "bf16"}  # of one rate
 RELEASES = log(1.1)  # facts: point releases of JetPack alone move a workload by more than a tenth
 
 
@@ -164,6 +165,18 @@ def _tensor_fractions(board: Target) -> dict[str, float]:
 def _nearest(form: str, known: Mapping[str, float]) -> str:
     """Of the formats known the one whose numbers are about as wide."""
     return min(known, key=lambda other: abs(FORMATS.index(other) - FORMATS.index(form)))
+
+
+def stand_ins(board: Target, precision: Precision) -> list[str]:
+    """A note where no product in that format is published of the board's architecture, though others are."""
+    known, form = set(_tensor_fractions(board)), precision.products
+    if board.gpu.sm == targets()[BOARD].gpu.sm:
+        singles = [row for row in rows() if row.network.kernels[0].m > VECTOR_ROWS]
+        known |= {PRECISIONS[row.precision].products for row in singles}
+    if not known or form in known or (form in HALVES and HALVES & known):
+        return []
+    shown = " and ".join(sorted(known))
+    return [f"no product in {form} is published of {board.gpu.name}: it is taken to reach its peak as {shown} do"]
 
 
 def _between_architectures(fraction: float) -> float:

@@ -75,8 +75,8 @@ def plan_counts(schedule: Schedule, isa: str, entry: str | None = None) -> dict[
 
     `regions`: [{times, tiles, weight_bytes, calls: [{family, dims, lanes, count, work, last, weight_bytes}]}], where
     `work` is of one tile (COUNTS) and `last`, where it is less, of the last one; `count` calls are alike, and the
-    region runs `times` times; `steps`: how often threads meet; `weight_bytes`: of the weights that a tile of a call, a
-    region, the whole entry reads, each once.
+    region runs `times` times; `steps`: regions run and rounds of loops begun or ended; `weight_bytes`: of the weights
+    that a tile of a call, a region, the whole entry reads, each once.
     """
     entry = entry or ("plan" if "plan" in schedule.entries else next(iter(schedule.entries)))
     found: list[dict[str, Any]] = []
@@ -102,11 +102,11 @@ def weight_bytes(schedule: Schedule, calls: Iterable[Call]) -> int:
 
 
 def _walk(schedule: Schedule, isa: str, steps: Sequence[Step], times: int, found: list[dict[str, Any]]) -> int:
-    """Append regions; how often threads meet in `steps`, loops multiplied out (a loop's bracket meets each round)."""
-    met = 0
+    """Append regions; how many are run and rounds of loops begun or ended in `steps`, loops multiplied out."""
+    passed = 0
     for step in steps:
         if isinstance(step, Repeat):
-            met += times * (step.count + 1) + _walk(schedule, isa, step.body, times * step.count, found)
+            passed += times * (step.count + 1) + _walk(schedule, isa, step.body, times * step.count, found)
             continue
         calls: dict[tuple, dict[str, Any]] = {}
         for call in step.calls:
@@ -118,12 +118,12 @@ def _walk(schedule: Schedule, isa: str, steps: Sequence[Step], times: int, found
                 **({"last": last} if last != work else {}), "count": 0,
             }  # fmt: skip
             calls.setdefault(key, like)["count"] += 1
-        met += times
+        passed += times
         found.append({
             "times": times, "tiles": -(-step.lanes // step.tile), "weight_bytes": weight_bytes(schedule, step.calls),
             "calls": list(calls.values()),
         })  # fmt: skip
-    return met
+    return passed
 
 
 def tile_counts(call: Call, schedule: Schedule, isa: str) -> tuple[Counts, Counts]:

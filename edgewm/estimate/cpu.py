@@ -2,7 +2,8 @@
 
 A machine is a price list in ns, measured by `edgewm targets probe` or derived from a board's facts; the sum over a
 call is its time on one tile, unless its weights take longer to come out of memory: reading ahead hides the shorter of
-the two. Regions are dealt to threads by tile, and threads meet between them.
+the two. Tiles of a region go to whichever thread is there, and threads meet between regions of several; a plan that is
+over before the others are awake was made by one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SIGMAS = 1.645  # of a normal distribution, to either side, for that
 @dataclass(frozen=True)
 class Machine:
     """What a machine charges, in ns: `costs_ns` for each of COUNTS, one thread; from region to region `step_ns` on one
-    thread, `meet_ns` where several meet; `wake_ns` to wake the others for a plan.
+    thread, `meet_ns` where several meet; `wake_ns` for the call that wakes the others, `late_ns` lost while they do.
 
     Weights that are read again within `cache_bytes` of others do not come out of memory, at `dram_gbps` for all
     threads; `slowdown` is what a thread loses when so many work; `sigma` the standard deviation of
@@ -37,6 +38,7 @@ class Machine:
     cache_bytes: int
     sigma: float
     source: str
+    late_ns: float = 0.0
     slowdown: Mapping[int, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -55,25 +57,12 @@ def priced(call: Mapping[str, Any], tile: str, footprint_bytes: int, machine: Ma
 
 def price_plan(work: Mapping[str, Any], machine: Machine, threads: int) -> dict[str, Any]:
     """`plan_ms` {point, low, high}, `bound`, and `kernels` [{name, ms, bound, calls}] of the work of `plan_counts`."""
-    slowdown = machine.slowdown.get(threads, 1.0) if threads > 1 else 1.0
-    rows: dict[str, dict[str, Any]] = {}
-    whole: Counter[str] = Counter()
-    for region in work["regions"]:
-        footprint = region["weight_bytes"] if region["tiles"] > 1 else work["weight_bytes"]
-        for call in region["calls"]:
-            name = f"{call['family']} {'x'.join(map(str, call['dims']))}, {call['lanes']} lanes"
-            row = rows.setdefault(name, {"ns": Counter(), "calls": 0})
-            row["calls"] += region["times"] * call["count"]
-            for tile, turns in turns_of(region["tiles"], threads, "last" in call).items():
-                times = turns * region["times"] * call["count"] * slowdown
-                for limit, ns in priced(call, tile, footprint, machine, threads).items():
-                    row["ns"][limit] += ns * times
-                    whole[limit] += ns * times
-    whole["memory"] += 2 * work["port_bytes"] / machine.dram_gbps  # read once, written once
+    whole, rows = _spent(work, machine, threads)
     if threads > 1:
-        whole["sync"] += work["steps"] * machine.meet_ns + machine.wake_ns
-    else:
-        whole["launch"] += work["steps"] * machine.step_ns
+        alone, own_rows = _spent(work, machine, 1)
+        alone["sync"] += machine.wake_ns
+        if sum(alone.values()) < sum(whole.values()):
+            whole, rows = alone, own_rows
     point = sum(whole.values()) / 1e6
     kernels = [
         {"name": name, "ms": sum(row["ns"].values()) / 1e6, "bound": bound_of(row["ns"]), "calls": row["calls"]}
@@ -84,6 +73,31 @@ def price_plan(work: Mapping[str, Any], machine: Machine, threads: int) -> dict[
         "shares": {limit: ns / 1e6 / point for limit, ns in whole.most_common() if ns},
         "kernels": sorted(kernels, key=lambda row: -row["ms"]),
     }  # fmt: skip
+
+
+def _spent(work: Mapping[str, Any], machine: Machine, threads: int) -> tuple[Counter[str], dict[str, dict[str, Any]]]:
+    """ns of the whole plan by limit, and {ns by limit, calls} of each kernel, where so many threads work throughout."""
+    slowdown = machine.slowdown.get(threads, 1.0) if threads > 1 else 1.0
+    rows: dict[str, dict[str, Any]] = {}
+    whole: Counter[str] = Counter()
+    meetings = 0
+    for region in work["regions"]:
+        footprint = region["weight_bytes"] if region["tiles"] > 1 else work["weight_bytes"]
+        meetings += region["times"] if threads > 1 and region["tiles"] > 1 else 0
+        for call in region["calls"]:
+            name = f"{call['family']} {'x'.join(map(str, call['dims']))}, {call['lanes']} lanes"
+            row = rows.setdefault(name, {"ns": Counter(), "calls": 0})
+            row["calls"] += region["times"] * call["count"]
+            for tile, turns in turns_of(region["tiles"], threads, "last" in call).items():
+                times = turns * region["times"] * call["count"] * slowdown
+                for limit, ns in priced(call, tile, footprint, machine, threads).items():
+                    row["ns"][limit] += ns * times
+                    whole[limit] += ns * times
+    whole["memory"] += 2 * work["port_bytes"] / machine.dram_gbps  # read once, written once
+    whole["launch"] += (work["steps"] - meetings) * machine.step_ns
+    if threads > 1:
+        whole["sync"] += meetings * machine.meet_ns + machine.wake_ns + machine.late_ns
+    return whole, rows
 
 
 def turns_of(tiles: int, threads: int, is_last_less: bool) -> dict[str, int]:

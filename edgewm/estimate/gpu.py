@@ -92,7 +92,7 @@ def check_mode(board: Target, mode: Mode) -> None:
         raise EdgewmError(
             f"{board.name} has no GPU",
             "--target",
-            "networks are estimated on boards with a GPU; for a CPU give a MODEL or a bundle",
+            "name a board with a GPU, for example --target orin; for a CPU give a MODEL or a bundle",
         )
     if not (mode.sm and mode.gpu_mhz and mode.dram_gbps):
         known = [m.name for m in board.mode if m.sm and m.gpu_mhz and m.dram_gbps]

@@ -8,7 +8,7 @@ peak. How far that goes wrong is known from doing it from one of those instructi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,24 +17,25 @@ from typing import Any
 from ..errors import EdgewmError
 from ..target import Measured, Mode, Target, peak_flops
 from .cpu import Machine
-from .probe import facts_file, kernels_sha256, least_ns
+from .probe import SCHEMA_VERSION, kept_files, kernels_sha256, least_ns
 
 REFERENCE = Path(__file__).with_name("reference.json")
 # Whose prices stand for an instruction set that was never timed: the same tile and the same blocks.
 ALIKE = {"neon": "avx2", "scalar": "avx2"}
 EMULATED_INT8 = 16  # vector operations of a word where no instruction makes its products (`dot` of microkernel.h)
+CARRIED = ("step_ns", "meet_ns", "wake_ns")  # work of a core; how late a thread wakes is a kernel's and a chip's own
+BESIDE_CALLS = (*CARRIED, "late_ns")
 FORMATS = {"fma_bf16": "bf16", "fma_i8": "int8"}  # counts with a peak of their own; f32's is everybody else's
 
 
 def machine_of(board: Target, mode: Mode, threads: int, measured: Path | None = None) -> Machine | None:
-    """The machine of a board in a mode: from the facts in `measured` (a file that `targets probe` wrote), for `host`
-    from those it keeps, else from advertised figures. None where nothing is known of it.
+    """The machine of a board in a mode: from the facts in `measured` (a file that `targets probe` wrote), from those
+    that it keeps of this board in this mode, else from advertised figures. None where nothing is known of it.
 
     Raises EdgewmError for a file that holds no such facts, or those of other kernels than the board runs.
     """
-    if measured is None and board.name == "host" and facts_file(board.isa).is_file():
-        measured = facts_file(board.isa)
-    return advertised(board, mode, threads) if measured is None else of_facts(read_facts(measured, board))
+    file = measured or kept_files(board).get(mode.name)
+    return advertised(board, mode, threads) if file is None else of_facts(read_facts(file, board))
 
 
 def read_facts(file: Path, board: Target) -> dict[str, Any]:
@@ -46,6 +47,9 @@ def read_facts(file: Path, board: Target) -> dict[str, Any]:
         raise EdgewmError(f"cannot read measured facts: {fault}", str(file), again) from fault
     if not isinstance(facts, dict) or not {"costs_ns", "machine", "threads", "peaks", "sigma"} <= facts.keys():
         raise EdgewmError("these are no measured facts", str(file), again)
+    if facts.get("schema_version") != SCHEMA_VERSION:
+        version = facts.get("schema_version")
+        raise EdgewmError(f"the facts are of version {version}, this reads {SCHEMA_VERSION}", str(file), again)
     if facts["machine"]["isa"] != board.isa:
         found = f"the facts are of {facts['machine']['isa']} kernels, {board.name} runs {board.isa}"
         raise EdgewmError(found, str(file), again)
@@ -54,15 +58,14 @@ def read_facts(file: Path, board: Target) -> dict[str, Any]:
 
 def of_facts(facts: Mapping[str, Any]) -> Machine:
     """Prices as they were measured."""
-    together = facts["threads"]
+    together = {name: facts["threads"][name] for name in BESIDE_CALLS}
     stale = "measured with other kernel sources than these: run `edgewm targets probe` again"
     return Machine(
-        costs_ns=facts["costs_ns"], step_ns=together["step_ns"], meet_ns=together["meet_ns"],
-        wake_ns=together["wake_ns"],
+        costs_ns=facts["costs_ns"], **together,
         dram_gbps=max(peaks["dram_gbps"] for peaks in facts["peaks"].values()),
         cache_bytes=facts["machine"]["l3_bytes"] or facts["machine"]["l2_bytes"] or 0, sigma=facts["sigma"],
         source=facts["source"],
-        slowdown={int(n): value for n, value in together["slowdown"].items()},
+        slowdown={int(n): value for n, value in facts["threads"]["slowdown"].items()},
         notes=() if facts["kernels_sha256"] == kernels_sha256() else (stale,),
     )  # fmt: skip
 
@@ -74,16 +77,29 @@ PEAKS = {
 
 
 def with_measured(board: Target) -> Target:
-    """`host` with the peaks measured on it beside its facts; any other board, and one never probed, as it is."""
-    file = facts_file(board.isa)
-    if board.name != "host" or not file.is_file():
-        return board
-    facts = read_facts(file, board)
-    rows = [
-        Measured(f"{what}, {n} thread{'s' if n != '1' else ''}", round(peaks[name], 1), unit, facts["source"])
-        for n, peaks in facts["peaks"].items() for name, (what, unit) in PEAKS.items() if name in peaks
-    ]  # fmt: skip
+    """The board with what `targets probe` measured on it beside its facts; one never probed as it is."""
+    rows = []
+    for mode, file in kept_files(board).items():
+        facts = read_facts(file, board)
+        rows += [Measured(what, value, unit, facts["source"], mode) for what, value, unit in measured_rows(facts)]
     return replace(board, measured=(*board.measured, *rows))
+
+
+def measured_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """What, value and unit of each figure that stands by itself: peaks, caches, meeting, waking."""
+    for n, peaks in facts["peaks"].items():
+        threads = f"{n} thread{'s' if n != '1' else ''}"
+        yield from ((f"CPU: {what}, {threads}", round(peaks[key], 1), unit) for key, (what, unit) in PEAKS.items())
+    for name, gbps in facts["caches"].items():
+        yield f"CPU: reads out of half of {name.partition('_')[0].upper()}, 1 thread", round(gbps, 1), "GB/s"
+    together = facts["threads"]
+    yield "CPU: from region to region, 1 thread", round(together["step_ns"] / 1e3, 4), "us"
+    if together["tried"] > 1:
+        yield f"CPU: {together['tried']} threads meet", round(together["meet_ns"] / 1e3, 4), "us"
+        woken = (together["wake_ns"] + together["late_ns"]) / 1e3
+        yield f"CPU: {together['tried']} threads are woken for a plan", round(woken, 2), "us"
+    yield "a sleeper wakes late, median", round(facts["wake_up_us"]["p50"], 1), "us"
+    yield "a sleeper wakes late, most", round(facts["wake_up_us"]["max"], 1), "us"
 
 
 @cache
@@ -110,12 +126,15 @@ def advertised(board: Target, mode: Mode, threads: int) -> Machine | None:
         costs["fma_i8"] = EMULATED_INT8 * here["fma_f32"]
     slower = here["fma_f32"] / there["fma_f32"]
     return Machine(
-        costs_ns=costs, **{name: facts["threads"][name] * slower for name in ("step_ns", "meet_ns", "wake_ns")},
+        costs_ns=costs, **{name: facts["threads"][name] * slower for name in CARRIED},
         dram_gbps=mode.dram_gbps, cache_bytes=board.cpu.l3_bytes or board.cpu.l2_bytes or 0,
         sigma=reference()["transfer_sigma"],
         source=f"{board.title}'s advertised figures in {mode.name}, at the fractions that our "
         f"{facts['machine']['isa']} kernels reach on {facts['machine']['cpu']}",
-        notes=("carried over from another CPU: the interval knows only how its own instruction sets differ",),
+        notes=(
+            "carried over from another CPU: the interval knows only how its own instruction sets differ",
+            *(("how late threads wake there is not known, and left out",) if threads > 1 else ()),
+        ),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ..program import Graph, Node, Program
 
 LANES = 64  # two or four tiles
 MORE = 8  # lanes of a last tile that is not full, in every other product
+MANY, WIDE = 2048, 256  # lanes and numbers of work that takes longer than waking a thread
 EPS = 1e-5
 SHORT, LONG = (24, 56, 120), (80, 232, 440)
 # lead (rows beside the lanes that share weights), depth, width
@@ -59,11 +60,17 @@ def specimens(precision: str = "fp32") -> Program:
     return Program(entries=entries, weights=made.weights, recipe=recipe)
 
 
-def meetings(rounds: int = 200) -> Program:
-    """Hardly any work: an entry in which threads meet once, and one in which they meet in each of many rounds."""
+def meetings(rounds: int = 2000) -> Program:
+    """Hardly any work: an entry in which threads meet once, and one in which they meet in each of many rounds. And much
+    work of many tiles without a meeting."""
     x = e.input("x", (LANES, 1, 8))
     again = e.repeat(rounds, Graph({"x": e.mul(x, 0.5)}), {"x": x})["x"]
-    return Program(entries={"once": Graph({"y": e.mul(x, 0.5)}), "often": Graph({"y": again})}, weights={})
+    y = e.add(e.input("y", (MANY, 1, 1)), e.weight("wide", (WIDE,)))
+    much = e.reduce_sum(e.gelu(e.mul(y, e.add(e.tanh(y), 1.0))), -1)
+    return Program(
+        entries={"once": Graph({"y": e.mul(x, 0.5)}), "often": Graph({"y": again}), "much": Graph({"y": much})},
+        weights={"wide": np.linspace(-1, 1, WIDE, dtype=np.float32)},
+    )
 
 
 class _Maker:

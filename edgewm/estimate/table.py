@@ -60,7 +60,8 @@ def probe_table(facts: Mapping[str, Any]) -> Group:
     lines = [
         f"typical error of a call {_percent(facts['sigma'])}",
         f"from region to region {number(together['step_ns'], 'ns')}; {together['tried']} threads: "
-        f"{number(together['meet_ns'], 'ns')}, woken in {number(together['wake_ns'] / 1e3, 'us')}",
+        f"{number(together['meet_ns'], 'ns')}, a plan that wakes them loses "
+        f"{number((together['wake_ns'] + together['late_ns']) / 1e3, 'us')}",
         f"a sleeper wakes {number(late['p50'], 'us')} late at the median, {number(late['max'], 'us')} at most",
     ]
     return Group(peaks, prices, Text("\n".join(lines)))

@@ -7,7 +7,7 @@ kernel by kernel. What lies outside of what is known there is refused, or, with 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from . import calibration
 from .cpu import COVERAGE, Machine, price_plan
 from .gpu import RUNTIMES, check_mode, estimate_network, precision_of
 from .machine import machine_of
-from .network import Network
+from .network import Kernel, Network
 from .shapes import network_of
 
 SHAPE = "shape:"
@@ -41,10 +41,22 @@ def estimate(
     outside.
     """
     if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
+        for_plans = {"threads": threads, "isa": isa, "measured": measured, **(planner or {})}
+        _refuse(subject, for_plans, "a plan on a CPU", "a network on a GPU")
         return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway)
+    _refuse(subject, {"runtime": None if runtime == "fused" else runtime}, "a network on a GPU", "a plan on a CPU")
     if (Path(subject) / "model.ewm").is_file():
+        _refuse(subject, {"isa": isa, **(planner or {})}, "a MODEL", "a bundle, which has its own")
         return _bundle(Path(subject), target, mode, precision, threads, measured)
     return _model(subject, target or "host", mode, precision or "fp32", threads, planner or {}, isa, measured, progress)
+
+
+def _refuse(subject: str, options: Mapping[str, Any], whose: str, what: str) -> None:
+    """EdgewmError for an option that is given and says nothing of such a subject."""
+    for name, value in options.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise EdgewmError(f"{flag} is for {whose}, this is {what}", f"{subject} {flag}", f"leave {flag} out")
 
 
 # ---------------------------------------------------------------------------------------------- on a CPU
@@ -144,15 +156,18 @@ def _network(subject: str, target: str, mode: str | None, precision: str, runtim
             f"outside of what is known: run {runtime}, a stack is bound by launches that its host's CPU makes",
             f"--runtime {runtime}", f"use {' or '.join(RUNTIMES)}: kernels replayed as a graph",
         )  # fmt: skip
-    outside = beyond(network)
-    if outside and not anyway:
+    strange = share_of(network, lambda kernel: kernel.kind == "convolution")
+    if strange > MOST_CONVOLUTION and not anyway:
         raise EdgewmError(
-            f"outside of what is known: {outside[0]}", subject, "give --anyway for a figure that says it is"
-        )
+            f"outside of what is known: {_told_share(network, strange)}", subject,
+            "give --anyway for a figure that says it is",
+        )  # fmt: skip
+    outside = beyond(network)
     made = calibration.coefficients(board, power)
     found = estimate_network(network, board, power, held, made, runtime)
     told = _told(subject, board, power, precision, "gpu", found, [network.source, *made.sources], network.notes)
     notes = ["kernels of other runtimes, not of edgewm; clocks pinned at the mode's", *told["notes"]]
+    notes += calibration.stand_ins(board, held)
     return told | {"runtime": runtime, "flops": network.flops, "outside": outside, "notes": notes}
 
 
@@ -164,12 +179,20 @@ def _onnx(file: Path) -> Network:
     return read_network(file)
 
 
+def share_of(network: Network, which: Callable[[Kernel], bool]) -> float:
+    """Of the network's operations."""
+    return sum(kernel.flops for kernel in network.kernels if which(kernel)) / max(network.flops, 1)
+
+
 def beyond(network: Network) -> list[str]:
-    """Why a network lies outside of what the rows of `calibration.csv` show; empty where it does not."""
-    work = sum(kernel.flops for kernel in network.kernels if kernel.kind == "convolution")
-    if work <= MOST_CONVOLUTION * max(network.flops, 1):
-        return []
-    return [f"{100 * work / network.flops:.0f} % of {network.name} is convolutions, and no row is of one"]
+    """Why a network lies outside of what the rows of `calibration.csv` show; empty where it does not. Products of rows
+    that share their numbers are convolutions too."""
+    share = share_of(network, lambda kernel: kernel.kind == "convolution" or kernel.overlap > 1)
+    return [_told_share(network, share)] if share > MOST_CONVOLUTION else []
+
+
+def _told_share(network: Network, share: float) -> str:
+    return f"{100 * share:.0f} % of {network.name} is convolutions, and no row is of one"
 
 
 # ---------------------------------------------------------------------------------------------- the result

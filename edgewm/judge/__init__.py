@@ -6,6 +6,8 @@ imagine.py      futures of many latents at once, by either model
 
 plan.py         suite `plan`: the same costs, ranks, elites and plan on the same noise
 own.py            and the bundle's own plans are those that were judged
+exact.py          and one that holds everything in float32 differs by rounding alone
+layers.py         which product costs what fidelity
 physics.py      suite `physics`: state probes, surprise at what cannot be
 causality.py    suite `causality`: counterfactuals, recoverable actions, no future action in an earlier latent
 horizon.py      suite `horizon`: error growth against real futures, self-consistency, blackout

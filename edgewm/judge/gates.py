@@ -64,6 +64,9 @@ GATES: Mapping[str, Gate] = {
         Gate("own_plans", (0.0, 0.0, 0.0), "at_most",
              "share of plans that come out otherwise when the bundle draws its own noise, as on a robot, than when the "
              "same noise is handed to it"),
+        Gate("exact_costs", (1.0, 1.0, 1.0), "at_most",
+             "error of candidate costs against the full model in float64, over what rounding allows: the full model's "
+             "own error in float32, times the longest sum; of bundles that hold everything in float32"),
         Gate("probe_loss", SQUARED, "at_most",
              "explained variance (R2) of the world's state, read linearly from a latent, that compression loses; one "
              "probe for each model, held-out frames"),

@@ -25,17 +25,19 @@ from .sides import Memory, Observation, Side, named, replan
 Array = np.ndarray
 Policy = Callable[[Observation, int], Array]  # what is seen, period -> action (axes,)
 
-MEASURED = "measured"
+MEASURED, ESTIMATED = "measured", "estimated"
+ENDS = ("low", "point", "high")  # of an estimate
 HOLD_PERIODS, RAMP_PERIODS = 3, 10  # of `binding.Runtime`, for the full model's own ladder
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A distribution of a plan's time in ms: `values` with their `weights`."""
+    """A distribution of a plan's time in ms: `values` with their `weights`; the verdict is on one that is `gated`."""
 
     name: str
     values: tuple[float, ...]
     weights: tuple[float, ...]
+    is_gated: bool = False
 
     @property
     def median_ms(self) -> float:
@@ -53,8 +55,23 @@ AT_ONCE = Latency("at once", (0.0,), (1.0,))
 
 
 def latencies(words: Sequence[str], bundle: Path, sha256: str) -> list[Latency]:
-    """`measured`, from the clock's part of the bundle's report, or milliseconds. EdgewmError for anything else."""
-    return [_measured(bundle, sha256) if word == MEASURED else _given(word) for word in words]
+    """What `--latency` names, one word after another.
+
+    `measured`, from the clock's part of the bundle's report; `estimated`, both ends and the middle of what
+    `edgewm estimate` says of the bundle; a JSON file of `edgewm profile --json` or `edgewm estimate --json`, which may
+    be of a board that is not here; or milliseconds. EdgewmError for anything else.
+    """
+    return [late for word in words for late in _named(word, bundle, sha256)]
+
+
+def _named(word: str, bundle: Path, sha256: str) -> list[Latency]:
+    if word == MEASURED:
+        return [_measured(bundle, sha256)]
+    if word == ESTIMATED:
+        from ..estimate.verb import estimate
+
+        return _estimated(estimate(str(bundle))["plan_ms"])
+    return _of_file(Path(word)) if Path(word).is_file() else [_given(word)]
 
 
 def _given(word: str) -> Latency:
@@ -63,7 +80,10 @@ def _given(word: str) -> Latency:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise EdgewmError(f"no latency {word!r}", "--latency", "give measured, or milliseconds, with commas between")
+        raise EdgewmError(
+            f"no latency {word!r}", "--latency",
+            "give measured, estimated, a JSON file of profile or estimate, or milliseconds, with commas between",
+        )  # fmt: skip
     return Latency(f"{value:g} ms", (value,), (1.0,))
 
 
@@ -73,7 +93,31 @@ def _measured(bundle: Path, sha256: str) -> Latency:
     buckets = ((found.get("profile") or {}).get("histograms") or {}).get("plan_ms")
     if found.get("bundle_sha256") != sha256 or not buckets:
         raise EdgewmError("no profile of this bundle", str(file), f"run `edgewm profile {bundle}` first")
-    return Latency(MEASURED, tuple(float(v) for v, _ in buckets), tuple(float(n) for _, n in buckets))
+    return _counted(buckets)
+
+
+def _counted(buckets: Sequence[Sequence[float]]) -> Latency:
+    """Of a histogram's [ms, count]."""
+    return Latency(MEASURED, tuple(float(v) for v, _ in buckets), tuple(float(n) for _, n in buckets), True)
+
+
+def _estimated(plan_ms: Mapping[str, float]) -> list[Latency]:
+    """The band's ends and its middle apart: it says how well the time is known, not how it varies. The verdict is on
+    the slow end."""
+    return [
+        Latency(ESTIMATED if end == "point" else f"{ESTIMATED}, {end}", (float(plan_ms[end]),), (1.0,), end == "high")
+        for end in ENDS
+    ]
+
+
+def _of_file(file: Path) -> list[Latency]:
+    fix = "give what `edgewm profile --json` or `edgewm estimate --json` wrote"
+    try:
+        found = json.loads(file.read_text())
+        buckets = (found.get("histograms") or {}).get("plan_ms")
+        return [_counted(buckets)] if buckets else _estimated(found["plan_ms"])
+    except (ValueError, AttributeError, KeyError, TypeError) as fault:
+        raise EdgewmError(f"no time of a plan in it: {fault}", str(file), fix) from fault
 
 
 # --------------------------------------------------------------------------------------------------------- policies
@@ -212,3 +256,10 @@ def break_even(points: Sequence[Mapping[str, Any]], margin: float) -> float | No
             a, b = ordered[i - 1]["ms"], ordered[i]["ms"]
             return a + (b - a) * (rates[i - 1] - least) / (rates[i - 1] - rates[i])
     return None
+
+
+def fastest_rate_hz(break_even_ms: float | None, late_ms: float, rate_hz: float) -> float | None:
+    """The control rate at which a plan of `late_ms` is as many periods late as the break-even is at `rate_hz`: how fast
+    a robot that moves as far in each period may be controlled. None where there is no break-even or nothing is late.
+    """
+    return None if break_even_ms is None or late_ms <= 0 else rate_hz * break_even_ms / late_ms

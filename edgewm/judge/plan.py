@@ -2,7 +2,7 @@
 
 For each context the full model plans twice, on two noises. The bank that both models then score is every candidate of
 the first search, iteration by iteration: what a planner really compares, drawn blindly at first and close together at
-the end. Ranks are compared over the whole bank, elites within each iteration.
+the end. Spearman ranks the whole bank; Kendall, whose cost grows with the square, and elites are of one iteration.
 """
 
 from __future__ import annotations
@@ -93,16 +93,22 @@ def judge(seen: list[Context], planner: Planner) -> tuple[dict[str, Any], list[d
     drift, drift_bounds = _drift(seen)
     regret, ratio = ratio_interval(lost, gained), ratio_interval(ours, noise)
     mean_overlap, mean_error = mean_interval(overlap), mean_interval(error)
+    kendall = _by_iteration(seen, statistics.kendall)
+    parted = [first_below(row, 1.0) for row in shared]
     first = [float(np.abs(c.compressed_plan[0] - c.full_plan[0]).max()) for c in seen]
     figures = {
         "contexts": n,
         "spearman_min": finite(rank.min()),
         "spearman_median": finite(np.median(rank)),
         "spearman_by_iteration_min": [finite(v) for v in _by_iteration(seen, statistics.spearman).min(0)],
-        "kendall_by_iteration_median": [finite(v) for v in np.median(_by_iteration(seen, statistics.kendall), 0)],
+        "kendall_min": finite(kendall.mean(1).min()),
+        "kendall_median": finite(np.median(kendall.mean(1))),
+        "kendall_by_iteration_median": [finite(v) for v in np.median(kendall, 0)],
         "elite_overlap": finite(mean_overlap[0]),
         "elite_overlap_min": finite(overlap.min()),
         "elite_overlap_by_iteration": [finite(v) for v in shared.mean(0)],
+        "elites_part_at": [parted.count(i) for i in range(shared.shape[1])],  # contexts, by first iteration
+        "elites_never_part": parted.count(None),
         "cost_error": finite(mean_error[0]),
         "cost_error_max": finite(error.max()),
         "cost_relative_error_max": finite(max(_relative(c) for c in seen)),
@@ -127,6 +133,12 @@ def judge(seen: list[Context], planner: Planner) -> tuple[dict[str, Any], list[d
 
 def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
+
+
+def first_below(row: Array, whole: float) -> int | None:
+    """Index of the first entry under `whole`; None where there is none."""
+    under = np.flatnonzero(row < whole)
+    return int(under[0]) if len(under) else None
 
 
 def _relative(c: Context) -> float:

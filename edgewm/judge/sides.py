@@ -189,7 +189,7 @@ def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
 
     @torch.inference_mode()
     def score(z: Array, goal: Array, candidates: Array) -> Array:
-        latents, actions = _in_context(planner, z, candidates)
+        latents, actions = in_context(planner, z, candidates)
         return cost(module, tensor(latents), tensor(goal[None]), tensor(actions)).numpy()
 
     def plan(observation: Observation, goal: Observation, noise: Array) -> Array:
@@ -217,7 +217,7 @@ def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
         return np.concatenate(parts)[: len(z)]
 
     def score(z: Array, goal: Array, candidates: Array) -> Array:
-        latents, actions = _in_context(planner, z, candidates)
+        latents, actions = in_context(planner, z, candidates)
         older = planner.history - 1
         given = {"z": _f32(latents), "goal": _f32(goal[None])}
         given |= {"past_actions": _f32(actions[0, :older])} if older else {}
@@ -234,7 +234,7 @@ def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
     return Side(encode, predict, score, plan, model.window)
 
 
-def _in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Array]:
+def in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Array]:
     """Frames (history, D) and actions (S, history - 1 + H, A) of what `Side.score` is given."""
     if z.ndim == 2:
         return z, candidates

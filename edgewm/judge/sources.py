@@ -56,7 +56,8 @@ class Source:
     contexts(n, seed)           pairs (observation, goal)
     rollouts(n, steps, seed)    trajectories (frames (T + 1, ...), actions (T, axes), states (T + 1, K) or None); states
                                 are numbers that a picture shows, for linear probes
-    make(seed)                  a simulator (`edgewm.act` says what it must have)
+    make(seed)                  a simulator (`edgewm.act` says what it must have); where it names the `family` of the
+                                task it was reset to, success is counted by family, too
     gallery(periods, seed)      one trajectory and frames (N, ...) to recognise imagined latents by
     states(n, seed)             independent frames (n, ...) and what they show, (n, K): the columns of `rollouts`
     impossible(n, steps, seed)  clips with a planted impossibility

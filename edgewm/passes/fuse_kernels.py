@@ -210,8 +210,9 @@ class _Partition:
         return load("product").reference(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
 
     def _product_i8(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
-        x, w, t = body.expression(bound["x"]), body.param(bound["w"]), body.param(bound["t"])
-        return load("product_i8").reference(x, w, t), {"left": Graph({"x": x}), "packed": (w["name"], t["name"])}
+        x, (w, t, c) = body.expression(bound["x"]), (body.param(bound[name]) for name in "wtc")
+        packed = (w["name"], t["name"], c["name"])
+        return load("product_i8").reference(x, w, t, c), {"left": Graph({"x": x}), "packed": packed}
 
     def _product_bf16(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         x, w = body.expression(bound["x"]), body.param(bound["w"])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ..errors import EdgewmError
 from ..ops import flops
-from ..options import PRECISIONS
+from ..options import CALIBRATED, PRECISIONS
 from ..program import Graph, Node, Program, walk_graphs
 
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
 NAMED = tuple(name for name in PRECISIONS if not name.endswith(WHOLE))
+FORMATS = (*NAMED, *CALIBRATED)
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
 STRAIT_SHARE = 0.1  # of the work on a candidate: in bf16 that takes a tenth more time, a third where a CPU has none
 
@@ -30,17 +31,21 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. On the reference model they alone are
     the difference between 0.936 and 0.966 of the elites.
 
+    `w4a8` and `w4a16_g64` (or 32, 128: the inputs that share a step) have weights of 16 levels, chosen on candidates of
+    the planner's own (`calibrate`), and hold straits in bf16 as well. Here 4 bits are fidelity only: kernels read such
+    weights as int8 and bf16, so bytes and time are those of w8a8 and bf16.
+
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
     if precision == "fp32":
         return {}
-    if precision in PRECISIONS:
+    if precision in PRECISIONS or precision in CALIBRATED:
         form, whole, _ = precision.partition(WHOLE)
         taken = set().union(*map(_products, program.entries.values()))
         if not whole and "encode" in program.entries:
             taken -= _products(program.entries["encode"])
         taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
-        narrow = straits(program) if form == "w8a8" else frozenset()
+        narrow = straits(program) if form != "bf16" else frozenset()
         return {name: "bf16" if name in narrow else form for name in sorted(taken)}
     return _from_file(program, Path(precision))
 
@@ -95,7 +100,9 @@ def _products(graph: Graph) -> set[str]:
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise EdgewmError(
-            f"no precision {str(path)!r}", "--precision", f"use one of {', '.join(PRECISIONS)}, or a JSON file"
+            f"no precision {str(path)!r}",
+            "--precision",
+            f"use one of {', '.join((*PRECISIONS, *CALIBRATED))}, or a JSON file",
         )
     try:
         recipe = json.loads(path.read_text())
@@ -109,6 +116,6 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
             raise EdgewmError(
                 f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them"
             )
-        if kind not in NAMED:
-            raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(NAMED)}")
+        if kind not in FORMATS:
+            raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(FORMATS)}")
     return {n: k for n, k in recipe.items() if k != "fp32"}

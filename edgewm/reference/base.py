@@ -158,6 +158,11 @@ class Episode:
         return self._success
 
     @property
+    def family(self) -> str:
+        """The kind of task: `World.subset` or another."""
+        return self.world.subset if self.world.in_subset(self.path[:1], self._goal)[0] else "other tasks"
+
+    @property
     def state(self) -> Array:
         """`(S,)` float32."""
         return self.path[-1].copy()

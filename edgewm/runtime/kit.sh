@@ -100,7 +100,7 @@ kit() {
   cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo "$threads")
   [ "$threads" -le "$cores" ] || threads=$cores
   folder=$(mktemp -d) || refuse "no temporary directory" "${TMPDIR:-/tmp}" "free some space or set TMPDIR"
-  trap 'kill $watching 2>/dev/null; rm -rf "$folder"' EXIT
+  trap 'kill -9 $watching 2>/dev/null; rm -rf "$folder"' EXIT
   trap 'exit 130' HUP INT TERM
   watching=
   environment >"$folder/before" 2>/dev/null
@@ -112,7 +112,7 @@ kit() {
   watching=$!
   ./edgewm-tick . --rate-hz "$rate_hz" --threads "$threads" "$@" --json "$folder/tick" 2>"$folder/said" ||
     { cat "$folder/said" >&2; exit 2; }
-  kill $watching
+  kill -9 $watching
   watching=
   environment >"$folder/after" 2>/dev/null
   printf '{"schema_version": 1, "kit": 1,\n "sha256": {'

@@ -15,22 +15,15 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "arguments.h"
 #include "golden.h"
 #include "histogram.h"
 #include "realtime.h"
+#include "spans.h"
 
 typedef unsigned long long ull;
 
 namespace {
-
-struct Arguments {
-  const char* model;
-  const char* json;
-  double rate_hz, deadline_ms;
-  uint64_t ticks, warmup;
-  uint32_t threads, hold_periods, ramp_periods;
-  bool async, spin, golden, kernels, free;
-};
 
 struct Input {
   uint32_t port, kind;
@@ -55,20 +48,22 @@ struct Run {
   sem_t wake;               // the planning thread, where it follows
   int plan_error;
   ewm_fault fault;
-  uint64_t first_plan_ns, late_plans, misses, elapsed_ns, published;
+  uint64_t began_ns, cold_ns, first_plan_ns, late_plans, misses, elapsed_ns, published;
+  uint64_t missed_now, missed_longest, skipped;  // periods in a row, and those without an action of their own
+  uint64_t plan_total_ns, observe_ns;
   uint64_t *step_ns, *call_ns;
   Histogram late, act, plan, age, iterations;
+  Histogram tick;  // what a period's work took from when it began: what a clock that starts late would say
+  Spans spans;
+  Watch watch;
 };
 
-constexpr uint64_t LONGEST_SERIES = 100000;
+constexpr uint64_t LONGEST_SERIES = 1u << 20;
 
-Run run;  // static: some 150 KB
+Run run;  // static: some 190 KB
 Realtime realtime;
 
-int complain(const char* what, const char* where, const char* fix) {
-  fprintf(stderr, "error: %s\n  where: %s\n  fix: %s\n", what, where, fix);
-  return 2;
-}
+using ::complain;
 
 int complain(const ewm_fault& f) {
   char what[320];
@@ -80,11 +75,10 @@ int complain(const ewm_fault& f) {
   return complain(what, f.where, fix);
 }
 
-uint64_t now_ns() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
-}
+uint64_t now_ns() { return read_ns(CLOCK_MONOTONIC); }
+
+// Nothing where the clock was set back meanwhile.
+uint64_t since(uint64_t then, uint64_t now) { return now > then ? now - then : 0; }
 
 void sleep_until(uint64_t ns) {
   timespec t{time_t(ns / 1000000000u), long(ns % 1000000000u)};
@@ -107,13 +101,14 @@ void plan() {
   info.size = sizeof(info);
   uint64_t began = now_ns();
   int error = ewm_plan(run.loop, deadline_ms > 0 ? began + uint64_t(deadline_ms * 1e6) : 0, &info, &run.fault);
-  if (error != EWM_OK) run.plan_error = error;
+  if (error != EWM_OK && error != EWM_STALE) run.plan_error = error;  // a stall makes old what was seen, and is counted
   if (error != EWM_OK) return;
   add(run.plan, info.end_ns - info.start_ns);
   if (info.of != 0) add(run.iterations, info.iterations);
   __atomic_store_n(&run.planned, uint32_t(info.generation), __ATOMIC_RELAXED);
   run.late_plans += info.late;
-  run.published++;
+  __atomic_store_n(&run.plan_total_ns, run.plan_total_ns + (info.end_ns - info.start_ns), __ATOMIC_RELAXED);
+  __atomic_store_n(&run.published, run.published + 1, __ATOMIC_RELAXED);
 }
 
 // Whether a plan starts in this tick. A stopped loop takes no chunk: it goes on planning for the time that takes, where
@@ -155,15 +150,13 @@ void* plan_when_due(void*) {
   for (uint64_t tick = 0; !__atomic_load_n(&run.stop, __ATOMIC_ACQUIRE);) {
     sleep_until(release(tick));
     if (due(tick)) plan();
-    uint64_t current = (now_ns() - run.t0) / run.period_ns;
-    tick = current + 1;
+    tick = since(run.t0, now_ns()) / run.period_ns + 1;
   }
   return nullptr;
 }
 
-// No samples, and room for a series of one for each tick, every page of it there.
-bool clear(Histogram& h, uint64_t ticks) {
-  h = Histogram{};
+// Room for a series of one for each tick, every page of it there.
+bool keep_series(Histogram& h, uint64_t ticks) {
   if (ticks > LONGEST_SERIES) return true;
   h.series = static_cast<uint64_t*>(malloc(ticks * sizeof(uint64_t)));
   if (h.series == nullptr) return false;
@@ -186,11 +179,15 @@ int drive() {
     if (run.plan_error != EWM_OK) return complain(run.fault);
     if (i == 0) run.first_plan_ns = now_ns() - began;
     ewm_act(run.loop, began, action, &info);
+    if (i == 0) run.cold_ns = now_ns() - run.began_ns;
   }
   Histogram* const all[] = {&run.late, &run.plan, &run.age, &run.iterations, &run.act};
-  for (Histogram* h : all)
-    if (!clear(*h, a.ticks)) return complain("out of memory", "samples", "ask for fewer ticks");
-  run.late_plans = run.published = 0;
+  for (Histogram* h : all) *h = Histogram{};
+  Histogram* const kept[] = {&run.late, &run.plan, &run.age, &run.act};
+  for (Histogram* h : kept)
+    if (!keep_series(*h, a.ticks)) return complain("out of memory", "samples", "ask for fewer ticks");
+  run.late_plans = run.published = run.plan_total_ns = 0;
+  divide(run.spans, a.ticks);
   run.taken = run.planned;  // by the last action before the start: the first tick plans
   ewm_profile(run.loop, run.step_ns, a.kernels ? run.call_ns : nullptr);
   lock_memory(realtime);
@@ -203,22 +200,34 @@ int drive() {
   for (uint64_t tick = 0, done = 0; done < a.ticks;) {
     sleep_until(release(tick));
     uint64_t began = now_ns();
-    uint64_t current = (began - run.t0) / run.period_ns;
+    look(run.watch, began);
+    uint64_t current = since(run.t0, began) / run.period_ns;
     if (current > tick) tick = current < a.ticks ? current : a.ticks - 1;
     observe(release(tick) < began ? release(tick) : began);
+    run.observe_ns += now_ns() - began;
     if (!a.async && !run.follows && due(tick)) plan();
     uint64_t called = now_ns();
     ewm_act(run.loop, release(tick), action, &info);
     uint64_t ended = now_ns();
     add(run.act, ended - called);
     note_played(info, tick);
-    if (info.state != EWM_WAITING && info.state != EWM_STOPPED) add(run.age, info.age_ns + (ended - release(tick)));
+    if (info.state != EWM_WAITING && info.state != EWM_STOPPED) add(run.age, info.age_ns + since(release(tick), ended));
+    add(run.tick, since(began, ended));
     follow(tick);
+    run.skipped += tick - done;
     for (; done <= tick; done++) {
-      add(run.late, ended - release(done));
-      run.misses += ended - release(done) >= run.period_ns;
+      const uint64_t late = since(release(done), ended);
+      const bool missed = late >= run.period_ns;
+      add(run.late, late);
+      add(run.spans, late, missed);
+      run.misses += missed;
+      run.missed_now = missed ? run.missed_now + 1 : 0;
+      if (run.missed_now > run.missed_longest) run.missed_longest = run.missed_now;
     }
     tick++;
+    if (run.spans.now.ticks >= run.spans.ticks_each || done == a.ticks)
+      close(run.spans, since(run.t0, ended), __atomic_load_n(&run.published, __ATOMIC_RELAXED),
+            __atomic_load_n(&run.plan_total_ns, __ATOMIC_RELAXED));
   }
   run.elapsed_ns = now_ns() - run.t0;
   __atomic_store_n(&run.stop, 1, __ATOMIC_RELEASE);
@@ -265,9 +274,15 @@ void print_report(const ewm_model_info& about, FILE* out) {
           "\"threads\": %u, \"replan\": \"%s\", \"commit_steps\": %u, ",
           ewm_target(), a.async ? "async" : "inline", a.rate_hz, (ull)a.ticks, a.threads,
           run.follows ? "follow" : run.commit == 0 ? "free" : "commit", run.commit);
-  fprintf(out, "\"spin\": %s, \"elapsed_ns\": %llu, \"first_plan_ns\": %llu,\n \"scheduler\": ",
-          a.spin ? "true" : "false", (ull)run.elapsed_ns, (ull)run.first_plan_ns);
+  fprintf(out, "\"spin\": %s, \"elapsed_ns\": %llu, \"cold_ns\": %llu, \"first_plan_ns\": %llu,\n \"scheduler\": ",
+          a.spin ? "true" : "false", (ull)run.elapsed_ns, (ull)run.cold_ns, (ull)run.first_plan_ns);
   print_json(realtime, out);
+  fprintf(out,
+          ",\n \"misses_in_a_row\": %llu, \"skipped\": %llu, \"observe_ns\": %llu, \"clock\": {\"looks\": %llu, "
+          "\"steps\": %llu, \"largest_step_ns\": %llu},\n \"spans\": ",
+          (ull)run.missed_longest, (ull)run.skipped, (ull)run.observe_ns, (ull)run.watch.looks, (ull)run.watch.steps,
+          (ull)run.watch.largest_ns);
+  print_json(run.spans, out);
   fprintf(out, ",\n");
   fprintf(out, " \"misses\": %llu, \"plans\": %llu, \"late_plans\": %llu, \"plan_error\": %d, \"plans_per_s\": %.9g,\n",
           (ull)run.misses, (ull)run.published, (ull)run.late_plans, run.plan_error,
@@ -277,6 +292,7 @@ void print_report(const ewm_model_info& about, FILE* out) {
     const Histogram& h;
   } all[] = {{"act_late_ns", run.late},
              {"act_ns", run.act},
+             {"tick_ns", run.tick},
              {"plan_ns", run.plan},
              {"plan_age_ns", run.age},
              {"plan_iterations", run.iterations}};
@@ -320,66 +336,6 @@ void print_summary(FILE* out) {
           double(run.late.max) / 1e6, double(run.act.max) / 1e3);
 }
 
-bool number(const char* text, double low, double high, double* to) {
-  char* end;
-  *to = text != nullptr ? strtod(text, &end) : 0;
-  return text != nullptr && end != text && *end == 0 && *to >= low && *to <= high;
-}
-
-int parse(int argc, char** argv, Arguments& a) {
-  const char usage[] =
-      "edgewm-tick BUNDLE [--rate-hz 50] [--ticks 3000] [--warmup 3] [--threads 1] [--async|--inline] [--spin] "
-      "[--replan commit|free] [--plan-deadline-ms X] [--hold-periods 3] [--ramp-periods 10] [--kernels] "
-      "[--pin CPU[,CPU]] [--fifo 2..99] [--mlock] [--json FILE] [--golden]";
-  a = Arguments{nullptr, nullptr, 50, 0, 3000, 3, 1, 3, 10, true, false, false, false, false};
-  for (int i = 1; i < argc; i++) {
-    const char *flag = argv[i], *next = i + 1 < argc ? argv[i + 1] : nullptr;
-    double value = 0;
-    bool good = true;
-    if (strcmp(flag, "--rate-hz") == 0)
-      good = number(next, 0.001, 1e6, &a.rate_hz), i++;
-    else if (strcmp(flag, "--ticks") == 0)
-      good = number(next, 1, 1e12, &value), a.ticks = uint64_t(value), i++;
-    else if (strcmp(flag, "--warmup") == 0)
-      good = number(next, 0, 1e9, &value), a.warmup = uint64_t(value), i++;
-    else if (strcmp(flag, "--threads") == 0)
-      good = number(next, 1, 64, &value), a.threads = uint32_t(value), i++;
-    else if (strcmp(flag, "--hold-periods") == 0)
-      good = number(next, 0, 1e9, &value), a.hold_periods = uint32_t(value), i++;
-    else if (strcmp(flag, "--ramp-periods") == 0)
-      good = number(next, 0, 1e9, &value), a.ramp_periods = uint32_t(value), i++;
-    else if (strcmp(flag, "--plan-deadline-ms") == 0)
-      good = number(next, 0, 1e9, &a.deadline_ms), i++;
-    else if (strcmp(flag, "--replan") == 0)
-      a.free = next != nullptr && strcmp(next, "free") == 0,
-      good = a.free || (next != nullptr && strcmp(next, "commit") == 0), i++;
-    else if (strcmp(flag, "--json") == 0)
-      good = next != nullptr, a.json = next, i++;
-    else if (strcmp(flag, "--pin") == 0)
-      good = next != nullptr && parse_cpus(next, realtime), i++;
-    else if (strcmp(flag, "--fifo") == 0)
-      good = number(next, FIFO_LOWEST, FIFO_HIGHEST, &value), realtime.fifo = int(value), i++;
-    else if (strcmp(flag, "--mlock") == 0)
-      realtime.lock = true;
-    else if (strcmp(flag, "--inline") == 0)
-      a.async = false;
-    else if (strcmp(flag, "--async") == 0)
-      a.async = true;
-    else if (strcmp(flag, "--spin") == 0)
-      a.spin = true;
-    else if (strcmp(flag, "--kernels") == 0)
-      a.kernels = true;
-    else if (strcmp(flag, "--golden") == 0)
-      a.golden = true;
-    else if (flag[0] != '-' && a.model == nullptr)
-      a.model = flag;
-    else
-      return complain("unknown argument", flag, usage);
-    if (!good) return complain("a flag needs a value in its range", flag, usage);
-  }
-  return a.model != nullptr ? 0 : complain("no bundle given", "edgewm-tick", usage);
-}
-
 int start(const Arguments& a, ewm_model_info& about) {
   enter(realtime);
   run.arguments = &a;
@@ -415,9 +371,10 @@ int start(const Arguments& a, ewm_model_info& about) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  run.began_ns = now_ns();
   Arguments arguments;
   ewm_model_info about;
-  if (int bad = parse(argc, argv, arguments)) return bad;
+  if (int bad = parse(argc, argv, arguments, realtime)) return bad;
   if (int bad = start(arguments, about)) return bad;
   if (arguments.golden) {
     int verdict = golden_replay(run.model, run.loop, true);

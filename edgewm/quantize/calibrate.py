@@ -1,0 +1,95 @@
+"""Weights of few bits, chosen for what the dynamics will really see: the candidates of the planner's own searches.
+
+A search with the full model from each of a few contexts; of the candidates of all its iterations, blind ones and late
+ones, as many as the program scores at once run through it in float64, and what each product reads is summed up as
+second moments. Everything is drawn from the seed of the build, so two builds give one bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import interp
+from ..errors import EdgewmError
+from ..passes.quantize_products import HOLD
+from ..program import Graph, Node, Program
+
+CONTEXTS = 8  # to plan from
+MOST_ITERATIONS = 8  # of a search: later ones only draw closer together
+MOST_ROWS = 1024  # of one product's inputs for each context
+_NOISE = 0xCA11
+
+Array = np.ndarray
+
+
+def calibrated(program: Program, model: str, data: Path | None = None, seed: int = 0) -> Program:
+    """The program with those weights beside it, already held, that its recipe has in few bits; itself where there are
+    none. `program` is exact; MODEL and `data` are what `build` takes.
+
+    Raises EdgewmError where there is nothing to plan from.
+    """
+    few = sorted(name for name, form in (program.recipe or {}).items() if HOLD[form].is_calibrated)
+    if not few:
+        return program
+    moments = second_moments(program.entries["score"], program.weights, few, searched(program, model, data, seed))
+    weights = dict(program.weights)
+    for name in few:
+        form = HOLD[program.recipe[name]]
+        parts = (f"{name}/{part}" for part in form.parts)
+        weights.update(zip(parts, form.hold(program.weights[name], moments.get(name)), strict=True))
+    return program.with_(weights=weights)
+
+
+def second_moments(
+    graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]]
+) -> dict[str, Array]:
+    """Sum of x^T x (K, K) over what the product with each named weight reads; those the graph has no product with, or
+    one for each of a batch, are left out."""
+    found = {name: np.zeros((len(weights[name]),) * 2) for name in names if weights[name].ndim == 2}
+    seen: set[str] = set()
+
+    def watch(node: Node, sources: list[Array]) -> None:
+        name = node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
+        if name in found:
+            rows = sources[0].reshape(-1, len(found[name]))
+            rows = rows[:: -(-len(rows) // MOST_ROWS)]
+            found[name] += rows.T @ rows
+            seen.add(name)
+
+    for given in inputs:
+        interp.run(graph, given, weights, real=True, watch=watch)
+    return {name: found[name] for name in found if name in seen}
+
+
+def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
+    """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
+    from .. import models
+    from ..judge.sides import in_context, search, upstream
+    from ..judge.sources import source_of
+
+    loaded = models.load(model)
+    contexts = source_of(model, loaded, data).contexts
+    if contexts is None:
+        raise EdgewmError(
+            "weights of 4 bits are chosen on the planner's own candidates, and there is nothing to plan from", model,
+            "give recorded observations with --calibration FILE (the file that validate --data takes)",
+        )  # fmt: skip
+    planner = replace(program.planner, iterations=min(program.planner.iterations, MOST_ITERATIONS))
+    side, rng = upstream(loaded, planner), np.random.default_rng([_NOISE, seed])
+    shape = (planner.iterations, planner.samples, planner.horizon, loaded.action_dim)
+    for observation, goal in contexts(CONTEXTS, int(rng.integers(2**31))):  # not those a judge draws by the same seed
+        z, target = side.encode(observation), side.encode(goal)
+        tried = search(_cost(side, z, target), planner, rng.standard_normal(shape, np.float32)).candidates
+        everyone = tried.reshape(-1, *tried.shape[2:])
+        chosen = everyone[rng.choice(len(everyone), planner.samples, replace=False)]
+        latents, actions = in_context(planner, z, chosen)
+        yield {"z": latents, "goal": target[None], "candidates": actions}
+
+
+def _cost(side: Any, z: Array, target: Array) -> Any:
+    return lambda candidates: side.score(z, target, candidates)

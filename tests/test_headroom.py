@@ -1,0 +1,187 @@
+"""The rate that holds, the stages of a plan, what a change would gain, two runs compared, and the fleet's text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_profile import MILLI, TALKING, tick, write_bundle
+
+from edgewm import compare, headroom, prometheus
+from edgewm import profile as verb
+from edgewm.clock import summarise
+from edgewm.console import profile_table
+from edgewm.errors import EdgewmError
+from edgewm.program import Planner
+
+
+def series(run: dict, **samples: list) -> dict:
+    for name, values in samples.items():
+        run[name]["series"] = [int(v) for v in values]
+    return run
+
+
+def steady(plans: int = 600, ticks: int = 3000, plan_ms: float = 8.0, seed: int = 0, **more) -> dict:
+    rng = np.random.default_rng(seed)
+    late = (1e5 * rng.lognormal(0, 0.2, ticks)).astype(int)
+    took = (plan_ms * 1e6 * rng.lognormal(0, 0.05, plans)).astype(int)
+    return series(tick(late, took, rate_hz=50.0, elapsed_ns=10**12, **more), act_late_ns=late, plan_ns=took)
+
+
+def test_the_rate_that_holds_is_where_the_slowest_plans_just_fit():
+    run = steady()
+    held = headroom.rate_that_holds(run, 50.0, 5, 0.01)
+    took = np.asarray(run["plan_ns"]["series"])
+    assert held["bound_by"] == "plan" and held["needs"] == {}
+    assert (took > 5e9 / held["highest_rate_hz"]).mean() <= 0.01
+    assert held["plan_budget_ms"] == 100 and held["plan_left_ms"] == pytest.approx(100 - held["plan_bound_ms"])
+    twice = headroom.rate_that_holds(run, 50.0, 10, 0.01)
+    assert twice["highest_rate_hz"] == pytest.approx(2 * held["highest_rate_hz"])
+    few = headroom.rate_that_holds(run, 50.0, 5, 0.001)
+    assert few["highest_rate_hz"] is None and few["needs"] == {"plan": 2995}
+    slow_acts = headroom.rate_that_holds(steady(plan_ms=0.1), 50.0, 5, 0.01)
+    assert slow_acts["bound_by"] == "action"
+
+
+CALLS = [
+    {"call": 0, "kernel": "map<a>", "lanes": 8, "times": 1, "step": 0},
+    {"call": 1, "kernel": "product<b>", "lanes": 64, "times": 1, "step": 1},
+    {"call": 2, "kernel": "product<c>", "lanes": 128, "times": 8, "step": 3},
+    {"call": 3, "kernel": "topk", "lanes": 1, "times": 8, "step": 3},
+]  # fmt: skip
+
+
+def timed() -> dict:
+    spent = zip(range(4), (10, 90, 800, 60), strict=True)
+    run = tick([MILLI] * 10, [1000] * 10, calls=[{"call": i, "kernel": "x", "ns": 10 * ns} for i, ns in spent],
+               steps=[{"step": i, "ns": ns} for i, ns in ((0, 100), (1, 900), (3, 8800))], observe_ns=100)  # fmt: skip
+    return series(run, plan_ns=[1000] * 10)
+
+
+def test_stages_of_a_plan_by_what_is_repeated_and_what_comes_before():
+    found = {each["stage"]: each for each in headroom.stages_ms(timed(), CALLS)}
+    assert list(found) == list(headroom.STAGES)
+    in_ns = {name: round(each["ms"] * 1e6) for name, each in found.items()}
+    assert in_ns == {"observe": 10, "preprocess": 10, "encode": 90, "plan": 880, "publish": 20}
+    assert sum(each["share"] for each in found.values()) == pytest.approx(1)
+    assert list(found["plan"]["kernels"]) == ["product", "topk", "waiting"]
+    assert headroom.stages_ms(tick([1]), []) == []
+
+
+def test_gains_are_computed_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    planner = dataclasses.replace(Planner(), samples=128, iterations=8)
+    manifest = SimpleNamespace(planner=planner, precision="fp32", target="host", mode="AS_IS")
+    bundle = write_bundle(tmp_path / "out", "")
+    monkeypatch.setattr(headroom, "calls_of", lambda bundle: CALLS)
+    monkeypatch.setattr(headroom, "_estimates", lambda *given: [("2 threads instead of 1", 0.6, "estimated")])
+    held, peaks = headroom.rate_that_holds(steady(), 50.0, 5, 0.01), {"fp32_gflops": 50.0, "int8_gops": 200.0}
+    stages = headroom.stages_ms(timed(), CALLS)
+    found = {g["change"]: g for g in headroom.gains(manifest, bundle, timed(), stages, held, 1, peaks)}
+    shares = {change: round(1000 * each["share"]) for change, each in found.items()}
+    whole = 1010
+    assert shares == {
+        "w8a8 instead of fp32": round(1000 * (1 - 800 / whole * 0.75)),
+        "4 iterations instead of 8": round(1000 * (1 - 440 / whole)),
+        "64 samples instead of 128": round(1000 * (1 - 880 * 800 / 860 / 2 / whole)),
+        "2 threads instead of 1": 600,
+    }
+    assert list(shares.values()) == sorted(shares.values())
+    for each in found.values():
+        assert each["plan_ms"] == pytest.approx(held["plan_bound_ms"] * each["share"])
+        assert each["highest_rate_hz"] == pytest.approx(held["rates_hz"]["plan"] / each["share"])
+    withheld = headroom.rate_that_holds(steady(9), 50, 5, 0.01)
+    unknown = headroom.gains(manifest, bundle, timed(), stages, withheld, 1, None)
+    assert unknown and all(each["plan_ms"] is None and "w8a8" not in each["change"] for each in unknown)
+
+
+# ------------------------------------------------------------------------------------------------------------ compare
+
+
+def profiled(**how) -> dict:
+    run = summarise(steady(**how))
+    return {**run, "rate_hz": 50.0, "threads": 1, "environment": {"cpu": "a", "governor": None}}
+
+
+def test_two_runs_are_told_apart_or_not():
+    same = compare.compare(profiled(seed=1), profiled(seed=2))
+    each = same["differences"]["plan_ms"]["p50"]
+    assert same["paired"] and each["low_ms"] <= 0 <= each["high_ms"]
+    slower = compare.compare({**profiled(seed=1, plan_ms=8.4), "threads": 2}, profiled(seed=2))
+    each = slower["differences"]["plan_ms"]["p50"]
+    assert 0 < each["low_ms"] < 0.4 < each["high_ms"] and each["share"] == pytest.approx(0.05, abs=0.01)
+    assert slower["not_alike"] == ["threads: 2, it was 1"]
+    lines = "\n".join(compare.sentences(slower))
+    assert "a plan, p50: +0.3" in lines and "longer" in lines and "lateness, mean" in lines
+    assert "no difference beyond chance" in lines and "not alike: threads: 2" in lines and "one run of each" in lines
+    assert compare.compare(profiled(plans=9), profiled())["differences"]["plan_ms"] is None
+    assert "p999" not in slower["differences"]["plan_ms"]  # 600 plans say nothing about it
+
+
+def test_what_is_no_profile_is_refused(tmp_path: Path):
+    file = tmp_path / "a.json"
+    none = "this is no profile"
+    for text, what in (("{", "no profile can be read there"), ("[]", none), ('{"a": 1}', none)):
+        file.write_text(text)
+        with pytest.raises(EdgewmError, match=what):
+            compare.read_profile(file)
+    with pytest.raises(EdgewmError, match="no profile can be read there"):
+        compare.read_profile(tmp_path / "none.json")
+    file.write_text(json.dumps({**profiled(), "series": {"plan_ms": None, "act_late_ms": [1.0]}}))
+    with pytest.raises(EdgewmError, match="it kept no samples of plan_ms"):
+        compare.read_profile(file)
+
+
+# --------------------------------------------------------------------------------------------------------- prometheus
+
+
+def test_prometheus_text_is_whole_and_leaves_out_what_is_withheld(tmp_path: Path):
+    result = {**profiled(), "device": 'a "b"\\', "target": "host", "findings": [{"name": "stall", "words": ""}]}
+    lines = prometheus.text(result).splitlines()
+    names = {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")}
+    typed = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert {n.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for n in names} <= typed
+    buckets = [int(line.split()[-1]) for line in lines if line.startswith("edgewm_plan_seconds_bucket")]
+    assert buckets == sorted(buckets) and buckets[-1] == 600
+    own = '{device="a \\"b\\"\\\\",target="host"'
+    assert f'edgewm_plan_upper_bound_seconds{own},quantile="0.99"}} ' in "\n".join(lines)
+    assert not any('edgewm_plan_upper_bound_seconds' in line and '0.999"' in line for line in lines)
+    assert f'edgewm_finding{own},name="stall"}} 1' in lines
+    prometheus.write(result, tmp_path / "edgewm.prom")
+    assert (tmp_path / "edgewm.prom").read_text().splitlines() == lines and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(EdgewmError, match="cannot write Prometheus text"):
+        prometheus.write(result, tmp_path / "no" / "edgewm.prom")
+
+
+# --------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_profile_that_ends_with_a_rate_is_compared_and_told(tmp_path: Path):
+    bundle = write_bundle(tmp_path / "out", TALKING.replace("{answer}", repr(steady())))
+    first = verb.profile(bundle, ticks=3000, prometheus=tmp_path / "a.prom")
+    (tmp_path / "a.json").write_text(json.dumps(first))
+    again = verb.profile(bundle, minutes=1, against=tmp_path / "a.json")
+    assert json.loads((bundle / "edgewm-tick.seen").read_text()) and again["headroom"]["highest_rate_hz"] > 0
+    assert again["against"]["differences"]["plan_ms"]["p50"]["by_ms"] == 0
+    assert (tmp_path / "a.prom").read_text().startswith("# HELP edgewm_action_lateness_seconds ")
+    shown = "\n".join(map(str, profile_table(again).renderables))
+    lines = ("highest rate with at most 1 % late plans: ", "against the other run:", "no difference beyond chance")
+    for words in lines:
+        assert words in shown, words
+    with pytest.raises(EdgewmError, match="no profile can be read"):
+        verb.profile(bundle, against=tmp_path / "b.json")
+
+
+def test_minutes_are_periods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list = []
+
+    def run(folder, rate_hz, ticks, threads, *flags, **more):
+        asked.append((rate_hz, ticks))
+        return steady()
+
+    monkeypatch.setattr(verb, "run_tick", run)
+    verb.profile(write_bundle(tmp_path / "out", ""), minutes=0.5)
+    assert asked[0] == (50.0, 1500)

@@ -1,0 +1,75 @@
+"""Which layer costs what fidelity: one product at a time in the form of the recipe, computed by its own reference."""
+
+from __future__ import annotations
+
+import fixtures_models as fixtures
+import numpy as np
+import pytest
+
+pytest.importorskip("torch_world")
+
+import torch
+from test_planted_faults import contexts, lewm
+from test_validate import quiet
+
+from edgewm import expr as e
+from edgewm.interp import run
+from edgewm.judge import layers
+from edgewm.judge_page import _layers as card
+from edgewm.passes.quantize_products import quantize_products
+from edgewm.program import Graph, Program
+
+MLP, OTHER = "predictor.blocks.1.mlp.0.weight", "predictor.blocks.0.mlp.0.weight"
+
+
+def linear() -> torch.nn.Linear:
+    made = torch.nn.Linear(72, 5)
+    return fixtures.seeded(made)
+
+
+@pytest.mark.parametrize("kind", ["w8a8", "bf16"])
+def test_a_held_layer_computes_what_the_quantized_program_does(kind: str) -> None:
+    layer, x = linear(), np.random.default_rng(0).standard_normal((2, 3, 72)).astype(np.float32)
+    w = layer.weight.detach().numpy().T
+    product = Graph({"y": e.matmul(e.input("x", (6, 72)), e.weight("w", w.shape))})
+    program = quantize_products(Program({"score": product}, {"w": np.ascontiguousarray(w)}, recipe={"w": kind}))
+    wanted = run(program.entries["score"], {"x": x.reshape(6, 72)}, program.weights)["y"]
+    with torch.inference_mode():
+        layer.register_forward_hook(layers.held(layer, kind))
+        found = layer(torch.from_numpy(x)).numpy() - layer.bias.detach().numpy()
+    assert found.shape == (2, 3, 5)
+    allowed = 0.0 if kind == "w8a8" else 72 * 2.0**-24 * (np.abs(x).reshape(6, 72) @ np.abs(w)).max()
+    bias = 2 * 2.0**-24 * (np.abs(wanted).max() + np.abs(layer.bias.detach().numpy()).max())  # added, taken away
+    assert np.abs(found.reshape(6, 5) - wanted).max() <= allowed + bias
+
+
+def told(model, recipe: dict[str, str]) -> dict:
+    pairs = [({"pixels": o["pixels"]}, {"pixels": g["pixels"]}) for o, g in contexts(2, 0)]
+    return layers.run(model, model.planner, recipe, pairs, 0, quiet)
+
+
+def test_the_layer_that_eight_bits_hurt_comes_first() -> None:
+    model = lewm()
+    weight = dict(model.torch.named_parameters())[OTHER]
+    with torch.no_grad():
+        weight[:, 3] = weight[:, 3] * 300  # an outlier in each output's scale
+    found = told(model, {MLP: "w8a8", OTHER: "w8a8"})
+    assert [row["name"] for row in found["rows"]] == [OTHER, MLP] and found["contexts"] == 2
+    dear, cheap = (row["cost_error"] for row in found["rows"])
+    assert dear > 3 * cheap > 0 and found["rows"][0]["spearman_min"] < 1
+    assert MLP.removesuffix(".weight") in card(found) and "w8a8" in card(found)
+
+
+def test_more_bits_cost_less_and_what_is_no_layer_is_named() -> None:
+    found = told(lewm(), {MLP: "bf16", OTHER: "w8a8", "constant/7": "w8a8", "pos_embed": "bf16"})
+    error = {row["form"]: row["cost_error"] for row in found["rows"]}
+    assert error["bf16"] < error["w8a8"] and found["not_told"] == ["constant/7", "pos_embed"]
+    assert "2 products are no linear layers" in card(found) and card({**found, "rows": []}) == "" == card(None)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = lewm()
+    before = {k: v.clone() for k, v in model.torch.state_dict().items()}
+    told(model, {MLP: "w8a8"})
+    assert all(torch.equal(before[k], v) for k, v in model.torch.state_dict().items())
+    assert not any(m._forward_hooks for m in model.torch.modules())
