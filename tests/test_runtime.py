@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,3 +321,15 @@ def test_observing_planning_and_acting_on_three_threads_never_tear() -> None:
         for thread in others:
             thread.join()
     assert not faults and len(seen) > CHUNKS
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_workers_wake_off_the_planning_threads_processor_unless_told(anywhere: bool) -> None:
+    """From outside: what the kernel says of the thread that the runtime made."""
+    tasks = Path("/proc/self/task")
+    allowed, before = os.sched_getaffinity(0), {task.name for task in tasks.iterdir()}
+    with Runtime(fixture.bundle(), 2, anywhere=anywhere):
+        (worker,) = {task.name for task in tasks.iterdir()} - before
+        found = os.sched_getaffinity(int(worker))
+    assert len(allowed - found) == (0 if anywhere else 1)

@@ -25,11 +25,9 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
     `bf16` halves the bytes of those weights on every CPU, and the time of their products where the CPU has AVX512-BF16;
     elsewhere (Jetson Orin's among them) each is done by multiply-adds of float32, to the same bits, and gains no time.
-    An encoder in bf16 would double the error of a reference model's costs to save a fiftieth of its plan, one in eight
-    bits cost it elites.
+    An encoder runs once a plan: to narrow it saves little time and costs elites.
 
-    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. On the reference model they alone are
-    the difference between 0.936 and 0.966 of the elites.
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses.
 
     `w4a8` and `w4a16_g64` (or 32, 128: the inputs that share a step) have weights of 16 levels, chosen on candidates of
     the planner's own (`calibrate`), and hold straits in bf16 as well. Here 4 bits are fidelity only: kernels read such

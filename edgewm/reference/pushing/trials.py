@@ -10,12 +10,12 @@ import numpy as np
 from edgewm.reference.pushing import physics, pictures, policy
 from edgewm.reference.pushing.physics import STEP_M, Body
 from edgewm.reference.pushing.world import AHEAD, Pushing
+from edgewm.reference.slower import Slower
 
 Array = np.ndarray
 
 GREEN, VIOLET = np.float32([52, 142, 92]), np.float32([128, 70, 170])  # sRGB in [0, 255], of body and disc
 LARGER = 1.25  # times the body
-SLOWER = 0.6  # times the speed
 EDGE_M = 0.01  # from body to table's edge: training starts no nearer than 0.02
 
 
@@ -71,17 +71,8 @@ class Painted(Pushing):
 
 
 @dataclass(frozen=True)
-class Slower(Pushing):
-    """An action moves the disc less far than in training."""
-
-    def move(self, states: Array, actions: Array) -> Array:
-        return super().move(states, SLOWER * np.clip(actions, -1, 1))
-
-    def trajectories(self, rng: np.random.Generator, n: int, steps: int) -> tuple[Array, Array]:
-        actions, states = super().trajectories(rng, n, steps)
-        for t in range(steps):
-            states[:, t + 1] = self.move(states[:, t], actions[:, t])
-        return actions, states
+class SlowerDisc(Slower, Pushing):
+    """The disc moves less far."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +123,6 @@ def shifted(world: Pushing) -> Mapping[str, Pushing]:
     """Tables like this one, each with one thing outside the training range."""
     own = {field.name: getattr(world, field.name) for field in fields(world)}
     return {
-        "colours": Painted(**own), "size": replace(world, body=_larger(world.body)), "speed": Slower(**own),
+        "colours": Painted(**own), "size": replace(world, body=_larger(world.body)), "speed": SlowerDisc(**own),
         "starts": AtTheEdge(**own),
     }  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgewm.reference.base import World
 from edgewm.reference.pushing.pictures import paint_disc
+from edgewm.reference.slower import Slower
 from edgewm.reference.two_room import arena, data
 from edgewm.reference.two_room.world import TwoRoom
 
@@ -15,7 +16,6 @@ Array = np.ndarray
 
 BLUE, DARK_BLUE = np.float32([66, 104, 196]), np.float32([30, 48, 120])  # sRGB in [0, 255]
 LARGER = 1.4  # times the radius of the disc
-SLOWER = 0.6  # times the speed
 OUTSIDE_X_M = ((0.30, 0.40), (0.60, 0.70))  # of the wall; training has `arena.WALL_X_M`
 OUTSIDE_Y_M = ((0.19, 0.24), (0.76, 0.81))  # of the door; training has `arena.DOOR_Y_M`
 
@@ -57,17 +57,8 @@ class Painted(TwoRoom):
         return image
 
 
-class Slower(TwoRoom):
-    """An action moves the disc less far than in training."""
-
-    def move(self, states: Array, actions: Array) -> Array:
-        return super().move(states, SLOWER * np.clip(actions, -1, 1))
-
-    def trajectories(self, rng: np.random.Generator, n: int, steps: int) -> tuple[Array, Array]:
-        actions, states = super().trajectories(rng, n, steps)
-        for t in range(steps):
-            states[:, t + 1] = self.move(states[:, t], actions[:, t])
-        return actions, states
+class SlowerDisc(Slower, TwoRoom):
+    """The disc moves less far."""
 
 
 class Elsewhere(TwoRoom):
@@ -98,6 +89,6 @@ def shifted(world: World) -> Mapping[str, World]:
     """Worlds like this one, each with one thing outside the training range."""
     rim, fill = 255 * arena.RIM, 255 * arena.DISC
     return {
-        "colours": Painted(DARK_BLUE, BLUE, 1.0), "size": Painted(rim, fill, LARGER), "speed": Slower(),
+        "colours": Painted(DARK_BLUE, BLUE, 1.0), "size": Painted(rim, fill, LARGER), "speed": SlowerDisc(),
         "starts": Elsewhere(),
     }  # fmt: skip
