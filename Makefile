@@ -20,7 +20,7 @@ demo: $(STAMP)      ## build, profile, judge and run the reference model (under 
 	@$(RUN) -m edgewm demo -o out/demo
 
 test: $(STAMP)      ## the tests (under 8 minutes); PYTEST="-k words" passes options on
-	@$(RUN) -m pytest -q $(PYTEST)
+	@$(RUN) -m pytest -q -n auto --dist loadfile $(PYTEST)
 
 lint: $(STAMP)      ## ruff
 	@$(RUN) -m ruff check .

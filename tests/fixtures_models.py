@@ -42,18 +42,23 @@ def rounding(graph: Graph, dtype: type) -> float:
     return UNIT_ROUNDOFF[dtype] * max(units[n] for n in graph.outputs.values())
 
 
+_canonical_const = expr.const
+
+
+def exact_const(value: float, dtype: str = "f32") -> Node:
+    """A scalar whose float64 digits are kept."""
+    return make("const", dtype="f32", value=float(value).hex()) if dtype == "f32" else _canonical_const(value, dtype)
+
+
 @pytest.fixture
 def exact_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Constants keep float64's digits, so that real arithmetic can meet torch's float64 to its last bits."""
-    canonical, row = expr.const, TABLE["const"]
-
-    def const(value: float, dtype: str = "f32") -> Node:
-        return make("const", dtype="f32", value=float(value).hex()) if dtype == "f32" else canonical(value, dtype)
+    row = TABLE["const"]
 
     def exact(attrs: dict) -> np.ndarray:
         return np.asarray(const_value(attrs)) if attrs["dtype"] == "f32" else row.meaning(attrs)
 
-    monkeypatch.setattr(expr, "const", const)
+    monkeypatch.setattr(expr, "const", exact_const)
     monkeypatch.setitem(TABLE, "const", replace(row, real=exact))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgewm import expr
 from edgewm.interp import run
 from edgewm.judge import sides
 from edgewm.models import Model, capture_model, own
@@ -53,9 +54,14 @@ def remembering(window: int = 2, block: int = 1) -> Model:
     return own.from_module(fixtures.seeded(Remembering(window, block), 3), "remembering")
 
 
-@functools.cache
 def program_of(window: int = 2, block: int = 1, **settings: Any) -> Program:
     """Captured at the model's own planner with these settings."""
+    return _captured(expr.const, window, block, **settings)
+
+
+@functools.cache
+def _captured(constants: Callable[..., Node], window: int, block: int, **settings: Any) -> Program:
+    """`constants` is how they are made meanwhile: the fixture `exact_constants` changes it."""
     model = remembering(window, block)
     return capture_model(model, replace(model.planner, **settings))
 

@@ -205,7 +205,7 @@ def test_measured_columns_stay_empty_until_someone_sends_one(tmp_path: Path) -> 
     bundle, given = on_an_orin(tmp_path)
     _, sent = take_kit.row_of(kit.read(written(tmp_path, given), bundle), "fixture")
     filled = take_kit.table_rows([{**sent, "machine": "jetson_agx_orin_64gb"}])
-    assert [row["board"] for row in filled if row["plan_p50_ms"]] == ["Jetson AGX Orin 64GB"]
+    assert [row["board"] for row in filled if row["rate_hz"]] == ["Jetson AGX Orin 64GB"]
     assert len(filled) == len(empty)
     text = tables.markdown(filled)
     assert "| Jetson AGX Orin 64GB | 6.2 | 30W | free | fixture fp32 | 500 |" in text
