@@ -8,13 +8,13 @@ namespace ewm {
 constexpr uint32_t UPPER = 0xffff0000u;
 
 // acc + the products of the words' halves, the upper ones first, each by a fused multiply-add.
-inline f32v dot_bf16(f32v acc, u32v x, uint32_t w) {
+inline f32v dot_bf16(f32v acc, u32v x, u32v w) {
 #if defined(EWM_AVX512BF16)
   typedef __bf16 bf16v __attribute__((vector_size(64)));
-  return __builtin_ia32_dpbf16ps_512(acc, (bf16v)x, (bf16v)splat(w));
+  return __builtin_ia32_dpbf16ps_512(acc, (bf16v)x, (bf16v)w);
 #else
-  acc = op_fma((f32v)(x & UPPER), (f32v)splat(w & UPPER), acc);
-  return op_fma((f32v)(x << 16), (f32v)splat(w << 16), acc);
+  acc = op_fma((f32v)(x & UPPER), (f32v)(w & UPPER), acc);
+  return op_fma((f32v)(x << 16), (f32v)(w << 16), acc);
 #endif
 }
 

@@ -59,74 +59,143 @@ __attribute__((noinline)) void leave(const Leaving<V, M, E>& block, int64_t from
   for (int64_t i = from; i < block.vectors; i++) block.leave(i, t);
 }
 
+// Up to how many lanes it pays to hold results in a vector's lanes instead: what one lane brings is broadcast then.
+#if defined(EWM_AVX512)
+constexpr int FEW = 8;
+#else
+constexpr int FEW = 4;
+#endif
+
+// N_BLOCK neighbouring words; the rest of the vector is zero.
+template <class Word> inline Word load_block(const char* at) {
+#if defined(EWM_AVX512)
+  typedef int32_t word16 __attribute__((vector_size(64)));
+  return (Word)__builtin_ia32_loaddqusi512_mask(reinterpret_cast<const int32_t*>(at), word16{}, (1 << N_BLOCK) - 1);
+#else
+  Word w{};
+  memcpy(&w, at, N_BLOCK * 4);
+  return w;
+#endif
+}
+
+// sum[n][0] of the first `valid` lanes, at most FEW, for one packed block; the other lanes are zero.
+template <class M, int V, int lanes = 1>
+__attribute__((noinline)) void multiply_few(int64_t valid, const char* x, int64_t step, const char* w, int64_t words,
+                                            typename M::Sum (*sum)[V]) {
+  if constexpr (lanes < FEW)
+    if (valid > lanes) return multiply_few<M, V, lanes + 1>(valid, x, step, w, words, sum);
+  typedef typename M::Word Word;
+  typename M::Sum results[lanes];
+#pragma unroll
+  for (int l = 0; l < lanes; l++) results[l] = M::block_bytes ? load_block<typename M::Sum>(w) : typename M::Sum{};
+  w += M::block_bytes;
+  for (int64_t k = 0; k < words; k++, x += step, w += N_BLOCK * 4) {
+    decltype(Word{}[0] + 0) lane[lanes];
+    memcpy(lane, x, sizeof(lane));
+    const Word weights = load_block<Word>(w);
+    __builtin_prefetch(w + (words * N_BLOCK * 4 + M::block_bytes));
+#pragma unroll
+    for (int l = 0; l < lanes; l++) results[l] = M::dot(results[l], splat(lane[l]), weights);
+  }
+  decltype(sum[0][0][0] + 0) each[lanes][LANES];
+  memcpy(each, results, sizeof(each));
+#pragma clang loop unroll(disable)
+  for (int n = 0; n < N_BLOCK; n++) {
+    sum[n][0] = typename M::Sum{};
+#pragma clang loop unroll(disable)
+    for (int l = 0; l < lanes; l++) sum[n][0][l] = each[l][n];
+  }
+}
+
+// What a product call multiplies: packed weights, and a panel of lanes for each outer index that shares them.
+template <class M, class P> struct Panels {
+  static constexpr bool in_place = M::template in_place<P>;
+  static constexpr int64_t row = TILE * sizeof(uint32_t);
+  const Operand *weights, *own, *epilogue;
+  const OuterLoops loops;
+  const int along_n, along_k;
+  const int64_t width, depth, words, panel_bytes;
+  char* const panels;
+  Panels(const Call& c, const Operand* o, const Frame& f, Tile t, int outputs)
+      : weights(o + P::inputs), own(weights + 1), epilogue(own + M::operands), loops(c, *weights),
+        along_n(loops.rank), along_k(loops.rank + 1), width(c.dim[along_n]), depth(c.dim[along_k]),
+        words(ceil_div(depth, M::group)), panel_bytes(M::header_bytes + words * row),
+        panels(in_place ? nullptr : start(epilogue[outputs], f, t)) {}
+  // Not inlined: a prologue is shared by products with different epilogues.
+  __attribute__((noinline)) void fill(const Operand* o, const Frame& f, Tile t, const Index& batch) const {
+    Index shared;
+    char* const real = panels + product_of(loops.shared, loops.rank) * panel_bytes;
+    for (char* panel = panels;; panel += panel_bytes) {
+      Views<P::inputs> p(o, f, t, (batch + shared).i, loops.rank, along_k);
+      M::template fill<P>(p.v, depth, t, panel, real);
+      if (!advance(shared.i, loops.shared, loops.rank)) break;
+    }
+  }
+};
+
 // The first V vectors of a tile.
 template <int V, class M, class P, class E>
 __attribute__((always_inline)) inline void multiply_vectors(const Call& c, const Operand* o, const Frame& f, Tile t) {
-  constexpr bool in_place = M::template in_place<P>;
-  constexpr int64_t row = TILE * sizeof(uint32_t);
-  const Operand &weights = o[P::inputs], *own = o + P::inputs + 1, *epilogue = own + M::operands;
-  const OuterLoops loops(c, weights);
-  const int along_n = loops.rank, along_k = loops.rank + 1;
-  const int64_t width = c.dim[along_n], depth = c.dim[along_k], words = ceil_div(depth, M::group);
-  const int64_t panel_bytes = M::header_bytes + words * row;
-  const uint32_t each = product_of(loops.shared, loops.rank);
-  char* const panels = in_place ? nullptr : start(epilogue[E::operands], f, t);
+  const Panels<M, P> p(c, o, f, t, E::operands);
+  constexpr bool in_place = Panels<M, P>::in_place;
+  const OuterLoops& loops = p.loops;
+  const int64_t width = p.width, words = p.words;
 
   Index batch, shared;
   do {
-    if constexpr (!in_place)
-      for (char* panel = panels;; panel += panel_bytes) {
-        Views<P::inputs> p(o, f, t, (batch + shared).i, loops.rank, along_k);
-        M::template fill<P>(p.v, depth, t, panel, panels + each * panel_bytes);
-        if (!advance(shared.i, loops.shared, loops.rank)) break;
-      }
-    Leaving<V, M, E> last{{}, {}, {epilogue, f, t, batch.i, loops.shared, loops.rank, along_n},
-                          {own, f, t, batch.i, loops.rank, along_n}, 0, 0};
-    Walk<in_place ? 1 : 0> from(o, f, t, batch.i, loops.shared, loops.rank, along_k);
-    const char* w = view(weights, f, t, batch.i, loops.rank, along_k).at;
+    if constexpr (!in_place) p.fill(o, f, t, batch);
+    Leaving<V, M, E> last{{}, {}, {p.epilogue, f, t, batch.i, loops.shared, loops.rank, p.along_n},
+                          {p.own, f, t, batch.i, loops.rank, p.along_n}, 0, 0};
+    Walk<in_place ? 1 : 0> from(o, f, t, batch.i, loops.shared, loops.rank, p.along_k);
+    const char* w = view(*p.weights, f, t, batch.i, loops.rank, p.along_k).at;
     int moved = -1;
     for (int64_t n0 = 0; n0 < width; n0 += N_BLOCK, w += M::block_bytes + words * N_BLOCK * 4) {
-      const char* panel = panels;
+      const char* panel = p.panels;
       do {
         const char *x = panel + M::header_bytes, *wk = w + M::block_bytes;
-        int64_t step = row;
+        int64_t step = p.row;
         if constexpr (in_place) x = from.views.v[0].at, step = from.views.v[0].step;
-        const int64_t both = !OVERLAPS ? last.vectors : words < last.vectors ? words : last.vectors;
-        if (both < last.vectors) leave(last, both, t);
-        typename M::Sum sum[N_BLOCK][V];
+        if (V == 1 && t.valid <= FEW) {
+          leave(last, 0, t);
+          multiply_few<M, V>(t.valid, x, step, w, words, last.sum);
+        } else {
+          const int64_t both = !OVERLAPS ? last.vectors : words < last.vectors ? words : last.vectors;
+          if (both < last.vectors) leave(last, both, t);
+          typename M::Sum sum[N_BLOCK][V];
 #pragma unroll
-        for (int n = 0; n < N_BLOCK; n++)
+          for (int n = 0; n < N_BLOCK; n++)
 #pragma unroll
-          for (int r = 0; r < V; r++) sum[n][r] = M::begin(w, n);
-        int64_t k = 0;
-        auto multiply = [&]() __attribute__((always_inline)) {
-          typename M::Word a[V];
-          memcpy(a, x, sizeof(a));
+            for (int r = 0; r < V; r++) sum[n][r] = M::begin(w, n);
+          int64_t k = 0;
+          auto multiply = [&]() __attribute__((always_inline)) {
+            typename M::Word a[V];
+            memcpy(a, x, sizeof(a));
 #pragma unroll
-          for (int n = 0; n < N_BLOCK; n++) {
+            for (int n = 0; n < N_BLOCK; n++) {
 #pragma unroll
-            for (int r = 0; r < V; r++) sum[n][r] = M::dot(sum[n][r], a[r], wk, n);
+              for (int r = 0; r < V; r++) sum[n][r] = M::dot(sum[n][r], a[r], wk, n);
 #if defined(EWM_AVX512)  // loads stay where they are needed: all at once they would drive sums out of registers
-            asm("" : "+r"(wk), "+v"(sum[n][V - 1]));
+              asm("" : "+r"(wk), "+v"(sum[n][V - 1]));
 #endif
-          }
-          __builtin_prefetch(wk + (words * N_BLOCK * 4 + M::block_bytes));  // the next block's weights
-          x += step;
-          wk += N_BLOCK * 4;
-        };
-        if constexpr (OVERLAPS)
-          for (; k < both; k++) {
-            multiply();
-            last.leave(k, t);
-          }
-        for (; k < words; k++) multiply();
+            }
+            __builtin_prefetch(wk + (words * N_BLOCK * 4 + M::block_bytes));  // the next block's weights
+            x += step;
+            wk += N_BLOCK * 4;
+          };
+          if constexpr (OVERLAPS)
+            for (; k < both; k++) {
+              multiply();
+              last.leave(k, t);
+            }
+          for (; k < words; k++) multiply();
+          memcpy(last.sum, sum, sizeof(sum));
+        }
         if (last.vectors) last.to.step(moved);
-        memcpy(last.sum, sum, sizeof(sum));
         M::header(panel, last.scale);
         last.n0 = n0;
         last.vectors = (width - n0 < N_BLOCK ? width - n0 : N_BLOCK) * V;
         if constexpr (!OVERLAPS) leave(last, 0, t);
-        panel += panel_bytes;
+        panel += p.panel_bytes;
         moved = next(shared.i, loops.shared, loops.rank);
         if constexpr (in_place) from.step(moved);
       } while (moved >= 0);

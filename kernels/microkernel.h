@@ -46,35 +46,38 @@ constexpr int ZERO_POINT = 0;
 constexpr int CORRECTION = 0;
 #endif
 
-// acc + the GROUP products of the words' parts.
-inline i32v dot(i32v acc, i32v x, int32_t w) {
+// acc + the GROUP products of the words' parts, x of activations and w of weights.
+inline i32v dot(i32v acc, i32v x, i32v w) {
 #if defined(EWM_AVX512)
-  return (i32v)__builtin_ia32_vpdpbusd512(acc, x, splat(w));
+  return (i32v)__builtin_ia32_vpdpbusd512(acc, x, w);
 #elif defined(EWM_AVX2)
   typedef int16_t i16x16 __attribute__((vector_size(32)));
   typedef int32_t i32x8 __attribute__((vector_size(32)));
-  i16x16 weight = (i16x16)(i32x8{} + w);
-  i16x16 x0 = (i16x16)__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
-  i16x16 x1 = (i16x16)__builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  i32x8 low = (i32x8)__builtin_ia32_pmaddwd256(x0, weight), high = (i32x8)__builtin_ia32_pmaddwd256(x1, weight);
+  auto half = [](i32v a, int i) {
+    i16x16 part;
+    memcpy(&part, reinterpret_cast<const char*>(&a) + i * sizeof(part), sizeof(part));
+    return part;
+  };
+  i32x8 low = (i32x8)__builtin_ia32_pmaddwd256(half(x, 0), half(w, 0));
+  i32x8 high = (i32x8)__builtin_ia32_pmaddwd256(half(x, 1), half(w, 1));
   return acc + __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #elif defined(EWM_NEON)
-  int8x16_t weight = vreinterpretq_s8_s32(vdupq_n_s32(w));
   int32x4_t part[4];
   memcpy(part, &acc, sizeof(part));
-  int8x16_t lanes[4];
+  int8x16_t lanes[4], weights[4];
   memcpy(lanes, &x, sizeof(lanes));
+  memcpy(weights, &w, sizeof(weights));
 #pragma unroll
-  for (int i = 0; i < 4; i++) part[i] = vdotq_s32(part[i], lanes[i], weight);
+  for (int i = 0; i < 4; i++) part[i] = vdotq_s32(part[i], lanes[i], weights[i]);
   memcpy(&acc, part, sizeof(part));
   return acc;
 #else
 #pragma unroll
-  for (int j = 24; j >= 0; j -= 8)
-    acc += ((i32v)((u32v)x << j) >> 24) * (static_cast<int32_t>(static_cast<uint32_t>(w) << j) >> 24);
+  for (int j = 24; j >= 0; j -= 8) acc += ((i32v)((u32v)x << j) >> 24) * ((i32v)((u32v)w << j) >> 24);
   return acc;
 #endif
 }
+inline i32v dot(i32v acc, i32v x, int32_t w) { return dot(acc, x, splat(w)); }
 
 // out[n][lane] = sum over k of q[k][lane] * w[k][n], exact; `depth` counts words of a lane.
 __attribute__((noinline)) inline void multiply_i8(const char* x, const int32_t* w, int64_t depth, BlockI32& out) {

@@ -33,7 +33,7 @@ __attribute__((visibility("default"))) int64_t ewm_peak_bf16(int64_t rounds) {
   for (int i = 0; i < CHAINS; i++) acc[i] = splat(1.0f + static_cast<float>(i));
   for (int64_t n = 0; n < rounds; n++)
 #pragma unroll
-    for (int i = 0; i < CHAINS; i++) acc[i] = dot_bf16(acc[i], x, w);
+    for (int i = 0; i < CHAINS; i++) acc[i] = dot_bf16(acc[i], x, splat(w));
   keep(acc);
   return rounds * CHAINS * LANES * 2 * 2;
 }

@@ -32,6 +32,7 @@ struct Real {
     memcpy(&b, w + n * sizeof(b), sizeof(b));
     return op_fma(x, splat(b), sum);
   }
+  static f32v dot(f32v sum, f32v x, f32v w) { return op_fma(x, w, sum); }
   static f32v end(f32v sum, const Scale&, const View*, int64_t, int) { return sum; }
 };
 

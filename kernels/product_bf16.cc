@@ -38,8 +38,9 @@ struct Halves {
   static f32v dot(f32v sum, u32v x, const char* w, int n) {
     uint32_t b;
     memcpy(&b, w + n * sizeof(b), sizeof(b));
-    return dot_bf16(sum, x, b);
+    return dot_bf16(sum, x, splat(b));
   }
+  static f32v dot(f32v sum, u32v x, u32v w) { return dot_bf16(sum, x, w); }
   static f32v end(f32v sum, const Scale&, const View*, int64_t, int) { return sum; }
 };
 

@@ -85,6 +85,7 @@ struct Eighths {
   }
   static i32v begin(const char* w, int n) { return CORRECTION ? splat(word(w, n)) : i32v{}; }
   static i32v dot(i32v sum, i32v x, const char* w, int n) { return ewm::dot(sum, x, word(w, n)); }
+  static i32v dot(i32v sum, i32v x, i32v w) { return ewm::dot(sum, x, w); }
   static f32v end(i32v sum, const Scale& scale, const View* own, int64_t n, int r) {
     const f32v product = to_f32(sum) * (scale.step[r] * load_b<float>(own[0], n, 0));
     return op_fma(scale.middle[r], load_b<float>(own[1], n, 0), product);

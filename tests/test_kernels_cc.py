@@ -40,6 +40,7 @@ def machine(request: pytest.FixtureRequest, programs: dict[str, Path]) -> tuple[
 # ---------------------------------------------------------------------------------------------- products
 
 SHAPES = list(itertools.product((1, 5, 193), (1, 7, 13), (1, 16, 33), (1, 2, 3)))
+FEW = [(193, 13, lanes, 2) for lanes in range(2, 10)]  # lanes that are fewer than results
 
 
 def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, int, int], batch: int = 1) -> Case:
@@ -102,7 +103,7 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
 @pytest.mark.parametrize("prologue", ["plain", "direct", "gathered", "norm"])
 def test_product(machine: tuple[str, list[str]], prologue: str, integer: bool) -> None:
     isa, command = machine
-    shapes = SHAPES if prologue == "norm" else SHAPES[::4] + SHAPES[-3:]
+    shapes = (SHAPES if prologue == "norm" else SHAPES[::4] + SHAPES[-3:]) + FEW
     cases = [product_case(isa, prologue, integer, shape) for shape in shapes]
     cases += [product_case(isa, prologue, integer, (6, 13, 17, 2), batch=3)]
     assert differences(command, cases) == []
@@ -320,12 +321,19 @@ PLANTED = {
     "multiply and add unfused": ("product.cc", "return op_fma(x, splat(b), sum);", "return sum + x * splat(b);"),
     "k descending": (
         "blocks.h",
-        "memcpy(a, x, sizeof(a));\n#pragma unroll\n          for (int n = 0; n < N_BLOCK; n++) {\n#pragma unroll\n"
-        "            for (int r = 0; r < V; r++) sum[n][r] = M::dot(sum[n][r], a[r], wk, n);",
+        "memcpy(a, x, sizeof(a));\n#pragma unroll\n            for (int n = 0; n < N_BLOCK; n++) {\n#pragma unroll\n"
+        "              for (int r = 0; r < V; r++) sum[n][r] = M::dot(sum[n][r], a[r], wk, n);",
         "const int64_t back = words - 1 - 2 * k;\n          memcpy(a, x + back * step, sizeof(a));\n"
         "          for (int n = 0; n < N_BLOCK; n++) {\n            for (int r = 0; r < V; r++)\n"
         "              sum[n][r] = M::dot(sum[n][r], a[r], wk + back * N_BLOCK * 4, n);",
     ),
+    "k descending for few lanes": (
+        "blocks.h",
+        "memcpy(lane, x, sizeof(lane));\n    const Word weights = load_block<Word>(w);",
+        "const int64_t back = words - 1 - 2 * k;\n    memcpy(lane, x + back * step, sizeof(lane));\n"
+        "    const Word weights = load_block<Word>(w + back * N_BLOCK * 4);",
+    ),
+    "few lanes, one of them another's": ("blocks.h", "sum[n][0][l] = each[l][n];", "sum[n][0][l] = each[l / 2][n];"),
     "scales one by one": (
         "product_i8.cc",
         "(scale.step[r] * load_b<float>(own[0], n, 0))", "scale.step[r] * load_b<float>(own[0], n, 0)",
@@ -366,7 +374,8 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
             text = text.replace(old, new)
         (tmp_path / source.name).write_text(text)
     command = [str(build(isa, tmp_path, tmp_path))]
-    cases = [product_case(isa, "plain", integer, (193, 13, 33, 2)) for integer in (False, True)]
+    shapes = ((193, 13, 33, 2), (193, 13, 3, 2))
+    cases = [product_case(isa, "plain", integer, shape) for integer in (False, True) for shape in shapes]
     cases += [attention_case(isa, True, True, (2, 3, 13, 8, 8, 33))]
     ties = Case(isa, "topk", "sk", (5, 2), 1)
     ties.put(np.zeros(5, np.float32), "s")
