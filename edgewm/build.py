@@ -70,7 +70,7 @@ def build(
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
     of `options.PRECISIONS` or `options.CALIBRATED`, or a JSON file of one's own recipe; `calibration` is a file of
     recorded data to choose weights of 4 bits by, for a model that brings no contexts. `backend` is one of
-    `options.BACKENDS`: another than native makes a bundle that another runtime runs (`backends.build`). `estimate_ms` is
+    `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). `estimate_ms` is
     what `edgewm estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a
     dry run `bytes` is an estimate: the weights, which are nearly all of a file.
 

@@ -37,13 +37,18 @@ class Manifest:
         """What runs the bundle, one of `options.BACKENDS`."""
         return self.raw.get("backend", NATIVE)
 
+    @property
+    def file(self) -> str:
+        """What `sha256` is of."""
+        return "model.ewm" if self.backend == NATIVE else BACKEND_MANIFEST
+
     def ports_of(self, kind: str) -> tuple[Port, ...]:
         """The ports of one kind, in order; goal ports answer observation ports one by one."""
         return tuple(p for p in self.ports if p.kind == kind)
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """The manifest of the bundle directory. EdgewmError when there is no whole `model.ewm` in it, nor `manifest.json`."""
+    """The manifest of the bundle directory. EdgewmError without a whole `model.ewm` or `manifest.json`."""
     file, other = (Path(bundle) / name for name in ("model.ewm", BACKEND_MANIFEST))
     if other.is_file() and not file.exists():
         return _manifest(other.read_bytes(), _of_backend(other))

@@ -1,8 +1,9 @@
 """A graph of the op table as an ONNX model, opset 18 to 20, in operators of the standard alone.
 
 One row of `EMIT` for each op and each idiom (`edgewm/idioms.py`); weights become initialisers under their own names;
-attention is decomposed; values in eight bits are symmetric QuantizeLinear and DequantizeLinear; a loop is a `Loop`. Random numbers stay outside: Philox needs the bits of floats, which ONNX
-does not give, so a plan's noise enters through a port.
+attention is decomposed; values in eight bits are symmetric QuantizeLinear and DequantizeLinear; a loop is a `Loop`.
+Random numbers stay outside: Philox needs the bits of floats, which ONNX does not give, so a plan's noise enters through
+a port.
 
 Where a comparison meets NaN, ONNX leaves the answer open; costs that are NaN rank with +inf here.
 """

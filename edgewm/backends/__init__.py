@@ -10,9 +10,10 @@ tensorrt.py      TensorRT on the device: which version, engines, their cache
 onnx_parser.py   and its parser and builder, which tensorrt-rtx has as well
 device_memory.py and buffers on a GPU, through pycuda or cuda-bindings
 
-A backend is a module with three names: `OPSET`, `recipe(board)`, what its manifest says of how it is to be built (and
-EdgewmError for a board that cannot run it), and `open_graphs(bundle, manifest, threads)`, which gives one compiled graph
-by name.
+A backend is a module with these names: `OPSET`; `recipe(board)`, what the manifest says of how it is to be built, and
+EdgewmError for a board that cannot run it; `check(folder, names, board)` of what was written, as far as it can be done
+here; `open_graphs(bundle, manifest, threads, verify)`, which gives a compiled graph by name, after
+`verify(name, graph)`.
 """
 
 from __future__ import annotations
@@ -50,11 +51,9 @@ def opened(
 
     files.check_files(bundle, manifest.raw)
     answers = golden.read((Path(bundle) / files.GOLDEN).read_bytes())
-    graph = backend(manifest.backend).open_graphs(Path(bundle), manifest, threads)
 
-    def compiled(name: str) -> host.Call:
-        call = graph(name)
-        golden.verify(name, call, answers, manifest.planner, f"{Path(bundle) / name}.onnx by {manifest.backend}")
-        return call
+    def verify(name: str, graph: host.Call) -> None:
+        golden.verify(name, graph, answers, manifest.planner, f"{Path(bundle) / name}.onnx by {manifest.backend}")
 
+    compiled = backend(manifest.backend).open_graphs(Path(bundle), manifest, threads, verify)
     return host.HostLoop(manifest, compiled, period_ns, clock)

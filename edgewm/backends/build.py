@@ -36,9 +36,10 @@ def build(
 ) -> dict[str, Any]:  # fmt: skip
     """Build MODEL for another runtime into `out`; arguments and result are those of `build.build`.
 
-    `w8a8` here is what ONNX can say: weights by output channel, activations in constant steps, both symmetric; the steps
-    are chosen on candidates of the planner's own, searched from the model's contexts or those of `calibration`. What the
-    recipe holds in bf16 stays in float32. Raises EdgewmError, before anything is written, for whatever does not fit.
+    `w8a8` here is what ONNX can say: weights by output channel, activations in constant steps, both symmetric. The
+    steps are chosen on candidates of the planner's own, searched from the model's contexts or those of `calibration`.
+    What the recipe holds in bf16 stays in float32. `checked_by` is what a backend's `check` found.
+    Raises EdgewmError, before anything is written, for whatever does not fit.
     """
     begun = time.perf_counter()
     say = progress or (lambda stage, done: None)
@@ -69,7 +70,7 @@ def build(
     cores = threads or min(power.cpu_cores or board.cpu.cores, native.MAX_THREADS)
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "backend": backend, "bundle": None,
-        "sha256": None, "bytes": weight_bytes, "arena_bytes": None, "calls": None,
+        "sha256": None, "checked_by": None, "bytes": weight_bytes, "arena_bytes": None, "calls": None,
         "flops": {"upstream": upstream, "exact": native.flops_of(exact)}, "rate_hz": rate,
         "planner": asdict(held.planner), "threads": cores, "weight_bytes": weight_bytes, "place": backend,
         "estimate_ms": None,
@@ -82,7 +83,15 @@ def build(
             "backend": backend, "runs": dict.fromkeys(held.entries, backend), "build": recipe,
             "graphs": {name: files.ports_of(graph) for name, graph in graphs.items()},
         }  # fmt: skip
-        result |= _put(files.manifest_text(fields, made), made, out)
+        made[BACKEND_MANIFEST] = files.manifest_text(fields, made).encode()
+        say("check", 0.9)
+        with native.staging(out) as folder:
+            for name, data in made.items():
+                (folder / name).write_bytes(data)
+            result["checked_by"] = kind.check(folder, list(graphs), board)
+            native.put(folder, out)
+        digest = hashlib.sha256(made[BACKEND_MANIFEST]).hexdigest()
+        result |= {"bundle": str(out), "sha256": digest, "bytes": sum(map(len, made.values()))}
     say("done", 1.0)
     return {**result, "seconds": round(time.perf_counter() - begun, 3)}
 
@@ -92,14 +101,3 @@ def calibrated(exact: Program, model: str, data: Path | None, seed: int) -> Prog
     names = [name for name, form in recipe_of(exact, FORM).items() if form == FORM]
     inputs = searched(exact, model, data, seed)
     return hold_in_steps(exact, activation_steps(exact.entries["score"], exact.weights, names, inputs))
-
-
-def _put(manifest: str, made: Mapping[str, bytes], out: Path) -> dict[str, Any]:
-    with native.staging(out) as folder:
-        for name, data in made.items():
-            (folder / name).write_bytes(data)
-        (folder / BACKEND_MANIFEST).write_text(manifest)
-        native.put(folder, out)
-    size = sum(map(len, made.values())) + len(manifest)
-    return {"bundle": str(out), "sha256": hashlib.sha256(manifest.encode()).hexdigest(), "bytes": size}
-

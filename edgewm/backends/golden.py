@@ -1,8 +1,8 @@
 """Golden answers of a backend's bundle: what each graph gives by the oracle in float64, and how far off it may be.
 
-In float32 that is what rounding can do on the graph's longest path. In eight bits a value at the edge of two levels may
-fall to either, and then errs by a step where quantizing errs by up to half of one everywhere: so an answer may be off by
-what quantizing costs it, which is measured on this very input against the exact program.
+In float32 that is what rounding can do on the graph's longest path. In eight bits a value at the edge of two levels
+may fall to either, and then errs by a step where quantizing errs by up to half of one everywhere: so an answer may be
+off by what quantizing costs it, which is measured on this very input against the exact program.
 
 A round's next state is not recorded: elites may part at a near tie. It is checked against the planner's own refit of
 the costs that the round itself gave.
@@ -64,7 +64,9 @@ def _only(graph: Graph, outputs: list[str]) -> Graph:
     return Graph({name: graph.outputs[name] for name in outputs})
 
 
-def verify(name: str, call: Callable[[Arrays], Arrays], golden: Arrays, planner: Planner, where: str) -> dict[str, float]:
+def verify(
+    name: str, call: Callable[[Arrays], Arrays], golden: Arrays, planner: Planner, where: str
+) -> dict[str, float]:
     """Run one graph on its recorded inputs; the error of each output over what is allowed.
 
     EdgewmError, naming the output, where one is further off than that or is not finite, or where a round's next state

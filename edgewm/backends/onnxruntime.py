@@ -19,7 +19,13 @@ def recipe(board: Target) -> dict[str, Any]:
     return {"opset": OPSET}
 
 
-def open_graphs(bundle: Path, manifest: Manifest, threads: int) -> Callable[[str], Call]:
+def check(folder: Path, names: list[str], board: Target) -> None:
+    """Golden answers say more than loading would."""
+
+
+def open_graphs(
+    bundle: Path, manifest: Manifest, threads: int, verify: Callable[[str, Call], None]
+) -> Callable[[str], Call]:
     """Graphs by name, each a session of its own with that many threads. EdgewmError where ONNX Runtime is missing."""
     ort = _onnxruntime()
     options = ort.SessionOptions()
@@ -39,6 +45,7 @@ def open_graphs(bundle: Path, manifest: Manifest, threads: int) -> Callable[[str
         def call(inputs: Arrays) -> dict[str, Any]:
             return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
 
+        verify(name, call)
         return call
 
     return compiled
