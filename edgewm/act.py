@@ -135,7 +135,7 @@ def run(
 
     Raises EdgewmError for a bundle or simulator that does not fit, or a film that cannot be written.
     """
-    from .binding import Runtime
+    from .backends import opened
 
     make, manifest, clock = world_of(env), read_manifest(bundle), [0]
     _fits(make(seed), env, manifest)
@@ -143,7 +143,7 @@ def run(
         check_place(gif)
     film = Film(manifest) if gif else None
     successes, plan_ms, periods = 0, [], []
-    with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
+    with opened(bundle, manifest, threads or manifest.threads, period_of(manifest), lambda: clock[0]) as runtime:
         for i in range(episodes):
             start = seed + i
             world = make(start)

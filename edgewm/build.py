@@ -27,8 +27,9 @@ from .errors import EdgewmError
 from .estimate.counts import plan_counts
 from .estimate.verb import SECTION, estimate_ms
 from .golden import record
+from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
-from .options import CALIBRATED, PRECISIONS, Progress
+from .options import CALIBRATED, NATIVE, PRECISIONS, Progress
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
@@ -58,6 +59,7 @@ def build(
     place: str = "auto",
     threads: int | None = None,
     isa: str | None = None,
+    backend: str = NATIVE,
     out: Path = Path("out"),
     seed: int = 0,
     dry_run: bool = False,
@@ -67,12 +69,22 @@ def build(
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
     of `options.PRECISIONS` or `options.CALIBRATED`, or a JSON file of one's own recipe; `calibration` is a file of
-    recorded data to choose weights of 4 bits by, for a model that brings no contexts. `estimate_ms` is what `edgewm
-    estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a dry run
-    `bytes` is an estimate: the weights, which are nearly all of a file.
+    recorded data to choose weights of 4 bits by, for a model that brings no contexts. `backend` is one of
+    `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). `estimate_ms` is
+    what `edgewm estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a
+    dry run `bytes` is an estimate: the weights, which are nearly all of a file.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
+    if backend != NATIVE:
+        _refuse_kernels(backend, isa, place)
+        from .backends.build import build as build_for
+
+        return build_for(
+            model, backend=backend, target=target, mode=mode, rate_hz=rate_hz, precision=precision,
+            calibration=calibration, planner=planner or {}, heads=heads, threads=threads, out=out, seed=seed,
+            dry_run=dry_run, progress=progress,
+        )  # fmt: skip
     begun = time.perf_counter()
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
@@ -237,14 +249,23 @@ def _refuse_options(board: Target, place: str, threads: int | None) -> None:
         raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
 
 
+def _refuse_kernels(backend: str, isa: str | None, place: str) -> None:
+    """Options of our own kernels, which no other backend has."""
+    for flag, value in (("--isa", isa), ("--place", None if place == "auto" else place)):
+        if value is not None:
+            raise EdgewmError(
+                f"{backend} runs its own kernels", f"{flag} {value}", "leave it out, or build with --backend native"
+            )
+
+
 def check_out(out: Path) -> None:
     """Refuse early a place that cannot take the bundle, or that holds something else."""
     where = str(out)
     if out.exists() and not out.is_dir():
         raise EdgewmError("the output is a file", where, "give -o a directory")
     held = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    strange = sorted(held - MADE)
-    if strange or (held and "model.ewm" not in held):
+    strange = sorted(held - MADE - _named_files(out))
+    if strange or (held and not held & {"model.ewm", BACKEND_MANIFEST}):
         found = strange or sorted(held)
         raise EdgewmError(
             f"the output directory holds other files: {', '.join(found[:3])}{', ...' if found[3:] else ''}", where,
@@ -256,6 +277,12 @@ def check_out(out: Path) -> None:
             pass
     except OSError as fault:
         raise EdgewmError(f"cannot write there: {fault.strerror}", where, "give -o a writable place") from fault
+
+
+def _named_files(out: Path) -> set[str]:
+    """What an old bundle for another runtime says it holds."""
+    file = out / BACKEND_MANIFEST
+    return {BACKEND_MANIFEST, *read_manifest(out).raw.get("files", {})} if file.is_file() else set()
 
 
 @contextlib.contextmanager

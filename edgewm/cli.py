@@ -31,7 +31,7 @@ from .cli_options import (
     planner_options,
 )
 from .errors import EdgewmError
-from .options import PRESETS, SUITES
+from .options import BACKENDS, NATIVE, PRESETS, SUITES
 
 SCHEMA_VERSION = 1
 PLACES = ("auto", "cpu")
@@ -134,6 +134,9 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the mode's cores]")
 @click.option("--isa", help="Build for less than the CPU has: avx2 or scalar on an avx512 machine.")
+@click.option("--backend", type=click.Choice(BACKENDS), default=NATIVE, show_default=True,
+              help="What runs it: our own kernels, or the program as ONNX files by another runtime, in fp32 or w8a8 "
+              "(constant steps, calibrated); tensorrt builds its engines on the device.")  # fmt: skip
 @click.option("-o", "--out", type=PATH, default=Path("out"), show_default=True, help="Where the bundle goes.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built and estimate its time; write nothing.")
 def build(model: str, **options: Any) -> tuple[dict, Any, int]:

@@ -22,6 +22,8 @@ def clock(timed: Mapping[str, Any] | None, manifest: Manifest) -> str:
     """The section as HTML; an older profile may lack what later ones have."""
     if timed is None:
         return "<section><h2>The clock</h2><p class='none'>Not profiled yet.</p></section>"
+    if timed.get("backend"):
+        return f"<section><h2>The clock</h2>{figures(timed)}<p class='note'>{escape(of_backend(timed))}</p></section>"
     return (
         f"<section><h2>The clock</h2>{findings(timed.get('findings'))}{figures(timed)}"
         f"<p class='note'>{escape(' '.join(notes(timed)))}</p>{headroom(timed.get('headroom'))}"
@@ -74,6 +76,15 @@ def notes(timed: Mapping[str, Any]) -> list[str]:
         f"Withheld: {needs}." if needs else "",
     ]
     return [note for note in made if note]
+
+
+def of_backend(timed: Mapping[str, Any]) -> str:
+    """What the figures of a loop in Python mean."""
+    return (
+        f"Measured here: {timed['plans']:,} plans by {timed['backend']}, paced at {timed['rate_hz']:g} Hz, "
+        f"{charts.short(timed['plans_per_s'])} a second. Quantiles are upper 95 % bounds counted from the intended "
+        "release. The loop is Python's: how late an action would be, it cannot say."
+    )
 
 
 def headroom(found: Mapping[str, Any] | None) -> str:

@@ -57,6 +57,7 @@ def build_table(result: Result) -> Table:
     for name, text in (
         ("target", f"{result['target']}, mode {result['mode']}"),
         ("precision", str(result["precision"])),
+        *((("backend", _backend(result)),) if result.get("backend") else ()),
         ("bundle", str(result.get("bundle") or "-")),
         ("weights", size(result.get("weight_bytes"))),
         ("size", f"{size(result.get('bytes'))}{' (estimated: the weights)' if result.get('sha256') is None else ''}"),
@@ -64,11 +65,19 @@ def build_table(result: Result) -> Table:
         ("kernel calls per plan", number(result.get("calls"))),
         ("operations, upstream graph", number(flops.get("upstream"), "FLOP")),
         ("operations, exact program", number(flops.get("exact"), "FLOP")),
-        ("time of a plan", _estimate(result.get("estimate_ms"))),
+        ("time of a plan", "-" if result.get("backend") else _estimate(result.get("estimate_ms"))),
         ("took", number(result.get("seconds"), "s")),
     ):
         made.add_row(name, text)
     return made
+
+
+def _backend(result: Result) -> str:
+    found = result.get("checked_by")
+    if not found:
+        return str(result["backend"])
+    tool = next(iter(found))
+    return f"{result['backend']}; {tool} {found[tool]} builds it for {found['built_for']}, standing in for the target"
 
 
 def _estimate(found: Mapping[str, Any] | None) -> str:
@@ -92,6 +101,8 @@ def profile_table(result: Result) -> Group:
     row = result.get("misses_in_a_row")
     in_a_row = f" ({row} in a row)" if row and row > 1 else ""
     lines = [f"{number(rate)} plans/s; {number(misses)} misses{in_a_row}, rate below {number(upper)}"]
+    if result.get("backend"):
+        lines = [f"{number(rate)} plans/s by {result['backend']}, in a loop of Python: no action is timed"]
     lines += [f"! {each['words']}" for each in result.get("findings") or ()]
     lines += _phase_lines(result.get("phases") or {})
     if loaded:

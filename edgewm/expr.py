@@ -147,6 +147,20 @@ def softplus(x: Node) -> Node:
     return add(maximum(x, 0.0), log(add(exp(neg(absolute(x))), 1.0)))
 
 
+LEVELS = -128.0, 127.0  # of eight bits
+
+
+def fake_quantized(x: Node, step: float) -> Node:
+    """`x` as int8 in whole steps would give it back, zero as zero; halves go to the even level."""
+    low, high = LEVELS
+    return mul(minimum(maximum(rint(div(x, step)), low), high), step)
+
+
+def dequantized(levels: Node, step: Node) -> Node:
+    """Levels i8 (in, out) times the step of each column (1, out)."""
+    return mul(cast(levels, "f32"), step)
+
+
 def topk(cost: Node, k: int) -> Node:
     return make("topk", cost, k=k)
 

@@ -17,6 +17,7 @@ from . import format as ewm
 from .binding import Runtime
 from .bundle import compile_bundle, pack
 from .emit import schedule_program
+from .ops import NUMPY
 from .program import Program
 from .target import Target, resolve
 
@@ -69,12 +70,20 @@ def example_inputs(program: Program, entry: str, seed: int) -> dict[str, np.ndar
     ports = {port.name: port for port in program.ports}
     found = {}
     for name, leaf in program.entries[entry].inputs().items():
-        if leaf.dtype == "u8":
-            drawn = rng.integers(0, 256, leaf.shape, np.uint8)
-        elif leaf.dtype in ("u32", "i32"):
-            drawn = rng.integers(0, 1000, leaf.shape).astype(np.uint32 if leaf.dtype == "u32" else np.int32)
-        else:
-            drawn = rng.standard_normal(leaf.shape).astype(np.float32)
-        bounds = (ports[name].low, ports[name].high) if name in ports else (None, None)
-        found[name] = drawn if bounds == (None, None) else np.clip(drawn, *bounds).astype(drawn.dtype)
+        low, high = (ports[name].low, ports[name].high) if name in ports else (None, None)
+        found[name] = drawn_for(rng, leaf.shape, NUMPY[leaf.dtype], low, high)
     return found
+
+
+def drawn_for(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, low: float | None, high: float | None
+) -> np.ndarray:
+    """Pixels, whole numbers or numbers of unit variance, within bounds where there are any."""
+    kind = np.dtype(dtype)
+    if kind == np.uint8:
+        drawn = rng.integers(0, 256, shape, np.uint8)
+    elif kind.kind in "iu":
+        drawn = rng.integers(0, 1000, shape).astype(kind)
+    else:
+        drawn = rng.standard_normal(shape).astype(np.float32)
+    return drawn if (low, high) == (None, None) else np.clip(drawn, low, high).astype(drawn.dtype)

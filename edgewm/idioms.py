@@ -100,6 +100,24 @@ def attention(root: Node) -> Found | None:
     return (*products.sources, v, *mask), {"scale": const_value(scale)}
 
 
+def fake_quantized(root: Node) -> Found | None:
+    x = back(root, ("mul", 0), ("min", 0), ("max", 0), ("rint", 0), ("div", 0))
+    step = back(root, ("mul", 1))
+    if x is None or step.op != "const" or e.fake_quantized(x, const_value(step)) is not root:
+        return None
+    return (x,), {"step": const_value(step)}
+
+
+def dequantized(root: Node) -> Found | None:
+    """A matrix of weights in levels; the name of its steps is an attribute."""
+    levels, step = back(root, ("mul", 0), ("cast", 0)), back(root, ("mul", 1))
+    if levels is None or (levels.op, levels.dtype, step.op) != ("weight", "i8", "weight"):
+        return None
+    if step.shape != (1, *levels.shape[1:]) or e.dequantized(levels, step) is not root:
+        return None
+    return (levels,), {"step": step["name"]}
+
+
 def _of_one(build: Callable[[Node], Node], *path: tuple[str, int]) -> Idiom:
     """A formula of one value, which lies at the end of `path`."""
 
@@ -120,6 +138,8 @@ IDIOMS: dict[str, Idiom] = {  # larger ones first
     "mean": mean,
     "silu": _of_one(e.silu, ("mul", 1), *SIGMOID),
     "sigmoid": _of_one(e.sigmoid, *SIGMOID),
+    "fake_quantized": fake_quantized,
+    "dequantized": dequantized,
     "softplus": _of_one(e.softplus, ("add", 1), ("log", 0), ("add", 0), ("exp", 0), ("neg", 0), ("abs", 0)),
 }
 

@@ -1,8 +1,9 @@
 """A graph of the op table as an ONNX model, opset 18 to 20, in operators of the standard alone.
 
 One row of `EMIT` for each op and each idiom (`edgewm/idioms.py`); weights become initialisers under their own names;
-attention is decomposed; a loop is a `Loop`. Random numbers stay outside: Philox needs the bits of floats, which ONNX
-does not give, so a plan's noise enters through a port.
+attention is decomposed; values in eight bits are symmetric QuantizeLinear and DequantizeLinear; a loop is a `Loop`.
+Random numbers stay outside: Philox needs the bits of floats, which ONNX does not give, so a plan's noise enters through
+a port.
 
 Where a comparison meets NaN, ONNX leaves the answer open; costs that are NaN rank with +inf here.
 """
@@ -198,6 +199,16 @@ def _gelu(sheet: Sheet, step: Step, names: list[str]) -> str:
     return sheet.add("Mul", sheet.add("Mul", *names, sheet.number(0.5)), sheet.add("Add", phi, sheet.number(1.0)))
 
 
+def _fake_quantized(sheet: Sheet, step: Step, names: list[str]) -> str:
+    size, zero = sheet.number(step.attrs["step"]), sheet.array(np.array(0, np.int8))
+    return sheet.add("DequantizeLinear", sheet.add("QuantizeLinear", *names, size, zero), size, zero)
+
+
+def _dequantized(sheet: Sheet, step: Step, names: list[str]) -> str:
+    sizes = sheet.array(sheet.weights[step.attrs["step"]].reshape(-1), step.attrs["step"])
+    return sheet.add("DequantizeLinear", *names, sizes, sheet.array(np.zeros(step.out.shape[-1:], np.int8)), axis=1)
+
+
 def _repeat(sheet: Sheet, step: Step, names: list[str]) -> dict[str, str]:
     """A Loop. What the body makes beside its carries is carried along too, so that its last value comes out."""
     helper, body, carries = _onnx().helper, step.attrs["body"], step.attrs["carries"]
@@ -251,6 +262,7 @@ EMIT: dict[str, Emit] = {
     "softmax": lambda sheet, step, names: sheet.add("Softmax", *names, axis=step.attrs["axis"]),
     "normalised": _norm, "layer_norm": _norm, "gelu": _gelu,
     "silu": lambda sheet, step, names: sheet.add("Mul", *names, sheet.add("Sigmoid", *names)),
+    "fake_quantized": _fake_quantized, "dequantized": _dequantized,
     "repeat": _repeat,
     "get": lambda sheet, step, names: names[0][step.attrs["name"]],
 }  # fmt: skip

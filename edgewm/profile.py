@@ -24,7 +24,7 @@ from .headroom import estimated, gains, rate_that_holds, stages_ms
 from .kernel_times import calls_of, kernel_rows
 from .loads import loaded
 from .manifest import Manifest, read_manifest
-from .options import SLO, Progress, part
+from .options import NATIVE, SLO, Progress, part
 from .peaks import measure_peaks
 from .phases import GAP_S, gap_penalty, idle_run, phases
 from .prometheus import write as write_prometheus
@@ -67,6 +67,15 @@ def profile(
     bundle = Path(bundle)
     limit = parse_slo(slo)
     manifest = read_manifest(bundle)
+    if manifest.backend != NATIVE:
+        from .backends.paced import profile as paced
+
+        result = paced(
+            bundle, manifest, rate_hz or manifest.rate_hz, ticks, minutes, threads or manifest.threads, progress,
+            not_here={"--device": device != LOCAL, "--load": load, "--kernels": kernels, "--compare": against,
+                      "--prometheus": prometheus, "--pin": pin, "--fifo": fifo, "--mlock": mlock},
+        )  # fmt: skip
+        return _kept(result, bundle, slo, limit)
     rate_hz = rate_hz or manifest.rate_hz
     threads = threads or manifest.threads
     ticks = ticks if minutes is None else max(1, round(minutes * 60 * rate_hz))
@@ -79,16 +88,21 @@ def profile(
             run = functools.partial(run_tick, there.folder, command=there.command)
             result["kernels"] = kernel_rows(bundle, run, is_here=there.device == LOCAL)
             result["peaks"] = measure_peaks(1) if there.device == LOCAL else None
-    if limit is not None:
-        which, limit_ms = limit
-        found_ms = result["plan_ms"][which]
-        result |= {"slo": slo, "slo_met": None if found_ms is None else found_ms <= limit_ms}
     if other is not None:
         result["against"] = compare(result, other)
     if prometheus is not None:
         write_prometheus(result, prometheus)
+    return _kept(result, bundle, slo, limit)
+
+
+def _kept(result: dict[str, Any], bundle: Path, slo: str | None, limit: tuple[str, float] | None) -> dict[str, Any]:
+    """The result, with what the bound says of it, in the bundle's report too."""
     from .report import add
 
+    if limit is not None:
+        which, limit_ms = limit
+        found_ms = result["plan_ms"][which]
+        result |= {"slo": slo, "slo_met": None if found_ms is None else found_ms <= limit_ms}
     add(bundle, "profile", result)
     return result
 

@@ -81,7 +81,7 @@ def head(manifest: Manifest, parts: Parts) -> str:
         "planner": f"{p.kind.upper()}: {budget}",
         "control rate": f"{manifest.rate_hz:g} Hz",
         "plays": f"{p.commit_steps} of the {p.horizon * p.action_block} periods it plans",
-        "model.ewm": f"sha256 {manifest.sha256[:16]}…",
+        manifest.file: f"sha256 {manifest.sha256[:16]}…",
     }
     rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
     return f"<header><h1>A world model, compiled</h1>{verdict(parts)}<dl>{rows}</dl></header>"
@@ -156,7 +156,8 @@ def provenance(manifest: Manifest, parts: Parts) -> str:
     )
     lacks = f"<p class='note'>Could not be had: {escape(', '.join(unknown))}.</p>" if unknown else ""
     where = f"<h2>Where it was measured</h2><dl>{rows}</dl>{lacks}" if machine else ""
-    return f"<footer>{where}<p class='note'>Bound to model.ewm, sha256 <code>{manifest.sha256}</code>.</p></footer>"
+    bound = f"<p class='note'>Bound to {manifest.file}, sha256 <code>{manifest.sha256}</code>.</p>"
+    return f"<footer>{where}{bound}</footer>"
 
 
 def _plain(value: Any) -> str:

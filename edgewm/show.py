@@ -15,7 +15,7 @@ import numpy as np
 from . import format as ewm
 from .arena import bytes_of
 from .errors import EdgewmError
-from .manifest import read_manifest
+from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import const_value, flops
 from .passes import EXACT, LOWERING, run
 from .program import Graph, LogLine, Node, Port, Program
@@ -43,6 +43,8 @@ def show(path: str, *, stage: str | None = None, kernels: bool = False) -> str:
                 f"a bundle holds no stage {stage!r}", path, "give the model it was built from, or leave --stage out"
             )
         return bundle_text(Path(path), kernels)
+    if (Path(path) / BACKEND_MANIFEST).is_file():
+        return backend_text(Path(path))
     if not Path(path).exists() and world_by_word(path) is None and ":" not in path:
         raise EdgewmError(
             f"no bundle or model {path!r}", "PATH or MODEL",
@@ -277,6 +279,20 @@ def _place(buffer) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- bundles
+
+
+def backend_text(bundle: Path) -> str:
+    """What the manifest of a bundle for another runtime says: how it is built, and each graph's ports."""
+    manifest = read_manifest(bundle)
+    raw = manifest.raw
+    lines = [f"{bundle}: {manifest.precision} for {manifest.target} by {manifest.backend}, {manifest.rate_hz:g} Hz"]
+    lines += [f"planner {_planner(raw['planner'])}", f"SHA-256 {manifest.sha256}"]
+    lines += [f"{key} {value}" for key, value in raw["build"].items()]
+    for name, graph in raw["graphs"].items():
+        lines.append(f"\n{name}.onnx")
+        for kind, ports in graph.items():
+            lines += [f"{INDENT}{kind[:-1]:7}{port}: {p['dtype']}{p['shape']}" for port, p in ports.items()]
+    return "\n".join(lines)
 
 
 def bundle_text(bundle: Path, kernels: bool = False) -> str:

@@ -23,7 +23,7 @@ from .judge.recorded import wanted, wanted_rollouts
 from .judge.sides import compiled, upstream
 from .judge.sources import Source, source_of
 from .manifest import Manifest, read_manifest
-from .options import SUITES, Progress
+from .options import NATIVE, SUITES, Progress
 from .program import Port
 
 VERDICT = "verdict.json"
@@ -52,7 +52,7 @@ def validate(
     another machine.
     """
     from .act import period_of, world_of
-    from .binding import Runtime
+    from .backends import opened
     from .models import load
 
     asked = check_suites(suite, latency)
@@ -63,7 +63,7 @@ def validate(
     source = source_of(against, model, data)
     source = source if env is None else replace(source, make=world_of(env))
     clock = [0]
-    with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
+    with opened(bundle, manifest, threads or manifest.threads, period_of(manifest), lambda: clock[0]) as runtime:
         subjects = subjects_of(manifest, model, runtime)
         result = judge(
             subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
@@ -169,6 +169,9 @@ def add_layers(
 
     if manifest.precision == OWN_RECIPE:
         result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle does not name its recipe")
+        return
+    if manifest.backend != NATIVE and manifest.precision != EXACT_PRECISION:
+        result["left_out"].setdefault("plan", []).append(f"which layer costs what: {manifest.backend} does not tell")
         return
     if manifest.precision == EXACT_PRECISION:
         return

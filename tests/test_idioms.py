@@ -36,6 +36,8 @@ FORMULAS: dict[str, tuple[Callable[[], Node], dict]] = {
     "silu": (lambda: e.silu(X), {}),
     "sigmoid": (lambda: e.sigmoid(X), {}),
     "softplus": (lambda: e.softplus(X), {}),
+    "fake_quantized": (lambda: e.fake_quantized(X, 0.5), {"step": 0.5}),
+    "dequantized": (lambda: e.dequantized(e.weight("l", (8, 4), "i8"), e.weight("s", (1, 4))), {"step": "s"}),
 }
 
 

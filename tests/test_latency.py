@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_validate import ACTION, PLANNER, PORTS, Toy, quiet, side
 
+from edgewm import ladder
 from edgewm.errors import EdgewmError
 from edgewm.judge import closed_loop, gates, latency, loops
 from edgewm.judge.imagine import Subjects
@@ -146,7 +147,7 @@ def test_the_full_model_plays_its_plans_and_then_walks_the_ladder():
     chunk = side(Toy()).plan(seen(2), seen(1), noise(0)).reshape(rows, 2)
     assert np.allclose([a for a, _ in played[:rows]], chunk, rtol=0, atol=4 * np.finfo(np.float32).eps)
     assert [fresh for _, fresh in played[:rows]] == [True] * rows
-    held, ramp = latency.HOLD_PERIODS, latency.RAMP_PERIODS
+    held, ramp = ladder.HOLD_PERIODS, ladder.RAMP_PERIODS
     assert all(np.array_equal(a, played[rows - 1][0]) and not fresh for a, fresh in played[rows : rows + held])
     distance = [float(np.abs(a - safe).max()) for a, _ in played[rows + held - 1 : rows + held + ramp + 1]]
     assert all(b < a for a, b in itertools.pairwise(distance)) and distance[-1] == 0

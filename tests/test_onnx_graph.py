@@ -120,6 +120,8 @@ def programs() -> list[Graph]:
     formulas += [f(a, b) for f in (e.bit_and, e.bit_or, e.xor) for a, b in (truth, (whole, e.add(whole, 3)))]
     formulas += [e.narrow(x, 1, 1, 3), e.narrow(whole, 0, 1, 3)]
     formulas += [e.add(e.mul(e.normalised(x, 1e-5, -1), w), b), e.add(e.matmul(x, m), e.weight("c", (4,)))]
+    levels, size = e.weight("l", (5, 4), "i8"), e.weight("s", (1, 4))
+    formulas += [e.fake_quantized(x, 0.015625), e.matmul(x, e.dequantized(levels, size))]
     every = Graph({f"f{i}": node for i, node in enumerate(formulas)})
     return [every, *drawn(40, 21)]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import EdgewmError
 from ..format import unpack
+from ..manifest import BACKEND_MANIFEST
 from ..options import Progress
 from ..target import Mode, Target, resolve
 from . import calibration
@@ -48,6 +49,11 @@ def estimate(
     if (Path(subject) / "model.ewm").is_file():
         _refuse(subject, {"isa": isa, **(planner or {})}, "a MODEL", "a bundle, which has its own")
         return _bundle(Path(subject), target, mode, precision, threads, measured)
+    if (Path(subject) / BACKEND_MANIFEST).is_file():
+        raise EdgewmError(
+            "a bundle for another runtime has no schedule to estimate by", subject,
+            f"estimate a file of it: {Path(subject) / 'iterate.onnx'} --target BOARD",
+        )  # fmt: skip
     return _model(subject, target or "host", mode, precision or "fp32", threads, planner or {}, isa, measured, progress)
 
 

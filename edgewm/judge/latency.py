@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgewmError
+from ..ladder import aim, in_robot_units, within
 from ..manifest import Manifest
 from ..program import Planner
 from .sides import Memory, Observation, Side, named, replan
@@ -27,7 +28,6 @@ Policy = Callable[[Observation, int], Array]  # what is seen, period -> action (
 
 MEASURED, ESTIMATED = "measured", "estimated"
 ENDS = ("low", "point", "high")  # of an estimate
-HOLD_PERIODS, RAMP_PERIODS = 3, 10  # of `binding.Runtime`, for the full model's own ladder
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,11 @@ def of_bundle(runtime: Any, clock: list[int], manifest: Manifest, goal: Observat
 def of_model(side: Side, manifest: Manifest, goal: Observation, noise: Callable[[int], Array]) -> Parts:
     """The same around any side, on `noise(plan)`, with the runtime's own ladder."""
     planner, action = manifest.planner, manifest.ports_of("action")[0]
-    axes = int(np.prod(action.shape))
-    scale, offset = np.asarray(action.scale or (1.0,) * axes), np.asarray(action.offset or (0.0,) * axes)
-    safe = np.asarray(action.safe or (0.0,) * axes)
     target, memory, count = side.encode(goal), Memory(), itertools.count()
     held: tuple[Observation, int] | None = None
     planned = -1  # period of the last plan's observation
-    chunk, released, is_stopped = np.empty((0, axes)), 0, False
+    chunk: Array | None = None
+    released, is_stopped = 0, False
     coming: tuple[Array, int] | None = None  # a chunk, and the period that it is due in
 
     def begin(observation: Observation, period: int) -> None:
@@ -211,29 +209,21 @@ def of_model(side: Side, manifest: Manifest, goal: Observation, noise: Callable[
     def land(period: int) -> None:
         nonlocal coming, planned
         observation, asked = held
-        is_playing = planner.roll_committed and 0 <= asked - released < len(chunk)
+        is_playing = planner.roll_committed and chunk is not None and 0 <= asked - released < len(chunk)
         begun = asked - released + 1 if is_playing else 0
         if asked - planned != planner.action_block:
             memory.forget_frames()
         planned = asked
         plan = replan(side, planner, observation, target, noise(next(count)), memory, begun)
-        coming = plan.reshape(-1, axes) * scale + offset, asked + planner.commit_steps if begun else 0
+        coming = in_robot_units(action, plan), asked + planner.commit_steps if begun else 0
 
     def act(period: int) -> tuple[Array, bool]:
         nonlocal chunk, released, coming, is_stopped
         if coming is not None and period >= coming[1]:
             chunk, released, coming = coming[0], period, None
-        past = period - released - len(chunk)
-        is_stopped |= len(chunk) > 0 and past >= HOLD_PERIODS + RAMP_PERIODS
-        if is_stopped or not len(chunk):
-            aimed = safe
-        elif past < HOLD_PERIODS:
-            aimed = chunk[min(period - released, len(chunk) - 1)]
-        else:
-            aimed = chunk[-1] + (safe - chunk[-1]) * (past - HOLD_PERIODS + 1) / (RAMP_PERIODS + 1)
-        bounds = (action.low, action.high)
-        played = np.asarray(aimed if bounds == (None, None) else np.clip(aimed, *bounds), np.float32)
-        return played, coming is None and len(chunk) > 0 and past < 0
+        state, aimed = aim(action, chunk, period - released, is_stopped)
+        is_stopped |= state == "stopped"
+        return np.asarray(within(action, aimed), np.float32), coming is None and state == "fresh"
 
     return Parts(begin, land, act)
 

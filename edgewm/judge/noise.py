@@ -15,11 +15,12 @@ WORD = 1 << 32
 
 def philox(planner: Planner, action_dim: int, seed: int, plan: int) -> Array:
     """What plan number `plan` after `ewm_reset(seed)` draws: (iterations, samples, horizon, action), float32."""
-    shape = (planner.samples, planner.horizon, action_dim)
+    return np.stack([of_round(planner, action_dim, seed, plan, i) for i in range(planner.iterations)])
+
+
+def of_round(planner: Planner, action_dim: int, seed: int, plan: int, iteration: int) -> Array:
+    """What one iteration of it draws: (samples, horizon, action)."""
     key = tuple(e.const(word, "u32") for word in (seed % WORD, seed // WORD))
-
-    def of_iteration(i: int) -> Array:
-        counter = (e.const(i, "u32"), e.const(plan, "u32"), e.const(0, "u32"))
-        return run(Graph({"noise": arithmetic.normal(shape, counter, key)}), {}, {})["noise"]
-
-    return np.stack([of_iteration(i) for i in range(planner.iterations)])
+    counter = (e.const(iteration, "u32"), e.const(plan, "u32"), e.const(0, "u32"))
+    shape = (planner.samples, planner.horizon, action_dim)
+    return run(Graph({"noise": arithmetic.normal(shape, counter, key)}), {}, {})["noise"]
