@@ -54,7 +54,7 @@ EXPORT int cuda_cpu_launch(const char* name, const uint32_t* grid, const uint32_
   const auto& l = *static_cast<const ewm::Launch*>(given);
   if (strcmp(name, "ewm_stamp") == 0) *static_cast<const ewm::Stamp*>(given)->at_ns = now();
   else if (strcmp(name, "ewm_begin") == 0) *r.progress = ewm::Progress{now(), 0, 0, 0, 0}, *r.pace = ewm::Pace{r.pace->budget_ns, 0, 0};
-  else if (strcmp(name, "ewm_round") == 0) r.progress->stop = before_round(r);
+  else if (strcmp(name, "ewm_round") == 0) r.progress->stop |= before_round(r);
   else {
     ewm::Kernel kernel = nullptr;
     for (uint32_t i = 0; i < ewm::kernel_count; i++)
