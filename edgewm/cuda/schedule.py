@@ -7,7 +7,7 @@ import numpy as np
 from ..arena import place
 from ..lower import Lowering
 from ..program import Program
-from ..schedule import Call, Region, Repeat, Schedule, Step
+from ..schedule import Call, Region, Repeat, Schedule, Step, is_direct
 from . import launches
 
 
@@ -57,4 +57,4 @@ def _pack(family: str, part: int, block: np.ndarray) -> np.ndarray:
 
 
 def _workspace_bytes(call: Call, **sizes) -> int:
-    return launches.workspace_bytes(call)
+    return launches.workspace_bytes(call.family, tuple(call.dims), call.lanes, is_direct(call))

@@ -17,8 +17,7 @@ from ..paths import KERNELS, RUNTIME
 from . import launches
 
 _FILES = {
-    "device.h": KERNELS / "gpu" / "device.h",
-    "lanes_cuda.h": KERNELS / "gpu" / "lanes_cuda.h",
+    **{path.name: path for path in sorted((KERNELS / "gpu").glob("*.h"))},
     **{name: RUNTIME / name for name in ("format.h", "kernel.h", "launch.h")},
     **{path.name: path for path in sorted(KERNELS.glob("*.cu"))},
 }
@@ -29,8 +28,7 @@ OWN = ("ewm_begin", "ewm_round", "ewm_stamp")  # of every module, before those o
 
 def cuda_text(source: Source) -> str:
     """The whole translation unit."""
-    families = sorted({instance.partition("<")[0] for instance in _instances(source)})
-    includes = "".join(f'#include "{name}.cu"\n' for name in ["round", *dict.fromkeys(map(_file, families))])
+    includes = "".join(f'#include "{name}.cu"\n' for name in ["round", *sorted(source.families)])
     kernels = "".join(
         f"EWM_KERNEL({name}, ewm::Launch) {{ ewm::launched<ewm::{_qualified(instance)}>(l); }}\n"
         for instance, name in _instances(source).items()
@@ -74,11 +72,18 @@ def _instances(source: Source) -> dict[str, str]:
 
 def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:
     """What a kernel of the bundle's table is on a GPU, phase by phase."""
-    return [_instance(family, *arguments)]
-
-
-def _file(kernel: str) -> str:
-    return kernel
+    if family == "attention":
+        return [_instance(family, *arguments[:4])]  # strides say whether keys and values are shared
+    if not family.startswith("product"):
+        return [_instance(family, *arguments)]
+    prologue, epilogue = arguments
+    inputs = _constant(source, prologue, "inputs")
+    if family == "product":
+        direct = _is_direct(source, prologue)
+        multiply = _instance("product_multiply", epilogue, inputs, str(direct).lower())
+        return [multiply] if direct else [_instance("product_fill", prologue), multiply]
+    first = {"product_bf16": "product_bf16_round", "product_i8": "product_i8_quantize"}[family]
+    return [_instance(first, prologue), _instance(f"{family}_multiply", epilogue, inputs)]
 
 
 def _instance(kernel: str, *arguments: object) -> str:
@@ -95,9 +100,16 @@ def _qualified(instance: str) -> str:
     return _instance(kernel, *(f"ewm::{a}" if a.startswith(("Functor", "op_")) else a for a in arguments))
 
 
+def _is_direct(source: Source, functor: str) -> bool:
+    return "static constexpr bool direct = true;" in _text(source, functor)
+
+
+def _text(source: Source, functor: str) -> str:
+    return next(text for text, name in source.functors.items() if name == functor)
+
+
 def _constant(source: Source, functor: str, name: str) -> int:
     """A `static constexpr int` of a functor."""
-    text = next(text for text, given in source.functors.items() if given == functor)
-    found = re.search(rf"static constexpr int {name} = (\d+);", text)
+    found = re.search(rf"static constexpr int {name} = (\d+);", _text(source, functor))
     assert found is not None, (functor, name)
     return int(found[1])
