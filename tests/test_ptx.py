@@ -66,6 +66,10 @@ def signed(x: int) -> int:
     return x - (1 << 32) if x >> 31 else x
 
 
+def octets(x: int) -> np.ndarray:
+    return np.array([x], np.uint32).view(np.int8).astype(np.int64)
+
+
 INTEGER_CASES = {
     "add.s32 %d, %a, %b;": lambda a, b: a + b,
     "mul.lo.s32 %d, %a, %b;": lambda a, b: a * b,
@@ -93,9 +97,7 @@ INTEGER_CASES = {
     "shf.r.wrap.b32 %d, %a, %b, 37;": lambda a, b: (b << 32 | a) >> 5,
     "popc.b32 %d, %a;": lambda a, b: a.bit_count(),
     "clz.b32 %d, %a;": lambda a, b: 32 - a.bit_length(),
-    "dp4a.s32.s32 %d, %a, %b, 5;": lambda a, b: 5 + sum(
-        (x - 256 * (x > 127)) * (y - 256 * (y > 127)) for x, y in zip(*(v.to_bytes(4, "big") for v in (a, b)), strict=True)
-    ),
+    "dp4a.s32.s32 %d, %a, %b, 5;": lambda a, b: 5 + int(octets(a) @ octets(b)),
     "setp.lt.s32 %q, %a, %b; selp.b32 %d, 1, 0, %q;": lambda a, b: signed(a) < signed(b),
     "setp.hi.u32 %q, %a, %b; selp.b32 %d, 1, 0, %q;": lambda a, b: a > b,
     "cvt.s32.s8 %d, %a;": lambda a, b: (a & 255) - 256 * (a >> 7 & 1),
