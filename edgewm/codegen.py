@@ -17,6 +17,9 @@ from .program import Graph, Node, order
 
 C_TYPE = {"f32": "float", "i32": "int32_t", "u32": "uint32_t", "i8": "int8_t", "u8": "uint8_t", "bool": "int32_t"}
 REGISTER = {"f32": "f32v", "i32": "i32v", "u32": "u32v", "i8": "i32v", "u8": "i32v", "bool": "i32v"}
+# A bitcast, where a lane is a part of a vector; where it is a number of its own, see kernels/gpu/lanes_cuda.h.
+BITCASTS = "\n".join(f"template <class V> inline {v} as_{d}(V x) {{ return ({v})x; }}"
+                     for d, v in (("f32", "f32v"), ("i32", "i32v"), ("u32", "u32v")))  # fmt: skip
 EXPANDED = tuple(name for name, row in TABLE.items() if row.expand is not None)
 
 Mode = str  # "V", "B" or "G"
@@ -50,7 +53,7 @@ def _call(node: Node, arguments: str) -> str:
     if node.op == "cast":
         return f"to_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"
     if node.op == "bitcast":
-        return f"({REGISTER[node.dtype]}){arguments}"
+        return f"as_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"
     return f"op_{node.op}({arguments})"
 
 
@@ -205,12 +208,16 @@ class Source:
             f'extern const char target_name[32] = "{target}";\n}}  // namespace ewm\n'
         )
 
+    def functors_text(self) -> str:
+        """Every functor as a struct, and what they call."""
+        functors = "\n".join(f"struct {name} {{\n{text}}};" for text, name in self.functors.items())
+        return f"{expanded_functions()}\n{functors}\n"
+
     def kernels_text(self) -> str:
         includes = "\n".join(f'#include "{family}.cc"' for family in sorted(self.families))
-        functors = "\n".join(f"struct {name} {{\n{text}}};" for text, name in self.functors.items())
         names = ", ".join(f'"{k}"' for k in self.kernels)
         return (
-            f'#include "lanes.h"\n{includes}\nnamespace ewm {{\n{expanded_functions()}\n{functors}\n'
+            f'#include "lanes.h"\n{includes}\nnamespace ewm {{\n{BITCASTS}\n{self.functors_text()}'
             f"extern const Kernel kernels[] = {{{', '.join(self.kernels)}}};\n"
             f"extern const char* const kernel_names[] = {{{names}}};\n"
             f"extern const uint32_t kernel_count = {len(self.kernels)};\n"

@@ -22,7 +22,8 @@ from .errors import EdgewmError
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 _LIBRARY = ("act", "cpu", "describe", "fault", "gate", "loop", "open", "plan", "run", "sha256", "threads", "verify")
-LIBRARY_SOURCES = tuple(f"{name}.cc" for name in _LIBRARY)
+LIBRARY_SOURCES = tuple(f"{name}.cc" for name in (*_LIBRARY, "tiles"))  # with the engine that runs calls here, or
+GPU_LIBRARY_SOURCES = tuple(f"{name}.cc" for name in (*_LIBRARY, "cuda", "cuda_device", "cuda_driver", "cuda_graph", "cuda_verify"))
 PROGRAM_SOURCES = ("tick.cc", "arguments.cc", "golden.cc", "realtime.cc")
 ERROR_LINES = 8  # of the compiler's own output, shown to the user
 

@@ -1,1 +1,1 @@
-"""The GPU half of a bundle: CUDA text of the same calls, compiled ahead of time with no GPU and no driver present."""
+"""The GPU half of a bundle: its schedule, its CUDA source, and what that is compiled to."""
