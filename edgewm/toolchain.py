@@ -62,7 +62,7 @@ def build_runtime(
     `kernels` maps file names to C++ text. `flags` must name the target (`-target aarch64-linux-gnu.2.31`), the
     processor (`-mcpu=...`) and the instruction set for `kernels/` (`-DEWM_NEON`). Only kernels are compiled for that
     processor; the runtime itself runs on any of the architecture, so that it can refuse a machine that lacks something.
-    `engine` is one of ENGINES; for a GPU `kernels` hold no kernel, only what tells which they are (`Source.names_text`).
+    `engine` is one of ENGINES; for a GPU `kernels` hold no kernel, only their names and identity.
     Raises EdgewmError with the compiler's first lines.
     """
     general = [f for f in flags if not f.startswith(("-mcpu=", "-march="))]
