@@ -23,6 +23,7 @@ _FILES = {
 }
 # Everything `cuda_text` includes, by the name it is included by; device.h stands in for <stdint.h>.
 HEADERS: Mapping[str, str] = {"stdint.h": "", **{name: path.read_text() for name, path in _FILES.items()}}
+LONG = 60  # statements of a functor that fills a thread's registers by itself
 OWN = ("ewm_begin", "ewm_round", "ewm_stamp")  # of every module, before those of calls
 
 
@@ -54,7 +55,8 @@ def launch_rows(sections: Mapping[str, bytes], source: Source) -> tuple[tuple[st
         dims = tuple(map(int, call["dim"][: int(call["rank"])]))
         weights = own[_constant(source, arguments[0], "inputs")] if family.startswith("product") else None
         batch = () if weights is None else tuple(bool(s) for s in weights["stride"][: len(dims) - 2])
-        facts = launches.Facts(dims, int(call["lanes"]), batch)
+        steps = int(_split(phases[0])[1][1]) if family == "map" else launches.STEPS
+        facts = launches.Facts(dims, int(call["lanes"]), batch, steps)
         for phase, instance in enumerate(phases):
             shape = launches.SHAPES[_split(instance)[0]](facts)
             rows.append((i, phase, index[names[instance]], shape.blocks, shape.shared_bytes, 0))
@@ -74,6 +76,9 @@ def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:
     """What a kernel of the bundle's table is on a GPU, phase by phase."""
     if family == "attention":
         return [_instance(family, *arguments[:4])]  # strides say whether keys and values are shared
+    if family == "map":
+        is_long = _text(source, arguments[0]).count(";") > LONG
+        return [_instance(family, *arguments, 1 if is_long else launches.STEPS)]
     if not family.startswith("product"):
         return [_instance(family, *arguments)]
     prologue, epilogue = arguments
