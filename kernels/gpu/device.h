@@ -12,6 +12,8 @@ typedef long long int64_t;
 typedef unsigned long long uint64_t;
 typedef unsigned long long uintptr_t;
 
+#define __builtin_inff() __int_as_float(0x7f800000)  // NVRTC has no such built-in; functors are written with it
+
 // A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
 #define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
