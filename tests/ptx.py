@@ -58,7 +58,7 @@ class Module:
     dynamic: frozenset[str] = field(default=frozenset())  # names of `extern .shared` arrays
 
 
-BITS = {"pred": 1, "b8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "b32": 32, "u32": 32, "s32": 32, "f32": 32,
+BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "b32": 32, "u32": 32, "s32": 32, "f32": 32,
         "b64": 64, "u64": 64, "s64": 64, "f64": 64}  # fmt: skip
 _VARIABLE = r"\.align (\d+) \.(\w+) ([\w$]+)(?:\[(\d*)\])?(?: = (\{[^}]*\}|[^;]+))?;"
 
@@ -133,31 +133,34 @@ def _instruction(line: str) -> Instruction:
 class Memory:
     """Global memory: buffers apart from each other, at addresses that are multiples of 256."""
 
-    def __init__(self) -> None:
-        self.data = np.zeros(GUARD_BYTES, np.uint8)
-        self.owned = np.zeros(GUARD_BYTES, np.uint8)  # 0 nobody's, 1 read only, 2 to be written
-        self.buffers: dict[int, int] = {}
+    def __init__(self, capacity_bytes: int = 1 << 20) -> None:
+        self.data = np.full(capacity_bytes, FRESH_GLOBAL, np.uint8)
+        self.owned = np.zeros(capacity_bytes, np.uint8)  # 0 nobody's, 1 read only, 2 to be written
+        self.end = GUARD_BYTES
+        self.variables: dict[str, int] = {}
 
     def put(self, values: np.ndarray | bytes, writable: bool = False) -> int:
         """A copy of `values`; its address."""
         raw = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else np.ascontiguousarray(values).reshape(-1)
-        raw = raw.view(np.uint8)
-        room = -(-len(raw) // GUARD_BYTES) * GUARD_BYTES + GUARD_BYTES
-        at = len(self.data)
-        self.data = np.concatenate([self.data, raw, np.full(room - len(raw), FRESH_GLOBAL, np.uint8)])
-        owned = np.full(len(raw), 2 if writable else 1, np.uint8)
-        self.owned = np.concatenate([self.owned, owned, np.zeros(room - len(raw), np.uint8)])
-        self.buffers[GLOBAL_BASE + at] = len(raw)
+        at = self.empty(raw.nbytes, 2 if writable else 1)
+        self.view(at, raw.nbytes)[:] = raw.view(np.uint8)
+        return at
+
+    def empty(self, size: int, owned: int = 2) -> int:
+        """Address of `size` bytes to be written; they hold 0xEE."""
+        at, self.end = self.end, self.end + -(-size // GUARD_BYTES) * GUARD_BYTES + GUARD_BYTES
+        if self.end > len(self.data):
+            raise MemoryError(f"{self.end} bytes of {len(self.data)}: give the memory more")
+        self.owned[at : at + size] = owned
         return GLOBAL_BASE + at
 
-    def empty(self, size: int) -> int:
-        """Address of `size` bytes to be written; they hold 0xEE."""
-        return self.put(np.full(size, FRESH_GLOBAL, np.uint8), writable=True)
+    def view(self, address: int, size: int) -> np.ndarray:
+        """Those bytes, in place."""
+        return self.data[address - GLOBAL_BASE :][:size]
 
     def get(self, address: int, dtype: type, shape: Sequence[int]) -> np.ndarray:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        at = address - GLOBAL_BASE
-        return self.data[at : at + size].copy().view(dtype).reshape(shape)
+        return self.view(address, size).copy().view(dtype).reshape(shape)
 
 
 def launch(

@@ -39,10 +39,8 @@ class Machine:
         if self.threads % WARP:
             raise Fault(f"{kernel.name}: {self.threads} threads a block are not whole warps")
         self.shared_bytes = -(-kernel.shared_bytes // 16) * 16 + shared_bytes
-        self.variables = {n: memory.put(v, writable=True) for n, v in module.variables.items() if self._named(n)}
-
-    def _named(self, name: str) -> bool:
-        return any(name in i.text for i in self.kernel.code)
+        used = {n: v for n, v in module.variables.items() if any(n in i.text for i in kernel.code)}
+        memory.variables |= {n: memory.put(v, writable=True) for n, v in used.items() if n not in memory.variables}
 
     def run(self, blocks: np.ndarray) -> int:
         """Steps executed until every thread of these blocks has left."""
@@ -287,7 +285,7 @@ class Machine:
             return -(-self.kernel.shared_bytes // 16) * 16 if at < 0 else at
         if name in self.kernel.local:
             return self.kernel.local[name][0]
-        return self.variables.get(name)
+        return self.memory.variables.get(name)
 
     def address(self, operand: str):
         """A function that gives the addresses `[register or symbol + bytes]` of all threads."""
