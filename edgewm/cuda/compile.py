@@ -100,6 +100,12 @@ class Compiled:
     facts: tuple[KernelFacts, ...]
 
 
+def check_tools(tools: str) -> None:
+    """EdgewmError where a package that compiles with this CUDA release is missing."""
+    for tool in (FRONT_END, ASSEMBLERS[tools], DISASSEMBLER):
+        tool.path()
+
+
 def compile_cuda(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
     """Every kernel of the CUDA C++ `text`, compiled for `sm` ("sm_87") by the CUDA release `tools` ("12.6").
 
