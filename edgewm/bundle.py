@@ -45,13 +45,13 @@ def compile_bundle(
 
 def compile_gpu_bundle(
     program: Program, schedule: Schedule, manifest: Mapping, board: Target, mode: Mode, folder: Path,
-    compiler: Callable[..., Compiled] = compile_cuda,
+    compiler: Callable[..., Compiled] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:  # fmt: skip
     """As `compile_bundle`, for a schedule of `cuda.schedule`; the library holds no kernels. EdgewmError where a kernel
-    does not keep to what the board asks for (`cuda.gates`)."""
+    does not keep to what the board asks for (`cuda.gates`). `compiler` takes the place of `compile_cuda`."""
     sections, source = emit(program, schedule, manifest)
     text = cuda_text(source)
-    compiled = compiler(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
+    compiled = (compiler or compile_cuda)(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
     functions, rows = launch_rows(sections, source)
     check_launches(compiled, functions, rows, board, mode)
     sections |= gpu_sections(compiled, functions, rows, board)
@@ -64,9 +64,7 @@ def compile_gpu_bundle(
     return sections, {"folder": folder, "kernels_sha256": kernels_sha256, "place": "gpu", "compiled": compiled}
 
 
-def check_launches(
-    compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode
-) -> None:
+def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode) -> None:
     """The gates, over every launch of the file."""
     uses = [
         gates.Use(functions[r["function"]], int(r["blocks"]), launches.THREADS, int(r["shared_bytes"]), bool(r["cooperative"]))
@@ -76,9 +74,7 @@ def check_launches(
     gates.check(compiled, uses, wanted, board, mode)
 
 
-def gpu_sections(
-    compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target
-) -> dict[str, bytes]:
+def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:
     """The sections that only a file for a GPU has."""
     abi = compiled.cubin[8]  # EI_ABIVERSION
     begin, round_, stamp = map(functions.index, OWN)

@@ -11,7 +11,9 @@ from .ops import NUMPY, TABLE
 from .program import Graph, Node
 
 UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
-BF16_STEP = float(finfo(NUMPY["bf16"]).eps)  # what a number changes by, relative to itself, where its rounding turns over
+BF16_STEP = float(
+    finfo(NUMPY["bf16"]).eps
+)  # what a number changes by, relative to itself, where its rounding turns over
 TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in edgewm/arithmetic.py
 
 

@@ -121,7 +121,9 @@ def test_the_first_gpu_that_fits_is_taken(driver: cuda.StandIn) -> None:
 # ------------------------------------------------------------------------------------------------------- deadlines
 
 
-@pytest.mark.parametrize(("step_ns", "deadline_ns", "rounds"), [(100, 0, 10), (100, 10**6, 10), (100, 450, 3), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("step_ns", "deadline_ns", "rounds"), [(100, 0, 10), (100, 10**6, 10), (100, 450, 3), (1, 1, 0)]
+)
 def test_a_plan_that_runs_out_of_time_keeps_whole_rounds(
     driver: cuda.StandIn, step_ns: int, deadline_ns: int, rounds: int
 ) -> None:
@@ -158,7 +160,16 @@ def test_measuring_runs_a_graph_of_its_own_and_names_every_call(driver: cuda.Sta
         assert driver.nodes_run - before == NODES["plan"] + stamps
         assert (plain.iterations, measured.iterations) == (fixture.ROUNDS, fixture.ROUNDS)
         assert list(calls)[:2] == [0, 0] and all(ns >= 1000 for ns in list(calls)[2:])
-        assert sum(steps) == sum(calls) and [ns > 0 for ns in steps] == [False, True, False, True, True, True, False, True]
+        assert sum(steps) == sum(calls) and [ns > 0 for ns in steps] == [
+            False,
+            True,
+            False,
+            True,
+            True,
+            True,
+            False,
+            True,
+        ]
         gpu._c.ewm_profile(gpu._loop, None, None)
         before = driver.nodes_run
         gpu.plan()
@@ -184,7 +195,12 @@ REFUSALS = [
     ({"sm": 72}, "GPU", "found Stand-in 0, sm_72", "sm_87, which the kernels were compiled for"),
     ({"sm": 90, "devices": 2}, "GPU", "found Stand-in 0, sm_90", "sm_87, which the kernels were compiled for"),
     ({"maps": 0}, "Stand-in 0", "found it sees no memory of the processor", "by which a deadline is kept"),
-    ({"memory": PORTS + 2000}, "GPU, arena", f"out of memory: found 2000 of {PORTS + 2000} bytes free", "expected 2496"),
+    (
+        {"memory": PORTS + 2000},
+        "GPU, arena",
+        f"out of memory: found 2000 of {PORTS + 2000} bytes free",
+        "expected 2496",
+    ),
     ({"memory": PORTS + 2600}, "GPU, scratch", f"found 104 of {PORTS + 2600} bytes free", "expected 192"),
     ({"resident": 0}, "call 0, mul", "found no block fits on a multiprocessor", "room for 32 threads"),
     ({"fail": "cuMemHostAlloc:2:1"}, "memory for ports", "CUDA_ERROR_OUT_OF_MEMORY", "bytes that stay in place"),
@@ -288,7 +304,9 @@ def test_shared_memory_beyond_the_usual_is_asked_for_or_refused(driver: cuda.Sta
     assert "found 65536 bytes of shared memory for a block" in said.what and "expected 100000" in said.fix
 
 
-PTX = b"//\n.version 8.5\n.target sm_87\n" + b"".join(b".entry %s(\n" % name.encode() for name in cuda.FUNCTIONS) + b"\0"
+PTX = (
+    b"//\n.version 8.5\n.target sm_87\n" + b"".join(b".entry %s(\n" % name.encode() for name in cuda.FUNCTIONS) + b"\0"
+)
 
 
 def test_ptx_serves_a_newer_gpu_where_the_driver_knows_it(driver: cuda.StandIn, tmp_path: Path) -> None:
@@ -360,7 +378,9 @@ def test_the_stand_in_notes_what_is_wrong() -> None:
 # ------------------------------------------------------------------------------------------------ a process of its own
 
 
-def tick(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess:
+def tick(
+    folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess:
     command = [*before, str(folder / "edgewm-tick"), str(folder), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
