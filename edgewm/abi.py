@@ -31,6 +31,7 @@ ModelInfo = _struct(
     "ModelInfo",
     **_many("entries ports steps calls kernels plan_entry action_port", c_uint32),
     **_many("arena_bytes scratch_bytes weight_bytes file_bytes", c_uint64),
+    gpu=c_uint32,
 )
 EntryInfo = _struct("EntryInfo", **_many("ports first_step steps", c_uint32), name=c_char * 24)
 PortInfo = _struct(

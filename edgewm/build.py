@@ -21,10 +21,13 @@ from typing import Any
 
 from . import kit
 from .arena import regions
-from .bundle import compile_bundle, pack
+from .bundle import compile_bundle, compile_gpu_bundle, pack
+from .cuda.compile import INSTALL, check_tools
+from .cuda.schedule import schedule_gpu
 from .emit import schedule_program
 from .errors import EdgewmError
 from .estimate.counts import plan_counts
+from .estimate.placed import Placement, choose, estimate_gpu
 from .estimate.verb import SECTION, estimate_ms
 from .golden import record
 from .manifest import BACKEND_MANIFEST, read_manifest
@@ -111,22 +114,25 @@ def build(
     program = run(program, LOWERING)
     say("schedule", 0.5)
     cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
-    manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
-    schedule = schedule_program(program, board.isa)
+    schedule, counts, placed = place_program(program, board, power, place, cores)
+    cores = cores if placed.place == "cpu" else 1
+    if placed.place == "gpu" and not dry_run:
+        check_gpu_tools(board, place)
+    manifest = manifest_of(program, board, power, precision, rate, cores, seed, files, placed)
     weight_bytes = sum(a.nbytes for a in schedule.constants.values())
-    counts = plan_counts(schedule, board.isa)
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,
         "bytes": weight_bytes, "arena_bytes": schedule.arena_bytes + cores * schedule.scratch_bytes,
         "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
         "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
-        "weight_bytes": weight_bytes, "place": "cpu",
-        "estimate_ms": estimate_ms(counts, board, power, cores),
+        "weight_bytes": weight_bytes, "place": placed.place, "why": placed.why,
+        "estimate_ms": placed.cpu_ms if placed.place == "cpu" else placed.gpu_ms,
     }  # fmt: skip
     if not dry_run:
         say("compile", 0.55)
         result |= write(
-            program, schedule, manifest, counts, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done)
+            program, schedule, manifest, counts, board, power, out, seed,
+            lambda done: say("compile", 0.55 + 0.45 * done),
         )
     say("done", 1.0)
     return {**result, "seconds": round(time.perf_counter() - begun, 3)}
@@ -193,6 +199,37 @@ def plan_of(program: Program) -> Graph:
     return program.entries.get("plan") or next(iter(program.entries.values()))
 
 
+def place_program(
+    program: Program, board: Target, power: Mode, place: str, threads: int
+) -> tuple[Schedule, dict[str, Any] | None, Placement]:
+    """The schedule for where the program will run, what its calls do where that is a CPU, and how that was chosen."""
+    if place == "cpu" or not has_gpu(board):
+        schedule = schedule_program(program, board.isa)
+        counts = plan_counts(schedule, board.isa)
+        return schedule, counts, choose("cpu", estimate_ms(counts, board, power, threads), None)
+    on_gpu = schedule_gpu(program)
+    gpu_ms, unknown = estimate_gpu(on_gpu, board, power)
+    if place == "gpu":
+        return on_gpu, None, choose(place, None, gpu_ms, unknown)
+    schedule = schedule_program(program, board.isa)
+    counts = plan_counts(schedule, board.isa)
+    placed = choose(place, estimate_ms(counts, board, power, threads), gpu_ms, unknown)
+    return (schedule, counts, placed) if placed.place == "cpu" else (on_gpu, None, placed)
+
+
+def has_gpu(board: Target) -> bool:
+    """Whether kernels can be compiled for a GPU of the board."""
+    return board.gpu is not None and board.gpu.toolkit != ""
+
+
+def check_gpu_tools(board: Target, place: str) -> None:
+    """EdgewmError, with both ways on, where what compiles for the board's GPU is not installed."""
+    try:
+        check_tools(board.gpu.toolkit)
+    except EdgewmError as fault:
+        raise EdgewmError(fault.what, f"--place {place} for {board.name}", f"{INSTALL}, or give --place cpu") from fault
+
+
 def calls_of(schedule: Schedule) -> int:
     """Kernel calls written for the plan; those inside loops once."""
     entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
@@ -201,32 +238,38 @@ def calls_of(schedule: Schedule) -> int:
 
 def manifest_of(
     program: Program, board: Target, power: Mode, precision: str, rate: float, threads: int, seed: int,
-    files: Mapping[str, str],
+    files: Mapping[str, str], placed: Placement | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the bundle says of itself, for people and tools: no path, no time, no host name."""
     from . import __version__
 
     host = {} if board.name != "host" else {"cpu": board.isa}
+    if placed is not None and has_gpu(board):
+        host["placement"] = asdict(placed)
     return {
         "schema_version": 1, "edgewm": __version__, "target": board.name, "mode": power.name, "precision": precision,
         "rate_hz": rate, "planner": asdict(program.planner), "ports": [asdict(p) for p in program.ports],
         "threads": threads, "seed": seed, "model_sha256": dict(files), "isa": board.isa, "triple": board.zig_triple,
-        "runs": dict.fromkeys(program.entries, "cpu"), **host,
+        "runs": dict.fromkeys(program.entries, placed.place if placed else "cpu"), **host,
         "flops": {name: graph_flops(graph) for name, graph in program.entries.items()},
         "log": [asdict(replace(line, seconds=0.0)) for line in program.log],
     }  # fmt: skip
 
 
 def write(
-    program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping, board: Target, out: Path, seed: int,
-    say: Callable[[float], None],
+    program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping | None, board: Target, mode: Mode,
+    out: Path, seed: int, say: Callable[[float], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Emit, compile, record golden answers, and put the bundle in its place."""
+    """Emit, compile, record golden answers, and put the bundle in its place; without `counts` its calls run on a GPU."""
     with staging(out) as folder:
-        sections, paths = compile_bundle(program, schedule, manifest, board, folder)
+        if counts is None:
+            sections, paths = compile_gpu_bundle(program, schedule, manifest, board, mode, folder)
+        else:
+            sections, paths = compile_bundle(program, schedule, manifest, board, folder)
         say(0.5)
-        sections["golden"] = record(program, sections, board, seed, paths)
-        sections[SECTION] = json.dumps(counts, separators=(",", ":")).encode()
+        sections |= record(program, sections, board, seed, paths)
+        if counts is not None:
+            sections[SECTION] = json.dumps(counts, separators=(",", ":")).encode()
         say(0.9)
         (folder / "model.ewm").write_bytes(pack(sections, board, paths))
         (folder / "kit.sh").write_text(kit.text(manifest["rate_hz"], manifest["threads"]))
@@ -241,10 +284,13 @@ def write(
 
 def _refuse_options(board: Target, place: str, threads: int | None) -> None:
     """Options that are known, but can do nothing here."""
-    if place == "gpu":
+    if place == "gpu" and not has_gpu(board):
         raise EdgewmError(
-            "this build places every region on the CPU", f"--place gpu for {board.name}", "use --place cpu or auto"
-        )
+            f"{board.name} has no GPU that kernels can be compiled for", f"--place gpu for {board.name}",
+            "use --place cpu or auto, or a board with one: --target orin",
+        )  # fmt: skip
+    if place == "gpu":
+        check_gpu_tools(board, place)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
 

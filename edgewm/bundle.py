@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import format as ewm
+from .cuda import gates, launches
+from .cuda.compile import Compiled, compile_cuda
+from .cuda.source import HEADERS, OWN, cuda_text, launch_rows
 from .emit import emit
 from .kernel import features, load
 from .paths import KERNELS
 from .program import Program
 from .schedule import Schedule
-from .target import Target, compile_flags
+from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
+LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
+# What tensor cores must have been asked to do, by the beginning of a function's name.
+TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}
 
-def target_name(board: Target) -> str:
+
+def target_name(board: Target, place: str = "cpu") -> str:
     """What file and library call the machine they are for."""
-    return f"{board.machine}-{board.isa}"
+    return f"{board.machine}-{board.isa if place == 'cpu' else board.gpu.sm}"
 
 
 def compile_bundle(
@@ -30,8 +40,52 @@ def compile_bundle(
     text = source.text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
     flags = (*compile_flags(board, *features(source.families)), *load("product").TILING[board.isa].defines)
     build_runtime({"kernels.cc": text}, [KERNELS], flags=flags, folder=folder)
-    return sections, {"folder": folder, "kernels_sha256": kernels_sha256}
+    return sections, {"folder": folder, "kernels_sha256": kernels_sha256, "place": "cpu"}
+
+
+def compile_gpu_bundle(
+    program: Program, schedule: Schedule, manifest: Mapping, board: Target, mode: Mode, folder: Path,
+    compiler: Callable[..., Compiled] | None = None,
+) -> tuple[dict[str, bytes], dict[str, Any]]:  # fmt: skip
+    """As `compile_bundle`, for a schedule of `cuda.schedule`; the library holds no kernels. EdgewmError where a kernel
+    does not keep to what the board asks for (`cuda.gates`). `compiler` takes the place of `compile_cuda`."""
+    sections, source = emit(program, schedule, manifest)
+    text = cuda_text(source)
+    compiled = (compiler or compile_cuda)(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
+    functions, rows = launch_rows(sections, source)
+    check_launches(compiled, functions, rows, board, mode)
+    sections |= gpu_sections(compiled, functions, rows, board)
+    digest = hashlib.sha256(text.encode())
+    for name, header in sorted(HEADERS.items()):
+        digest.update(name.encode() + header.encode())
+    kernels_sha256 = digest.digest()
+    names = source.text(target_name(board, "gpu"), kernels_sha256, ewm.program_sha256(sections), kernels=False)
+    build_runtime({"kernels.cc": names}, [], flags=compile_flags(board), folder=folder, engine="gpu")
+    return sections, {"folder": folder, "kernels_sha256": kernels_sha256, "place": "gpu", "compiled": compiled}
+
+
+def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode) -> None:
+    """The gates, over every launch of the file."""
+    uses = [
+        gates.Use(functions[r["function"]], int(r["blocks"]), launches.THREADS, int(r["shared_bytes"]), bool(r["cooperative"]))
+        for r in np.unique(rows[["function", "blocks", "shared_bytes", "cooperative"]])
+    ]  # fmt: skip
+    wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
+    gates.check(compiled, uses, wanted, board, mode)
+
+
+def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:
+    """The sections that only a file for a GPU has."""
+    abi = compiled.cubin[8]  # EI_ABIVERSION
+    begin, round_, stamp = map(functions.index, OWN)
+    sm = int(board.gpu.sm.removeprefix("sm_"))
+    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, 0)
+    return {
+        "gpu": np.array([gpu], ewm.GPU).tobytes(),
+        "functions": np.array([(name.encode(),) for name in functions], ewm.FUNCTION).tobytes(),
+        "launches": rows.tobytes(), "cubin": compiled.cubin, "ptx": compiled.ptx.encode() + b"\0",
+    }  # fmt: skip
 
 
 def pack(sections: Mapping[str, bytes], board: Target, paths: Mapping[str, Any]) -> bytes:
-    return ewm.pack(sections, target_name(board), paths["kernels_sha256"])
+    return ewm.pack(sections, target_name(board, paths["place"]), paths["kernels_sha256"])

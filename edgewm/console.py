@@ -108,7 +108,8 @@ def profile_table(result: Result) -> Group:
     if loaded:
         lines.append(f"{loaded['load']} busy: {number(loaded['misses'])} misses")
     if result.get("golden"):
-        lines.append(f"golden answers: all {result['golden']['answers']} the same, bit for bit, on the device")
+        same = "the same, bit for bit," if result["golden"]["identical"] else "as they may be"
+        lines.append(f"golden answers: all {result['golden']['answers']} {same} on the device")
     environment = result.get("environment") or {}
     if environment.get("throttled"):
         lines.append(f"slowed down while it ran: {', '.join(environment['throttled'])}")

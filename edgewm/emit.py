@@ -47,10 +47,11 @@ def schedule_program(program: Program, isa: str) -> Schedule:
         packer, unit = packers[family]
         return packer(block, isa).view(unit)
 
-    def workspace(family: str, **sizes) -> int:
-        if family == "attention":
-            return load("attention").workspace_bytes(**sizes, tile=tiling.tile)
-        return workspaces[family](sizes["outer"], sizes["k"], isa, direct=sizes["direct"])
+    def workspace(call: Call, **sizes) -> int:
+        direct = is_direct(call)
+        if call.family == "attention":
+            return load("attention").workspace_bytes(**sizes, tile=tiling.tile, direct=direct)
+        return workspaces[call.family](sizes["outer"], sizes["k"], isa, direct=direct)
 
     scheduler = Lowering(program.weights, tiling.tile, pack, workspace)
     entries = {name: scheduler.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}

@@ -14,7 +14,7 @@ import numpy as np
 from .layout import LANE, ZERO, Buffer, Layout, Stride, broadcast, dtype_of, reshape
 from .ops import TABLE
 from .program import Node
-from .schedule import Call, Operand, is_direct
+from .schedule import Call, Operand
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -132,7 +132,7 @@ def call_product(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     call.flops = 2 * int(np.prod(shape, dtype=np.int64)) * k
     low.push(flow, call)
     shared = tuple(d for d, s in zip(call.dims[:-2], groups["packed"][0][1].strides, strict=False) if s == ZERO)
-    size = low.workspace_bytes(call.family, outer=shared, k=k, direct=is_direct(call))
+    size = low.workspace_bytes(call, outer=shared, k=k)
     call.workspace = low.buffer("u8", size, 0) if size else None
     return out
 
@@ -199,7 +199,7 @@ def call_attention(low: Lowering, node: Node, env, flow, order_hint) -> Layout:
     call = Call("attention", node, dims, shape[lane], groups, out_operand)
     call.flops = 4 * int(np.prod(s_space, dtype=np.int64)) * d
     low.push(flow, call)
-    size = low.workspace_bytes("attention", keys=j, depth=d, direct=is_direct(call))
+    size = low.workspace_bytes(call, keys=j, depth=d)
     call.workspace = low.buffer("u8", size, 0)
     return out
 

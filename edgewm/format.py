@@ -101,14 +101,21 @@ CALL = np.dtype(
         ("reserved", "<u4"),
     ]
 )
+# Of a file whose calls run on a GPU.
+GPU_FIELDS = ("sm", "driver", "elf_abi", "threads", "functions", "launches", "begin", "round", "stamp", "reserved")
+GPU = np.dtype([(name, "<u4") for name in GPU_FIELDS])
+FUNCTION = np.dtype([("name", "S40")])
+LAUNCH = np.dtype([(name, "<u4") for name in ("call", "phase", "function", "blocks", "shared_bytes", "cooperative")])
 
 # What a library is compiled for: its kernels index and trust these sections, so it carries their SHA-256.
 PROGRAM_SECTIONS = ("sizes", "ports", "entries", "entry_ports", "steps", "calls", "operands")
+GPU_SECTIONS = ("gpu", "functions", "launches", "cubin", "ptx")  # trusted too, where a library runs them
 
 
 def program_sha256(sections: Mapping[str, bytes]) -> bytes:
     """Identity of the program in a file: SHA-256 over the SHA-256s of the sections that kernels trust, in order."""
-    return hashlib.sha256(b"".join(hashlib.sha256(sections[name]).digest() for name in PROGRAM_SECTIONS)).digest()
+    names = (*PROGRAM_SECTIONS, *GPU_SECTIONS) if "gpu" in sections else PROGRAM_SECTIONS
+    return hashlib.sha256(b"".join(hashlib.sha256(sections[name]).digest() for name in names)).digest()
 
 
 def pack(sections: Mapping[str, bytes], target: str, kernels_sha256: bytes) -> bytes:

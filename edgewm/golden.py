@@ -2,6 +2,11 @@
 
 By the arithmetic contract every target gives the same bits, so a bundle for this machine records them (the tests
 compare that bundle with the oracle); a board that answers otherwise is broken, and `edgewm-tick --golden` says so.
+
+A GPU's tensor cores alone have an order of their own, in products of bf16. An entry with such products is held to what
+rounding explains (`rounding.py`) instead; one that also chooses, by topk, may choose otherwise, and is only looked at for
+being finite. Section `tolerances` says which: for each record the greatest difference allowed, as a fraction of the
+largest magnitude: 0 for the same bits, infinite where numbers are all that can be asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from .binding import Runtime
 from .bundle import compile_bundle, pack
 from .emit import schedule_program
 from .ops import NUMPY
-from .program import Program
+from .program import Graph, Program
+from .rounding import nodes_of, tensor_rounding
 from .target import Target, resolve
 
 ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
@@ -26,16 +32,16 @@ ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
 
 def record(
     program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]
-) -> bytes:
-    """Section `golden` for a file of these sections: one record for each entry worth replaying."""
+) -> dict[str, bytes]:
+    """Section `golden` for a file of these sections, one record for each entry worth replaying; for a GPU `tolerances`."""
     here, _ = resolve("host")
     with tempfile.TemporaryDirectory(prefix="edgewm-golden-") as scratch:
         folder = Path(paths["folder"])
-        same = board.machine == here.machine
+        same = board.machine == here.machine and paths["place"] == "cpu"
         if not same:  # a bundle of the same program for this machine
             folder = Path(scratch)
-            made, paths = compile_bundle(program, schedule_program(program, here.isa), {}, here, folder)
-            (folder / "model.ewm").write_bytes(pack(made, here, paths))
+            made, own = compile_bundle(program, schedule_program(program, here.isa), {}, here, folder)
+            (folder / "model.ewm").write_bytes(pack(made, here, own))
         else:
             (folder / "model.ewm").write_bytes(pack(sections, board, paths))
         names = [n for n in program.entries if n in ENTRIES or n.startswith("decode_")]
@@ -44,7 +50,19 @@ def record(
             for name in names:
                 inputs = example_inputs(program, name, seed)
                 records.append((name, inputs, runtime.run_entry(name, **inputs)))
-    return b"".join(ewm.golden_record(n, by_port(sections, n, i, o)) for n, i, o in records)
+    golden = b"".join(ewm.golden_record(n, by_port(sections, n, i, o)) for n, i, o in records)
+    if paths["place"] == "cpu":
+        return {"golden": golden}
+    allowed = [allowed_difference(program.entries[name]) for name in names]
+    return {"golden": golden, "tolerances": np.array(allowed, "<f4").tobytes()}
+
+
+def allowed_difference(graph: Graph) -> float:
+    """Between a GPU's answers and the recorded ones, as a fraction of the largest; see above."""
+    rounding = tensor_rounding(graph)
+    if rounding and any(node.op == "topk" for node in nodes_of(graph)):
+        return float("inf")
+    return rounding if rounding < 1 else float("inf")
 
 
 def by_port(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .clock import SAMPLES, summarise
-from .device.place import COPIED, bundle_machine
+from .device.place import COPIED, bundle_machine, golden_said
 from .environment import SCRIPT, measured
 from .errors import EdgewmError
 from .manifest import read_manifest
@@ -22,6 +22,7 @@ from .target import Target, targets
 
 SCHEMA_VERSION = 1
 OWN = "rate_hz=50 threads=1 # of this bundle"
+AS_RECORDED = re.compile(r"golden \d+: entry \w+, \d+ results, ")
 SEND = "run `sh kit.sh >board.json` in the bundle's directory on the board, and send that file as it is"
 
 
@@ -44,7 +45,7 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
                 f"give the bundle it came from instead of {bundle}",
             )  # fmt: skip
     if given["golden"]["status"] != 0:
-        wrong = (line for line in given["golden"]["said"].splitlines() if not line.endswith("bit-identical"))
+        wrong = (line for line in given["golden"]["said"].splitlines() if not AS_RECORDED.match(line))
         said = next(wrong, "nothing")
         raise EdgewmError(
             f"the board does not give the bundle's golden answers: {said}", where,
@@ -68,7 +69,7 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "device": environment["board"] or environment["cpu"] or environment["machine"],
         "source": "measured-on-device",
-        "golden": {"identical": True, "answers": given["golden"]["said"].count("bit-identical")},
+        "golden": golden_said(given["golden"]["said"]),
         "target": manifest.target, "mode": (environment["power_mode"] or {}).get("name"),
         "precision": manifest.precision, "bundle_sha256": manifest.sha256, "rate_hz": float(tick["rate_hz"]),
         "threads": int(tick["threads"]), **summarise(tick), "environment": environment,

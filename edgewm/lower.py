@@ -25,8 +25,9 @@ LANES: int = load("product").LANES
 class Lowering:
     """Lowers the graphs of one program; `pack(family, array, attrs)` lays constant operands out for the target."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], tile: int, pack, workspace_bytes):
+    def __init__(self, weights: Mapping[str, np.ndarray], tile: int, pack, workspace_bytes, group=group):
         self.weights, self.tile, self.pack, self.workspace_bytes = weights, tile, pack, workspace_bytes
+        self.group = group  # of a flow of calls, to steps
         self.constants: dict[str, np.ndarray] = {}
         self.buffers: dict[str, Buffer] = {}
         self.ports: dict[tuple, Buffer] = {}
@@ -44,7 +45,7 @@ class Lowering:
         for name, node in graph.outputs.items():
             outputs[name] = self.port(name, node, True)
             self.copy(env[node], outputs[name], flow)
-        return EntrySchedule(group(flow, self.tile), inputs, outputs)
+        return EntrySchedule(self.group(flow, self.tile), inputs, outputs)
 
     def port(self, name: str, node: Node, is_result: bool) -> Layout:
         """A dense buffer; entries that name the same thing of one shape share it."""

@@ -1,16 +1,18 @@
-"""How far rounding can take a graph's outputs: counted in its ops, not chosen."""
+"""How far rounding can take a graph's outputs: from formats and lengths, nothing chosen by hand."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from ml_dtypes import finfo
 
-from .ops import TABLE
-from .program import Graph
+from .ops import NUMPY, TABLE
+from .program import Graph, Node
 
 UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
-TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in arithmetic.py
+BF16_STEP = float(finfo(NUMPY["bf16"]).eps)  # a number's change, relative to itself, where its rounding turns over
+TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in edgewm/arithmetic.py
 
 
 def rounding_steps(graph: Graph) -> int:
@@ -18,17 +20,46 @@ def rounding_steps(graph: Graph) -> int:
 
     Each output is a chain of products, and rounding in a chain of n terms is within n units of the sum of magnitudes.
     """
-    steps: dict[Any, int] = {}
+    return _longest(graph, _roundings)
+
+
+def tensor_rounding(graph: Graph) -> float:
+    """How far apart two evaluations may be, as a fraction of the largest magnitude, that add the products of bf16 in
+    different orders; 0 where there are none.
+
+    Sums differ by their roundings, and what a product reads may be rounded to the neighbouring bf16 then.
+    """
+    products = _longest(graph, lambda node: int(node.op == "kernel" and node["family"] == "product_bf16"))
+    return products * BF16_STEP + rounding_steps(graph) * UNIT_ROUNDOFF if products else 0.0
+
+
+def nodes_of(graph: Graph) -> Iterator[Node]:
+    """Every node of a graph, those of bodies included."""
     for node in graph.order():
-        kind = TABLE[node.op].kind
-        own = 0 if kind in ("leaf", "view", "concat") else 1
+        yield node
+        if node.op in ("repeat", "kernel"):
+            yield from nodes_of(node["body"])
+
+
+def _longest(graph: Graph, own: Callable[[Node], int]) -> int:
+    """The greatest sum of `own` along any path, bodies of loops as often as they run."""
+    found: dict[Node, int] = {}
+    for node in graph.order():
+        here = own(node)
         if node.op == "repeat":
-            own = node["count"] * rounding_steps(node["body"])
-        elif node.op == "matmul":
-            own = node.sources[0].shape[-1]
-        elif TABLE[node.op].expand is not None:
-            own = TRANSCENDENTAL_ULP
-        elif kind == "reduction":
-            own = node.sources[0].shape[node["axis"]]
-        steps[node] = own + max((steps[s] for s in node.sources), default=0)
-    return max(steps[n] for n in graph.outputs.values())
+            here = node["count"] * _longest(node["body"], own)
+        elif node.op == "kernel":
+            here += _longest(node["body"], own)
+        found[node] = here + max((found[s] for s in node.sources), default=0)
+    return max(found[n] for n in graph.outputs.values())
+
+
+def _roundings(node: Node) -> int:
+    kind = TABLE[node.op].kind
+    if node.op in ("repeat", "kernel") or kind in ("leaf", "view", "concat"):
+        return 0
+    if node.op == "matmul":
+        return node.sources[0].shape[-1]
+    if TABLE[node.op].expand is not None:
+        return TRANSCENDENTAL_ULP
+    return node.sources[0].shape[node["axis"]] if kind == "reduction" else 1

@@ -78,7 +78,11 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Gpu:
-    """`formats` are those of the tensor cores; `sm` is what nvcc 13 calls the architecture."""
+    """`formats` are those of the tensor cores; `sm` is what nvcc 13 calls the architecture.
+
+    `toolkit` is the CUDA release that assembles for every JetPack served, `elf_abi` the generation of cubin it writes,
+    `ptx_version` the newest that the oldest driver served compiles. Without them no kernel of edgewm's is built for it.
+    """
 
     name: str
     compute_capability: str
@@ -91,6 +95,10 @@ class Gpu:
     flop_per_sm_clock: Rates
     source: str
     l2_bytes: int | None = None
+    blocks_per_sm: int | None = None
+    toolkit: str = ""
+    elf_abi: int | None = None
+    ptx_version: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from .errors import EdgewmError
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 _LIBRARY = ("act", "cpu", "describe", "fault", "gate", "loop", "open", "plan", "run", "sha256", "threads", "verify")
-LIBRARY_SOURCES = tuple(f"{name}.cc" for name in _LIBRARY)
+# What runs calls, by where: threads of the processor, or a GPU.
+ENGINES = {"cpu": ("tiles",), "gpu": ("cuda", "cuda_device", "cuda_driver", "cuda_graph", "cuda_verify")}
+LIBRARY_SOURCES, GPU_LIBRARY_SOURCES = (tuple(f"{n}.cc" for n in (*_LIBRARY, *engine)) for engine in ENGINES.values())
 PROGRAM_SOURCES = ("tick.cc", "arguments.cc", "golden.cc", "realtime.cc")
 ERROR_LINES = 8  # of the compiler's own output, shown to the user
 
@@ -48,23 +50,30 @@ Unit = tuple[str, str, Sequence[str]]  # file name, C++ text, flags
 
 
 def build_runtime(
-    kernels: Mapping[str, str], include_dirs: Sequence[Path], *, flags: Sequence[str], folder: Path
+    kernels: Mapping[str, str],
+    include_dirs: Sequence[Path],
+    *,
+    flags: Sequence[str],
+    folder: Path,
+    engine: str = "cpu",
 ) -> dict[str, Path]:
     """Build libedgewm.so with these kernel sources, edgewm-tick and edgewm.h into `folder`; their paths by name.
 
     `kernels` maps file names to C++ text. `flags` must name the target (`-target aarch64-linux-gnu.2.31`), the
     processor (`-mcpu=...`) and the instruction set for `kernels/` (`-DEWM_NEON`). Only kernels are compiled for that
     processor; the runtime itself runs on any of the architecture, so that it can refuse a machine that lacks something.
+    `engine` is one of ENGINES; for a GPU `kernels` hold no kernel, only their names and identity.
     Raises EdgewmError with the compiler's first lines.
     """
     general = [f for f in flags if not f.startswith(("-mcpu=", "-march="))]
-    own, tick = ({name: (RUNTIME / name).read_text() for name in names} for names in (LIBRARY_SOURCES, PROGRAM_SOURCES))
+    library_sources = {"cpu": LIBRARY_SOURCES, "gpu": GPU_LIBRARY_SOURCES}[engine]
+    own, tick = ({name: (RUNTIME / name).read_text() for name in names} for names in (library_sources, PROGRAM_SOURCES))
     library, program, header = (folder / name for name in ("libedgewm.so", "edgewm-tick", "edgewm.h"))
     units = [(n, t, flags) for n, t in kernels.items()] + [(n, t, general) for n, t in own.items()]
     _build(
         units,
         [RUNTIME, *include_dirs],
-        ["-shared", *_target(flags), "-Wl,-soname,libedgewm.so", "-Wl,-Bsymbolic"],
+        ["-shared", *_target(flags), "-Wl,-soname,libedgewm.so", "-Wl,-Bsymbolic", *(["-ldl"] if engine == "gpu" else [])],
         library,
     )
     compile_program(tick, [RUNTIME], flags=general, libraries=[library], out=program)
@@ -76,7 +85,8 @@ def compile_library(
     sources: Mapping[str, str], include_dirs: Sequence[Path], *, flags: Sequence[str], out: Path
 ) -> Path:
     """Compile C++ texts (by file name) and link them into the shared library `out`; EdgewmError if that fails."""
-    return _build([(n, t, flags) for n, t in sources.items()], include_dirs, ["-shared", *_target(flags)], out)
+    link = ["-shared", *_target(flags), f"-Wl,-soname,{out.name}", "-ldl"]
+    return _build([(n, t, flags) for n, t in sources.items()], include_dirs, link, out)
 
 
 def compile_program(

@@ -112,10 +112,10 @@ def small_program() -> Program:
 
 def small_write(out: Path, seed: int) -> dict:
     """The last steps of a build, of a program that needs no torch."""
-    board, _ = resolve("host")
+    board, mode = resolve("host")
     program = small_program()
     manifest = {"seed": seed, "rate_hz": 20.0, "threads": 1}
-    return write(program, schedule_program(program, board.isa), manifest, {}, board, out, seed, lambda done: None)
+    return write(program, schedule_program(program, board.isa), manifest, {}, board, mode, out, seed, lambda done: None)
 
 
 def kill_at(point: str) -> None:
@@ -274,7 +274,7 @@ def test_words_nobody_knows(tmp_path: Path) -> None:
     refused(f"host cannot run {other!r} kernels", where="--isa", isa=other, out=out)
     refused("no precision 'w3a3'", where="--precision", precision="w3a3", out=out)
     refused("the model has no head sound", where="--heads", heads=["sound"], out=out)
-    refused("places every region on the CPU", where="--place", place="gpu", out=out)
+    refused("host has no GPU that kernels can be compiled for", where="--place", place="gpu", out=out)
     refused("no model 'nothing'", where="MODEL", model="nothing", out=out)
     refused("no module named", model="no_such_module:f", out=out)
     refused("tiny_models has no 'huge'", model="tiny_models:huge", out=out)

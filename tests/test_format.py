@@ -25,6 +25,9 @@ STRUCTS = {
     "Step": ewm.STEP,
     "Operand": ewm.OPERAND,
     "Call": ewm.CALL,
+    "Gpu": ewm.GPU,
+    "Function": ewm.FUNCTION,
+    "GpuLaunch": ewm.LAUNCH,
 }
 SECTIONS = {"sizes": b"12345678", "empty": b"", "weights": bytes(range(100))}
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_standin
 import numpy as np
 import pytest
 import runtime_fixture as fixture
@@ -202,15 +203,20 @@ def test_refuses_drawn_mutations_with_good_digests(opens: Opener) -> None:
             assert opens(changed)[0] in (INVALID, OTHER_PROGRAM)
 
 
-def test_under_sanitizers_mutations_are_refused_without_a_fault(tmp_path: Path, whole: bytes) -> None:
+@pytest.mark.parametrize("engine", ["cpu", "gpu"])
+def test_under_sanitizers_mutations_are_refused_without_a_fault(tmp_path: Path, whole: bytes, engine: str) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is missing (zig has no address sanitizer); apt-get install g++")
-    (tmp_path / "kernels.cc").write_text(fixture.kernels(fixture.tables()))
+    text, own = fixture.kernels(fixture.tables()), toolchain.LIBRARY_SOURCES
+    if engine == "gpu":
+        text, own = cuda_standin.names_text(cuda_standin.tables()), toolchain.GPU_LIBRARY_SOURCES
+        whole = ewm.pack(cuda_standin.tables(), fixture.TARGET, fixture.KERNELS_SHA256)
+    (tmp_path / "kernels.cc").write_text(text)
     (tmp_path / "model.ewm").write_bytes(whole)
     sources = [tmp_path / "kernels.cc", Path(__file__).with_name("fuzz_open.cc")]
-    sources += [toolchain.RUNTIME / name for name in toolchain.LIBRARY_SOURCES]
-    flags = ["-std=c++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"]
+    sources += [toolchain.RUNTIME / name for name in own]
+    flags = ["-std=c++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread", "-ldl"]
     build = [compiler, *flags, "-I", toolchain.RUNTIME, "-o", tmp_path / "fuzz", *sources]
     built = subprocess.run(build, capture_output=True, text=True)
     if "cannot find" in built.stderr and "asan" in built.stderr:

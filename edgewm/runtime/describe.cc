@@ -34,6 +34,7 @@ extern "C" int ewm_describe(const ewm_model* model, ewm_model_info* info) {
   out.scratch_bytes = n.scratch_bytes;
   out.weight_bytes = n.weight_bytes;
   out.file_bytes = model->file_bytes;
+  out.gpu = model->gpu != nullptr ? model->gpu->sm : 0;
   return hand_out(info, out);
 }
 

@@ -17,6 +17,9 @@
  * A plan with a history (state port `frames_seen`) looks back at the frames of the plans before it, one model action
  * apart; where the last one is not, the history begins anew.
  *
+ * A file for a GPU holds that GPU's memory, and some that both sides see, beside the loop's arena: ewm_init takes it,
+ * ewm_end gives it back. A plan is one launch there, and waits, asleep unless options.spin; ewm_act never touches it.
+ *
  * After ewm_init nothing allocates, and nothing but two futex calls for each plan enters the kernel: one wakes the
  * workers, one each puts them to sleep; none with options.spin. Where the planning thread has come to run on another
  * processor, one more for each sleeping worker keeps it off there (counted as `moved`; not with options.anywhere). On
@@ -64,6 +67,8 @@ typedef enum ewm_error {
   EWM_NO_MEMORY = 301,
   EWM_NO_THREADS = 302,
   EWM_NO_INSTRUCTIONS = 303, /* the processor lacks instructions the kernels use */
+  EWM_NO_GPU = 304,          /* no GPU, or driver, that takes what the file holds */
+  EWM_GPU_FAILED = 305,      /* it took it, and failed at a run: nothing of that was used */
   /* edgewm itself */
   EWM_RESULT_NON_FINITE = 400, /* a plan or entry computed NaN or infinity: nothing of it was used */
 } ewm_error;
@@ -96,6 +101,7 @@ typedef struct ewm_model_info {
   uint32_t plan_entry;  /* EWM_NONE where the file holds no plan */
   uint32_t action_port; /* of the plan; EWM_NONE without one */
   uint64_t arena_bytes, scratch_bytes, weight_bytes, file_bytes;
+  uint32_t gpu; /* what its calls run on: 87 for a GPU of sm_87; 0: this processor */
 } ewm_model_info;
 
 typedef struct ewm_entry_info {
@@ -214,7 +220,9 @@ typedef struct ewm_buffer {
 EWM_API int ewm_run_entry(ewm_loop* loop, uint32_t entry, const ewm_buffer* inputs, uint32_t input_count,
                           const ewm_buffer* outputs, uint32_t output_count, ewm_fault* fault);
 
-/* Nanoseconds the planning thread spends in each step (with its barrier) and call, added up; NULL: not measured. */
+/* Nanoseconds the planning thread spends in each step (with its barrier) and call, added up; NULL: not measured. On a
+ * GPU another graph is run for it, which notes the time after each call of a plan: that takes longer. It is made, by
+ * allocations, when first asked for; where the GPU has no room for it, nothing is added to. */
 EWM_API void ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns);
 
 typedef struct ewm_counts {

@@ -54,6 +54,8 @@ extern "C" const char* ewm_strerror(int error) {
     case EWM_NO_MEMORY: return "out of memory";
     case EWM_NO_THREADS: return "cannot make threads";
     case EWM_NO_INSTRUCTIONS: return "this processor lacks instructions the model was built for";
+    case EWM_NO_GPU: return "no GPU or driver that the model was built for";
+    case EWM_GPU_FAILED: return "the GPU failed";
     case EWM_RESULT_NON_FINITE: return "the result has NaN or infinity in it";
   }
   return "unknown error";

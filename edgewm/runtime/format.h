@@ -120,4 +120,35 @@ struct Call {
 };
 static_assert(sizeof(Call) == 48, "");
 
+// ---- A file whose calls run on a GPU has these sections too, and its compiled module as "cubin". Where "ptx" is not
+// empty (text that ends with a 0), the driver of another GPU may compile that instead.
+
+// Section "gpu": one of these.
+struct Gpu {
+  uint32_t sm;       // what the cubin is for: 87 is compute capability 8.7
+  uint32_t driver;   // least version of CUDA that the driver must know, as it says it: 12060 is 12.6
+  uint32_t elf_abi;  // of the cubin: 7 by tools of CUDA 12, 8 by those of 13
+  uint32_t threads;  // of each block
+  uint32_t functions, launches;
+  uint32_t begin, round, stamp;  // functions that start a run, stand before a round of an anytime loop, note the time
+  uint32_t reserved;
+};
+static_assert(sizeof(Gpu) == 40, "");
+
+// Section "functions": of the module.
+struct Function {
+  char name[40];
+};
+static_assert(sizeof(Function) == 40, "");
+
+// Section "launches": in the order of calls, each call in phases 0, 1, 2, ...
+struct GpuLaunch {
+  uint32_t call, phase;
+  uint32_t function;
+  uint32_t blocks;
+  uint32_t shared_bytes;  // dynamic
+  uint32_t cooperative;   // 1: blocks wait for each other, so all must be resident at once
+};
+static_assert(sizeof(GpuLaunch) == 24, "");
+
 }  // namespace ewm

@@ -41,7 +41,39 @@ int golden_next(const ewm_model* model, const char* data, uint64_t bytes, uint64
   return 1;
 }
 
-static int replay(ewm_loop* loop, const ewm_model* model, const GoldenRecord& record, uint32_t number, bool print) {
+// The bits of a result against the recorded ones.
+static bool same(const ewm_buffer& found, const ewm_buffer& expected, const char* where) {
+  uint64_t first = 0, differing = 0;
+  for (uint64_t b = found.bytes; b-- > 0;)
+    if (static_cast<char*>(found.data)[b] != static_cast<char*>(expected.data)[b]) first = b, differing++;
+  if (differing == 0) return true;
+  fprintf(stderr, "%s differs in %llu of %llu bytes, first at byte %llu\n", where, (unsigned long long)differing,
+          (unsigned long long)found.bytes, (unsigned long long)first);
+  return false;
+}
+
+// Numbers against the recorded ones: finite, and no further from them than a fraction of the largest. `worst` is raised
+// to the greatest fraction seen.
+static bool near(const ewm_buffer& found, const ewm_buffer& expected, double tolerance, double& worst,
+                 const char* where) {
+  double largest = 0, difference = 0;
+  for (uint64_t i = 0; i < found.bytes / 4; i++) {
+    float x, y;
+    memcpy(&x, static_cast<char*>(found.data) + 4 * i, 4);
+    memcpy(&y, static_cast<char*>(expected.data) + 4 * i, 4);
+    if (!__builtin_isfinite(x)) return fprintf(stderr, "%s: element %llu is %g\n", where, (unsigned long long)i, double(x)), false;
+    largest = __builtin_fmax(largest, __builtin_fabs(double(y)));
+    difference = __builtin_fmax(difference, __builtin_fabs(double(x) - double(y)));
+  }
+  const double fraction = difference == 0 ? 0 : difference / largest;
+  worst = __builtin_fmax(worst, fraction);
+  if (fraction <= tolerance) return true;
+  fprintf(stderr, "%s differs by %.3g of its largest, %.3g allowed\n", where, fraction, tolerance);
+  return false;
+}
+
+static int replay(ewm_loop* loop, const ewm_model* model, const GoldenRecord& record, uint32_t number,
+                  double tolerance, bool print) {
   ewm_buffer found[64];
   ewm_fault fault;
   fault.size = sizeof(fault);
@@ -56,24 +88,28 @@ static int replay(ewm_loop* loop, const ewm_model* model, const GoldenRecord& re
   ewm_entry_info entry;
   entry.size = sizeof(entry);
   ewm_entry(model, record.entry, &entry);
+  const bool any = !__builtin_isfinite(tolerance);
+  double worst = 0;
   for (uint32_t i = 0; i < record.outputs; i++) {
-    if (error == EWM_OK && memcmp(found[i].data, record.output[i].data, found[i].bytes) != 0) {
-      uint64_t first = 0, differing = 0;
-      for (uint64_t b = found[i].bytes; b-- > 0;)
-        if (static_cast<char*>(found[i].data)[b] != static_cast<char*>(record.output[i].data)[b])
-          first = b, differing++;
-      ewm_port_info port;
-      port.size = sizeof(port);
-      ewm_port(model, found[i].port, &port);
-      fprintf(stderr, "golden %u: entry %s, port %s differs in %llu of %llu bytes, first at byte %llu\n", number,
-              entry.name, port.name, (unsigned long long)differing, (unsigned long long)found[i].bytes,
-              (unsigned long long)first);
+    ewm_port_info port;
+    port.size = sizeof(port);
+    ewm_port(model, found[i].port, &port);
+    char where[96];
+    snprintf(where, sizeof(where), "golden %u: entry %s, port %s", number, entry.name, port.name);
+    const bool numbers = tolerance > 0 && port.dtype == EWM_F32;
+    if (error == EWM_OK && !(numbers ? near(found[i], record.output[i], tolerance, worst, where)
+                                     : any || same(found[i], record.output[i], where)))
       verdict = 1;
-    }
     free(found[i].data);
   }
-  if (print && verdict == 0)
-    printf("golden %u: entry %s, %u results, bit-identical\n", number, entry.name, record.outputs);
+  if (!print || verdict != 0) return verdict;
+  printf("golden %u: entry %s, %u results, ", number, entry.name, record.outputs);
+  if (tolerance == 0)
+    printf("bit-identical\n");
+  else if (any)
+    printf("finite: it chooses by numbers that are rounded otherwise here\n");
+  else
+    printf("within %.3g of the largest, %.3g allowed\n", worst, tolerance);
   return verdict;
 }
 
@@ -84,6 +120,8 @@ int golden_replay(const ewm_model* model, ewm_loop* loop, bool print) {
     fprintf(stderr, "error: nothing to replay\n  where: section golden\n  fix: build the bundle with golden vectors\n");
     return 2;
   }
+  uint64_t allowed_bytes = 0;
+  const char* allowed = static_cast<const char*>(ewm_section(model, "tolerances", &allowed_bytes));
   int worst = 0;
   GoldenRecord record;
   for (uint32_t number = 0;; number++) {
@@ -94,7 +132,10 @@ int golden_replay(const ewm_model* model, ewm_loop* loop, bool print) {
               number);
       return 2;
     }
-    int verdict = replay(loop, model, record, number, print);
+    float tolerance = 0;
+    if (allowed != nullptr && (number + 1) * sizeof(tolerance) <= allowed_bytes)
+      memcpy(&tolerance, allowed + number * sizeof(tolerance), sizeof(tolerance));
+    int verdict = replay(loop, model, record, number, double(tolerance), print);
     if (verdict > worst) worst = verdict;
   }
 }

@@ -9,10 +9,6 @@
 namespace ewm {
 namespace {
 
-constexpr uint64_t CACHE_LINE = 64;
-
-uint64_t aligned(uint64_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
-
 struct Cursor {
   char* base;  // nullptr while only counting
   uint64_t at;
@@ -23,8 +19,8 @@ struct Cursor {
   }
 };
 
-// Walks the arena once: counts with `loop` null, fills it in otherwise.
-uint64_t lay_out(const ewm_model& m, uint32_t threads, char* base, ewm_loop* loop) {
+// Walks the loop's memory once: counts with `loop` null, fills it in otherwise; `engine` is where its engine's begins.
+uint64_t lay_out(const ewm_model& m, uint32_t threads, char* base, ewm_loop* loop, char** engine) {
   Cursor cursor{base, 0};
   cursor.take(sizeof(ewm_loop));
   char* kept = cursor.take(m.sizes->ports * sizeof(Kept));
@@ -45,14 +41,8 @@ uint64_t lay_out(const ewm_model& m, uint32_t threads, char* base, ewm_loop* loo
     char* slots = cursor.take(3 * slot);
     if (loop != nullptr) start(loop->chunks, slots, slot);
   }
-  char* arena = cursor.take(m.sizes->arena_bytes);
-  uint64_t stride = aligned(m.sizes->scratch_bytes) + CACHE_LINE;  // a line apart, so that threads share none
-  char* scratch = cursor.take(stride * threads);
-  if (loop != nullptr) {
-    loop->arena = arena;
-    loop->scratch = scratch;
-    loop->scratch_stride = stride;
-  }
+  char* room = cursor.take(engine_bytes(m, threads));
+  if (engine != nullptr) *engine = room;
   return cursor.at;
 }
 
@@ -104,7 +94,7 @@ using namespace ewm;
 
 extern "C" uint64_t ewm_arena_bytes(const ewm_model* model, uint32_t threads) {
   if (model == nullptr || threads < 1 || threads > MAX_THREADS) return 0;
-  return lay_out(*model, threads, nullptr, nullptr);
+  return lay_out(*model, threads, nullptr, nullptr, nullptr);
 }
 
 extern "C" int ewm_init(const ewm_model* model, void* arena, uint64_t bytes, uint32_t threads,
@@ -127,22 +117,17 @@ extern "C" int ewm_init(const ewm_model* model, void* arena, uint64_t bytes, uin
   auto* loop = static_cast<ewm_loop*>(arena);
   loop->model = model;
   loop->options = chosen;
-  lay_out(*model, threads, static_cast<char*>(arena), loop);
+  char* room = nullptr;
+  lay_out(*model, threads, static_cast<char*>(arena), loop, &room);
   loop->periods_begun = find_state(*model, "periods_begun");
   loop->frames_seen = find_state(*model, "frames_seen");
-  loop->team.threads = threads;
-  loop->team.spin = chosen.spin;
-  loop->team.anywhere = chosen.anywhere;
-  uint32_t made = assemble(loop->team);
-  if (made < threads)
-    return refuse(fault, EWM_NO_THREADS, "ewm_init", Text("%u threads", made),
-                  Text("%u (a program of before glibc 2.34 must be linked with -pthread)", threads));
+  if (int bad = start_engine(*loop, threads, room, fault)) return bad;
   *out = loop;
   return ewm_reset(loop, 0, fault);
 }
 
 extern "C" void ewm_end(ewm_loop* loop) {
-  if (loop != nullptr) dismiss(loop->team);
+  if (loop != nullptr) end_engine(*loop);
 }
 
 extern "C" int ewm_reset(ewm_loop* loop, uint64_t seed, ewm_fault* fault) {

@@ -7,6 +7,10 @@
 
 namespace ewm {
 
+constexpr uint64_t CACHE_LINE = 64;
+
+inline uint64_t aligned(uint64_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
+
 // What an observation slot begins with; the data follow.
 struct alignas(64) Observed {
   uint64_t stamp_ns;
@@ -54,9 +58,10 @@ struct Player {
 struct ewm_loop {
   const ewm_model* model;
   ewm_options options;
-  char* arena;
+  char* arena;  // as callers see it: where the ports lie
   char* scratch;
   uint64_t scratch_stride;
+  void* device;  // an engine's own state
   ewm::Kept* kept;  // by port
   ewm::Handoff chunks;
   ewm::Team team;
@@ -85,11 +90,20 @@ inline uint64_t periods_between(uint64_t from, uint64_t to, uint64_t period) {
   return to > from ? (to - from + period / 2) / period : 0;
 }
 
-// Runs an entry whose input ports lie in the arena; on all threads, to the end.
-void run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns);
 // Index of the first of the entry's f32 outputs that is not finite; EWM_NONE where all are.
 uint32_t non_finite_output(const ewm_loop& loop, const Entry& entry);
 inline const Entry& plan_entry(const ewm_loop& loop) { return loop.model->entries[loop.model->sizes->plan_entry]; }
 inline const Port& action_port(const ewm_loop& loop) { return loop.model->ports[loop.model->action_port]; }
+
+// ---- The engine, what runs calls: threads of this processor (tiles.cc) or a GPU (cuda.cc). A library has one of them.
+
+// What it wants of the loop's own memory, and its start there, which says where the ports lie (`loop.arena`).
+uint64_t engine_bytes(const ewm_model& model, uint32_t threads);
+int start_engine(ewm_loop& loop, uint32_t threads, char* room, ewm_fault* fault);
+void end_engine(ewm_loop& loop);
+// Runs an entry whose input ports are filled, to the end; its result ports are filled then.
+int run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns, ewm_fault* fault);
+// What is to be measured (`step_ns`, `call_ns`) has changed.
+void measure(ewm_loop& loop);
 
 }  // namespace ewm

@@ -84,26 +84,16 @@ int check_sections(ewm_model& m, const Header& h, ewm_fault* fault) {
   return EWM_OK;
 }
 
-// A typed view of a whole section whose length must be `count` rows.
-template <class T>
-int view(const ewm_model& m, const char* name, uint64_t count, const T*& rows, ewm_fault* fault) {
-  uint64_t bytes = 0;
-  const void* data = ewm_section(&m, name, &bytes);
-  if (data == nullptr) return refuse(fault, EWM_INVALID, Text("section %s", name), "not there", "in every file");
-  if (bytes != count * sizeof(T))
-    return refuse(fault, EWM_INVALID, Text("section %s", name), Text("%llu bytes", (unsigned long long)bytes),
-                  Text("%llu rows of %u", (unsigned long long)count, unsigned(sizeof(T))));
-  rows = static_cast<const T*>(data);
-  return EWM_OK;
-}
-
 int check_program(const ewm_model& m, ewm_fault* fault) {
-  const char* const names[] = {"sizes", "ports", "entries", "entry_ports", "steps", "calls", "operands"};
-  uint8_t digests[7][32], program[32];
-  for (int i = 0; i < 7; i++)
+  constexpr uint32_t OWN = 7, MOST = 16;
+  const char* const names[OWN] = {"sizes", "ports", "entries", "entry_ports", "steps", "calls", "operands"};
+  uint8_t digests[MOST][32], program[32];
+  const uint32_t count = OWN + engine_section_count;
+  for (uint32_t i = 0; i < count; i++)
     for (uint32_t j = 0; j < m.sections; j++)
-      if (strcmp(m.table[j].name, names[i]) == 0) memcpy(digests[i], m.table[j].sha256, 32);
-  sha256(digests, sizeof(digests), program);
+      if (strcmp(m.table[j].name, i < OWN ? names[i] : engine_sections[i - OWN]) == 0)
+        memcpy(digests[i], m.table[j].sha256, 32);
+  sha256(digests, count * sizeof(digests[0]), program);
   if (memcmp(program, program_sha256, 32) == 0) return EWM_OK;
   return refuse(fault, EWM_WRONG_KERNELS, "tables", Text("program %s", Hex(program).s),
                 Text("%s", Hex(program_sha256).s));
@@ -125,8 +115,23 @@ int check(ewm_model& m, ewm_fault* fault) {
   if (ewm_section(&m, "entry_ports", &bytes) != nullptr) m.entry_port_count = static_cast<uint32_t>(bytes / 4);
   if (int bad = view(m, "entry_ports", m.entry_port_count, m.entry_ports, fault)) return bad;
   if (int bad = verify(m, fault)) return bad;
+  if (int bad = verify_engine(m, fault)) return bad;
   return check_program(m, fault);
 }
+
+}  // namespace
+
+int view_rows(const ewm_model& m, const char* name, uint64_t count, uint64_t row_bytes, const void*& rows,
+              ewm_fault* fault) {
+  uint64_t bytes = 0;
+  rows = ewm_section(&m, name, &bytes);
+  if (rows == nullptr) return refuse(fault, EWM_INVALID, Text("section %s", name), "not there", "in every file");
+  if (bytes == count * row_bytes) return EWM_OK;
+  return refuse(fault, EWM_INVALID, Text("section %s", name), Text("%llu bytes", (unsigned long long)bytes),
+                Text("%llu rows of %llu", (unsigned long long)count, (unsigned long long)row_bytes));
+}
+
+namespace {
 
 // Where the file's bytes go before anything is believed of them; read-only afterwards.
 char* reserve(uint64_t bytes, ewm_fault* fault) {

@@ -114,7 +114,7 @@ int plan(ewm_loop& loop, uint64_t deadline_ns, ewm_plan_info& info, ewm_fault* f
     const Port& p = m.ports[index];
     if (input(p)) memcpy(loop.arena + p.offset, held(loop, index), port_bytes(p));
   }
-  run_entry(loop, entry, deadline_ns);
+  if (int bad = run_entry(loop, entry, deadline_ns, fault)) return bad;
   info.iterations = loop.job.iterations;
   info.of = loop.job.of;
   info.stamp_ns = stamp_ns;

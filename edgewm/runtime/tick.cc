@@ -43,6 +43,7 @@ struct Run {
   uint64_t due;             // and the tick the next plan starts in, written before `taken`
   uint32_t planned;         // the chunk published last
   uint32_t commit;          // periods; 0: plan whenever free
+  bool on_cpu;
   bool follows;             // the plan begins where what is committed of the chunk in play ends
   uint32_t planning;        // a plan that follows is under way, or woken
   sem_t wake;               // the planning thread, where it follows
@@ -189,7 +190,9 @@ int drive() {
   run.late_plans = run.published = run.plan_total_ns = 0;
   divide(run.spans, a.ticks);
   run.taken = run.planned;  // by the last action before the start: the first tick plans
-  ewm_profile(run.loop, run.step_ns, a.kernels ? run.call_ns : nullptr);
+  // On a GPU measuring takes time of its own: only where it is asked for.
+  const bool steps = a.kernels || run.on_cpu;
+  ewm_profile(run.loop, steps ? run.step_ns : nullptr, a.kernels ? run.call_ns : nullptr);
   lock_memory(realtime);
   run.t0 = now_ns() + run.period_ns;
   pthread_t planner;
@@ -347,6 +350,7 @@ int start(const Arguments& a, ewm_model_info& about) {
   if (ewm_open(path, &run.model, &run.fault) != EWM_OK) return complain(run.fault);
   about.size = sizeof(about);
   ewm_describe(run.model, &about);
+  run.on_cpu = about.gpu == 0;
   uint64_t bytes = ewm_arena_bytes(run.model, a.threads);
   void* arena = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (arena == MAP_FAILED) return complain("out of memory", "arena", "use fewer threads or a smaller plan");

@@ -14,14 +14,8 @@ namespace {
 
 typedef unsigned long long ull;
 
-// 1 to size-1 of [a-z0-9_], then zeros.
 bool good_name(const char* name, uint32_t size) {
-  uint32_t n = 0;
-  while (n < size && ((name[n] >= 'a' && name[n] <= 'z') || (name[n] >= '0' && name[n] <= '9') || name[n] == '_')) n++;
-  if (n == 0 || n == size) return false;
-  for (uint32_t i = n; i < size; i++)
-    if (name[i] != 0) return false;
-  return true;
+  return good_text(name, size, [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'; });
 }
 
 bool is_result(const Port& p) { return p.kind == ACTION || p.kind == RESULT; }

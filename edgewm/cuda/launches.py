@@ -1,0 +1,178 @@
+"""How each kernel of `kernels/*.cu` is launched: blocks and shared memory, from a call's loops and lanes.
+
+Every block has THREADS threads, every grid one dimension, and a block's index is its tile of the call. What a tile is
+stands here and in the kernel: change both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+THREADS = 256
+TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at whole sectors of memory
+STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long) and `product_fill`
+SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
+STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
+QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One launch of a kernel."""
+
+    blocks: int
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a launch depends on: loops, lanes, the loops that change a product's weights, steps of a thread of `map`."""
+
+    dims: tuple[int, ...]
+    lanes: int
+    batch: tuple[bool, ...] = ()
+    steps: int = STEPS
+
+
+def power_of_two(x: int, most: int) -> int:
+    """The least power of two not below `x`, at most `most`."""
+    return min(1 << max(x - 1, 0).bit_length(), most)
+
+
+def spread(lanes: int, count: int) -> tuple[int, int]:
+    """Threads of a block along the lanes, and along something else that there is `count` of.
+
+    Both are powers of two. Lanes get 32 or what they need, the other what it needs of the rest, lanes what is left.
+    """
+    others = power_of_two(count, THREADS // power_of_two(lanes, TILE))
+    return THREADS // others, others
+
+
+def _lane_tiles(call: Facts) -> int:
+    return -(-call.lanes // TILE)
+
+
+def _map(call: Facts) -> Shape:
+    """A block for each outer index, each tile of lanes and as many steps of the innermost loop as its threads run."""
+    *outer, count = call.dims
+    across, along = spread(call.lanes, count)
+    return Shape(prod(outer) * -(-call.lanes // across) * -(-count // (along * call.steps)))
+
+
+def _reduce(call: Facts) -> Shape:
+    count = prod(call.dims[:-1])
+    across, others = spread(call.lanes, count)
+    return Shape(-(-call.lanes // across) * -(-count // others))
+
+
+def _topk(call: Facts) -> Shape:
+    return Shape(1, 4 * (3 * THREADS + 2))
+
+
+def _take(call: Facts) -> Shape:
+    return Shape(-(-prod(call.dims) // THREADS))
+
+
+def _rows(call: Facts) -> tuple[int, int]:
+    """Of a product: indices that change the weights, and rows that share them (lanes at the other outer indices)."""
+    outer = call.dims[:-2]
+    batches = prod(d for d, moves in zip(outer, call.batch, strict=True) if moves)
+    return batches, prod(outer) // batches * call.lanes
+
+
+def _fill(call: Facts) -> Shape:
+    return _map(Facts((*call.dims[:-2], call.dims[-1]), call.lanes))
+
+
+def _multiply(call: Facts) -> Shape:
+    """Tiles of SIDE rows and columns. Shared memory holds two slices of both, then the sums, a column 4 rows longer."""
+    batches, rows = _rows(call)
+    return Shape(batches * -(-rows // SIDE) * -(-call.dims[-2] // SIDE), 4 * SIDE * (SIDE + 4))
+
+
+def _by_rows(call: Facts) -> Shape:
+    """Eight threads for each row; two words of each thread to agree on a range."""
+    return Shape(prod(call.dims[:-2]) * _lane_tiles(call), 8 * THREADS)
+
+
+def _tensor_multiply(call: Facts) -> Shape:
+    """Tiles of BAND rows and SIDE columns. Shared memory holds STRIPS strips of k of both, then the sums."""
+    batches, rows = _rows(call)
+    tiles = batches * -(-rows // BAND) * -(-call.dims[-2] // SIDE)
+    return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP_BYTES, 4 * SIDE * (BAND + 4)))
+
+
+def _attention(call: Facts) -> Shape:
+    *outer, queries, keys, depth, _ = call.dims
+    at_once, spills = attention_cut(queries, keys, depth)
+    tiles = prod(outer) * -(-queries // at_once) * _lane_tiles(call)
+    if spills:
+        return Shape(min(tiles, SLOTS), 4 * TILE * depth)
+    return Shape(tiles, 4 * TILE * at_once * (keys + depth))
+
+
+def attention_cut(queries: int, keys: int, depth: int) -> tuple[int, bool]:
+    """Queries of a block, and whether scores go to the workspace: `AttentionCut` of attention.cu."""
+    each = 4 * TILE * (keys + depth)
+    at_once = min(queries, QUERIES)
+    while at_once > 1 and at_once * each > GOOD_BYTES:
+        at_once -= 1
+    return at_once, each > MOST_BYTES
+
+
+SHAPES: dict[str, Callable[[Facts], Shape]] = {
+    "map": _map,
+    "reduce": _reduce,
+    "topk": _topk,
+    "take": _take,
+    "product_fill": _fill,
+    "product_multiply": _multiply,
+    "product_bf16_round": _by_rows,
+    "product_bf16_multiply": _tensor_multiply,
+    "product_i8_quantize": _by_rows,
+    "product_i8_multiply": _tensor_multiply,
+    "attention": _attention,
+}
+
+
+def pack_f32(w: np.ndarray) -> np.ndarray:
+    """Weights (K, N) as [K][N padded to SIDE]."""
+    return np.pad(w.astype("<f4", copy=False), ((0, 0), (0, -w.shape[1] % SIDE)))
+
+
+def _columns(w: np.ndarray) -> np.ndarray:
+    """Weights (K, N) as [N padded to SIDE][K padded to whole strips], k innermost."""
+    strip = STRIP_BYTES // w.itemsize
+    return np.pad(w.T, ((0, -w.shape[1] % SIDE), (0, -w.shape[0] % strip)))
+
+
+def pack_bf16(w: np.ndarray) -> np.ndarray:
+    """bf16 weights (K, N), two neighbours of k in a word."""
+    return np.ascontiguousarray(_columns(w.view("<u2"))).view("<u4")
+
+
+def pack_i8(w: np.ndarray) -> np.ndarray:
+    """int8 weights (K, N)."""
+    return np.ascontiguousarray(_columns(w))
+
+
+PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "product": pack_f32, "product_bf16": pack_bf16, "product_i8": pack_i8,
+}  # fmt: skip
+
+
+def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool) -> int:
+    """Bytes of the workspace that a call's phases share."""
+    if family == "attention":
+        _, keys, depth = dims[-4:-1]
+        spills = attention_cut(dims[-4], keys, depth)[1]
+        return _attention(Facts(dims, lanes)).blocks * 4 * TILE * keys if spills else 0
+    rows, depth = prod(dims[:-2]) * lanes, dims[-1]
+    if family == "product":
+        return 0 if direct else 4 * depth * -(-rows // TILE) * TILE
+    size, ends = {"product_bf16": (2, 0), "product_i8": (1, 8)}[family]
+    return rows * (-(-depth * size // STRIP_BYTES) * STRIP_BYTES + ends)

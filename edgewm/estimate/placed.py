@@ -1,0 +1,86 @@
+"""Whether a plan is sooner done on a board's GPU or its CPU: both estimated, from the calls of both schedules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..errors import EdgewmError
+from ..schedule import Call, Repeat, Schedule, Step
+from ..target import Mode, Target
+from . import calibration
+from .cpu import interval
+from .gpu import Precision, check_mode, kernel_us
+from .network import Kernel
+
+Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source
+# What a product's operands are in registers, by family; everything else is f32.
+HELD = {
+    "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
+    "product_i8": Precision("int8", "fp32", 1, 4),
+}  # fmt: skip
+PHASES = {"product": 2, "product_bf16": 2, "product_i8": 2}  # launches of a call
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where every entry runs (`place` is cpu or gpu), why, and what was estimated for each; None where it is not known."""
+
+    place: str
+    why: str
+    cpu_ms: Estimate | None = None
+    gpu_ms: Estimate | None = None
+
+
+def choose(wanted: str, cpu_ms: Estimate | None, gpu_ms: Estimate | None, unknown: str = "") -> Placement:
+    """`wanted` is cpu, gpu or auto, which takes the smaller estimate; `unknown`: why there is none of the GPU."""
+    if wanted != "auto":
+        return Placement(wanted, f"asked for: --place {wanted}", cpu_ms, gpu_ms)
+    if gpu_ms is None:
+        return Placement("cpu", f"nothing is known of how long the GPU takes: {unknown}", cpu_ms, None)
+    if cpu_ms is None:
+        return Placement("gpu", "nothing is known of how long the CPU takes", None, gpu_ms)
+    place, other = ("gpu", "cpu") if gpu_ms["point"] < cpu_ms["point"] else ("cpu", "gpu")
+    taken, left = (gpu_ms, cpu_ms) if place == "gpu" else (cpu_ms, gpu_ms)
+    why = f"a plan is estimated at {taken['point']:.3g} ms on the {place.upper()}, {left['point']:.3g} on the {other.upper()}"
+    return Placement(place, why, cpu_ms, gpu_ms)
+
+
+def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimate | None, str]:
+    """`plan_ms` of a schedule for a GPU (`cuda.schedule`) with its `source`; or None, and why nothing is known."""
+    try:
+        check_mode(board, mode)
+        with_ = calibration.coefficients(board, mode)
+    except EdgewmError as fault:
+        return None, fault.what
+    entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
+    calls: list[tuple[Call, int]] = []
+    _walk(entry.steps, 1, calls)
+    spent: Counter[str] = Counter()
+    for call, times in calls:
+        held = HELD.get(call.family, HELD["product"])
+        spent += kernel_us(kernel_of(call, times), board, mode, held, with_, "graph")
+    source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
+    return {**interval(sum(spent.values()) / 1e3, with_.sigma), "source": source}, ""
+
+
+def _walk(steps: Sequence[Step], times: int, found: list[tuple[Call, int]]) -> None:
+    for step in steps:
+        if isinstance(step, Repeat):
+            _walk(step.body, times * step.count, found)
+        else:
+            found += [(call, times) for call in step.calls]
+
+
+def kernel_of(call: Call, times: int) -> Kernel:
+    """A call as the GPU model knows kernels; its lanes are rows."""
+    if call.family in HELD:
+        *lead, n, k = call.dims
+        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times, launches=PHASES[call.family])
+    if call.family == "attention":
+        *lead, queries, keys, depth, _ = call.dims
+        return Kernel(call.family, "attention", queries, keys, depth, times, prod(lead) * call.lanes)
+    return Kernel(call.family, "rows", call.lanes, 1, prod(call.dims), times)

@@ -1,0 +1,151 @@
+// The few functions of NVIDIA's driver that the runtime calls, found in libcuda.so.1 when a loop begins; and the state of
+// a loop that runs on a GPU. Declared here, not included: a library is built where no CUDA is, and needs none to load.
+#pragma once
+#include "launch.h"
+#include "loop.h"
+
+namespace ewm {
+
+typedef int CudaResult;  // CUresult: 0 is success
+typedef int CudaDevice;
+typedef uint64_t CudaAddress;  // CUdeviceptr
+typedef struct CUctx_st* CudaContext;
+typedef struct CUmod_st* CudaModule;
+typedef struct CUfunc_st* CudaFunction;
+typedef struct CUstream_st* CudaStream;
+typedef struct CUevent_st* CudaEvent;
+typedef struct CUgraph_st* CudaGraph;
+typedef struct CUgraphExec_st* CudaGraphExec;
+
+// By cuda.h of CUDA 12.6; none of them has changed its value since CUDA 11.
+enum : int {
+  CUDA_OUT_OF_MEMORY = 2,
+  CUDA_NO_DEVICE = 100,
+  CUDA_NOT_READY = 600,
+  ATTRIBUTE_PROCESSORS = 16,
+  ATTRIBUTE_INTEGRATED = 18,
+  ATTRIBUTE_CAN_MAP_HOST_MEMORY = 19,
+  ATTRIBUTE_MAJOR = 75,
+  ATTRIBUTE_MINOR = 76,
+  ATTRIBUTE_COOPERATIVE_LAUNCH = 95,
+  ATTRIBUTE_SHARED_BYTES_OF_A_BLOCK = 97,
+  FUNCTION_DYNAMIC_SHARED_BYTES = 8,
+  STREAM_NON_BLOCKING = 1,
+  EVENT_BLOCKING_SYNC = 1,
+  EVENT_DISABLE_TIMING = 2,
+  HOST_ALLOC_MAPPED = 2,
+  CAPTURE_OF_THIS_THREAD = 1,
+};
+
+// Name, exported symbol (with the version that its signature is of), parameters.
+#define EWM_CUDA_FUNCTIONS(F)                                                                                         \
+  F(init, "cuInit", (unsigned flags))                                                                                 \
+  F(driver_version, "cuDriverGetVersion", (int* version))                                                             \
+  F(device_count, "cuDeviceGetCount", (int* count))                                                                   \
+  F(device, "cuDeviceGet", (CudaDevice * device, int ordinal))                                                        \
+  F(device_name, "cuDeviceGetName", (char* name, int size, CudaDevice device))                                        \
+  F(attribute, "cuDeviceGetAttribute", (int* value, int attribute, CudaDevice device))                                \
+  F(retain_context, "cuDevicePrimaryCtxRetain", (CudaContext * context, CudaDevice device))                           \
+  F(release_context, "cuDevicePrimaryCtxRelease_v2", (CudaDevice device))                                             \
+  F(push_context, "cuCtxPushCurrent_v2", (CudaContext context))                                                       \
+  F(pop_context, "cuCtxPopCurrent_v2", (CudaContext * context))                                                       \
+  F(synchronize, "cuCtxSynchronize", ())                                                                              \
+  F(memory, "cuMemGetInfo_v2", (size_t* free, size_t* whole))                                                         \
+  F(load_module, "cuModuleLoadData", (CudaModule * module, const void* image))                                        \
+  F(unload_module, "cuModuleUnload", (CudaModule module))                                                             \
+  F(function, "cuModuleGetFunction", (CudaFunction * function, CudaModule module, const char* name))                  \
+  F(set_function, "cuFuncSetAttribute", (CudaFunction function, int attribute, int value))                            \
+  F(resident_blocks, "cuOccupancyMaxActiveBlocksPerMultiprocessor",                                                   \
+    (int* blocks, CudaFunction function, int threads, size_t shared_bytes))                                           \
+  F(allocate, "cuMemAlloc_v2", (CudaAddress * address, size_t bytes))                                                 \
+  F(free, "cuMemFree_v2", (CudaAddress address))                                                                      \
+  F(allocate_host, "cuMemHostAlloc", (void** at, size_t bytes, unsigned flags))                                       \
+  F(free_host, "cuMemFreeHost", (void* at))                                                                           \
+  F(mapped_address, "cuMemHostGetDevicePointer_v2", (CudaAddress * address, void* at, unsigned flags))                \
+  F(upload, "cuMemcpyHtoD_v2", (CudaAddress to, const void* from, size_t bytes))                                      \
+  F(fill, "cuMemsetD8_v2", (CudaAddress at, unsigned char value, size_t bytes))                                       \
+  F(copy_in, "cuMemcpyHtoDAsync_v2", (CudaAddress to, const void* from, size_t bytes, CudaStream stream))             \
+  F(copy_out, "cuMemcpyDtoHAsync_v2", (void* to, CudaAddress from, size_t bytes, CudaStream stream))                  \
+  F(copy, "cuMemcpyDtoDAsync_v2", (CudaAddress to, CudaAddress from, size_t bytes, CudaStream stream))                \
+  F(fill_words, "cuMemsetD32Async", (CudaAddress at, unsigned value, size_t words, CudaStream stream))                \
+  F(make_stream, "cuStreamCreate", (CudaStream * stream, unsigned flags))                                             \
+  F(end_stream, "cuStreamDestroy_v2", (CudaStream stream))                                                            \
+  F(begin_capture, "cuStreamBeginCapture_v2", (CudaStream stream, int mode))                                          \
+  F(end_capture, "cuStreamEndCapture", (CudaStream stream, CudaGraph * graph))                                        \
+  F(launch, "cuLaunchKernel",                                                                                         \
+    (CudaFunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,    \
+     unsigned block_z, unsigned shared_bytes, CudaStream stream, void** parameters, void** extra))                    \
+  F(launch_cooperative, "cuLaunchCooperativeKernel",                                                                  \
+    (CudaFunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,    \
+     unsigned block_z, unsigned shared_bytes, CudaStream stream, void** parameters))                                  \
+  F(instantiate, "cuGraphInstantiateWithFlags", (CudaGraphExec * made, CudaGraph graph, unsigned long long flags))    \
+  F(upload_graph, "cuGraphUpload", (CudaGraphExec graph, CudaStream stream))                                          \
+  F(launch_graph, "cuGraphLaunch", (CudaGraphExec graph, CudaStream stream))                                          \
+  F(end_graph, "cuGraphDestroy", (CudaGraph graph))                                                                   \
+  F(end_made_graph, "cuGraphExecDestroy", (CudaGraphExec graph))                                                      \
+  F(make_event, "cuEventCreate", (CudaEvent * event, unsigned flags))                                                 \
+  F(end_event, "cuEventDestroy_v2", (CudaEvent event))                                                                \
+  F(record, "cuEventRecord", (CudaEvent event, CudaStream stream))                                                    \
+  F(query, "cuEventQuery", (CudaEvent event))                                                                         \
+  F(wait, "cuEventSynchronize", (CudaEvent event))                                                                    \
+  F(error_name, "cuGetErrorName", (CudaResult error, const char** name))
+
+struct Driver {
+  void* library;
+#define EWM_CUDA_FIELD(name, symbol, parameters) CudaResult(*name) parameters;
+  EWM_CUDA_FUNCTIONS(EWM_CUDA_FIELD)
+#undef EWM_CUDA_FIELD
+};
+
+// The state of a loop on a GPU; arrays lie behind it in the loop's own memory.
+struct Device {
+  Driver cuda;
+  CudaDevice device;
+  CudaContext context;
+  CudaModule module;
+  CudaStream stream;
+  CudaEvent done;
+  bool integrated;  // shares the processor's memory
+  // Device memory; calls, operands and weights are written once.
+  CudaAddress arena, scratch, weights, calls, operands, progress;
+  // Memory that both see: all ports as the arena has them, and the pace. `..._there`: its address for the device.
+  char* ports;
+  Pace* pace;
+  CudaAddress ports_there, pace_there;
+  uint64_t port_bytes;
+  CudaFunction* functions;  // by index in section "functions"
+  CudaGraphExec* entries;   // by entry
+  // While it is measured: the plan's graph with a stamp after each launch, and where they are written.
+  CudaGraphExec measured;
+  CudaAddress stamps;
+  uint64_t *stamps_here, stamp_count;
+};
+
+// A driver's refusal in words: "cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY".
+Text said(const Driver& cuda, const char* call, CudaResult error);
+
+// Calls a function of the driver where nothing has failed; refuses with its name and what the driver said.
+#define EWM_CALL(cuda, error, blame, function, ...)                                                       \
+  do {                                                                                                    \
+    if (CudaResult said_ = (cuda).function(__VA_ARGS__))                                                  \
+      return refuse(fault, error, blame, said(cuda, #function, said_), "success");                        \
+  } while (0)
+
+// libcuda.so.1 and the functions above, a driver that is new enough, a GPU that fits, its context made current.
+int find_device(const ewm_model& model, Device& device, ewm_fault* fault);
+// Module, memory and tables.
+int load_device(const ewm_model& model, Device& device, ewm_fault* fault);
+// Whether the GPU takes every launch of the file: shared memory, and cooperative blocks resident at once.
+int check_launches(const ewm_model& model, Device& device, ewm_fault* fault);
+// Everything given back; for a state that was only half filled too.
+void leave_device(const ewm_model& model, Device& device);
+
+// The graph of an entry; with `stamps`, one that notes the time before its first launch and after each.
+int make_graph(const ewm_model& model, Device& device, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
+               ewm_fault* fault);
+uint64_t stamps_of(const ewm_model& model, const Entry& entry);
+// Adds what the stamps of a run say to the times of steps and calls; either may be nullptr.
+void add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
+                uint64_t* call_ns);
+
+}  // namespace ewm

@@ -1,0 +1,206 @@
+// An entry as one graph: every launch of every round, in the order in which the processor would make its calls. It is
+// captured once, from a stream on which nothing runs meanwhile.
+#include "cuda.h"
+
+namespace ewm {
+namespace {
+
+constexpr const char* GRAPH = "graph";
+// Ports so near each other are copied as one: this many bytes more cost less than another node.
+constexpr uint64_t NEAR_BYTES = 4096;
+
+// Walks the regions of steps [at, end) in the order they run in, rounds unrolled. `visit` is told of each region, of
+// each round before it begins, and of each loop once it is left; it says whether to go on.
+template <class Visit>
+bool walk(const ewm_model& m, uint32_t at, uint32_t end, Visit& visit) {
+  while (at < end) {
+    const Step& step = m.steps[at];
+    if (step.kind == REGION) {
+      if (!visit.region(at)) return false;
+      at++;
+      continue;
+    }
+    uint32_t close = at + 1;
+    for (uint32_t depth = 1;; close++) {
+      if (m.steps[close].kind == REPEAT) depth++;
+      if (m.steps[close].kind == END && --depth == 0) break;
+    }
+    for (uint32_t round = 0; round < step.count; round++)
+      if (!visit.round(step, round) || !walk(m, at + 1, close, visit)) return false;
+    if (!visit.left(step)) return false;
+    at = close + 1;
+  }
+  return true;
+}
+
+// Rows of a call in section "launches", which is in the order of calls.
+const GpuLaunch* first_launch(const ewm_model& m, uint32_t call) {
+  uint32_t low = 0, high = m.gpu->launches;
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (m.launches[middle].call < call)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return m.launches + low;
+}
+
+// Puts what it is told of on the stream that is captured.
+struct Recorder {
+  const ewm_model& m;
+  Device& d;
+  CudaAddress stamps;  // 0: none
+  ewm_fault* fault;
+  int error = EWM_OK;
+
+  bool good(const char* call, CudaResult result) {
+    if (result == 0) return true;
+    error = refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, result), "success");
+    return false;
+  }
+  CudaAddress stop() const { return d.progress + __builtin_offsetof(Progress, stop); }
+
+  bool single(uint32_t function, void* parameter) {
+    void* parameters[] = {parameter};
+    return good("launch", d.cuda.launch(d.functions[function], 1, 1, 1, 1, 1, 1, 0, d.stream, parameters, nullptr));
+  }
+  bool stamp() {
+    if (stamps == 0) return true;
+    Stamp parameter{reinterpret_cast<uint64_t*>(stamps)};
+    stamps += sizeof(uint64_t);
+    return single(m.gpu->stamp, &parameter);
+  }
+  bool pace(uint32_t function, uint32_t round, uint32_t count) {
+    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), round, count};
+    return single(function, &parameter);
+  }
+
+  bool phase(const GpuLaunch& l) {
+    Launch parameter{reinterpret_cast<const Call*>(d.calls),
+                     reinterpret_cast<const Operand*>(d.operands),
+                     {reinterpret_cast<char*>(d.arena), reinterpret_cast<char*>(d.scratch),
+                      reinterpret_cast<char*>(d.weights)},
+                     reinterpret_cast<const uint32_t*>(stop()),
+                     l.call,
+                     l.phase};
+    void* parameters[] = {&parameter};
+    const CudaFunction function = d.functions[l.function];
+    const unsigned threads = m.gpu->threads;
+    if (l.cooperative)
+      return good("launch_cooperative", d.cuda.launch_cooperative(function, l.blocks, 1, 1, threads, 1, 1,
+                                                                  l.shared_bytes, d.stream, parameters));
+    return good("launch", d.cuda.launch(function, l.blocks, 1, 1, threads, 1, 1, l.shared_bytes, d.stream, parameters,
+                                        nullptr));
+  }
+
+  bool region(uint32_t step) {
+    const Step& s = m.steps[step];
+    for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++) {
+      for (const GpuLaunch* l = first_launch(m, call); l < m.launches + m.gpu->launches && l->call == call; l++)
+        if (!phase(*l)) return false;
+      if (!stamp()) return false;
+    }
+    return true;
+  }
+  bool round(const Step& loop, uint32_t round) {
+    if (loop.anytime && !pace(m.gpu->round, round, loop.count)) return false;
+    return good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
+  }
+  // What follows a loop runs, however it was left.
+  bool left(const Step& loop) {
+    if (!loop.anytime) return true;
+    return pace(m.gpu->round, loop.count, loop.count) && good("fill_words", d.cuda.fill_words(stop(), 0, 1, d.stream));
+  }
+
+  bool copy(uint64_t begin, uint64_t end, bool in) {
+    const uint64_t bytes = end - begin;
+    const CudaAddress there = d.arena + begin, mapped = d.ports_there + begin;
+    if (d.integrated)  // one memory: nothing has to cross a bus
+      return good("copy", in ? d.cuda.copy(there, mapped, bytes, d.stream) : d.cuda.copy(mapped, there, bytes, d.stream));
+    return in ? good("copy_in", d.cuda.copy_in(there, d.ports + begin, bytes, d.stream))
+              : good("copy_out", d.cuda.copy_out(d.ports + begin, there, bytes, d.stream));
+  }
+  // The entry's ports of one direction, in the order they lie in.
+  bool ports(const Entry& entry, bool in) {
+    uint64_t begin = 0, end = 0;  // of what is to be copied
+    for (uint64_t from = 0;;) {
+      const Port* next = nullptr;
+      for (uint32_t k = 0; k < entry.ports; k++) {
+        const Port& p = m.ports[m.entry_ports[entry.first_port + k]];
+        if (input(p) == in && p.offset >= from && (next == nullptr || p.offset < next->offset)) next = &p;
+      }
+      if (next == nullptr) break;
+      if (end != 0 && next->offset > end + NEAR_BYTES) {
+        if (!copy(begin, end, in)) return false;
+        end = 0;
+      }
+      if (end == 0) begin = next->offset;
+      const uint64_t stop = next->offset + port_bytes(*next);
+      if (stop > end) end = stop;
+      from = next->offset + 1;
+    }
+    return end == 0 || copy(begin, end, in);
+  }
+
+  bool entry(const Entry& e) {
+    return pace(m.gpu->begin, 0, 0) && ports(e, true) && stamp() &&
+           walk(m, e.first_step, e.first_step + e.steps, *this) && ports(e, false);
+  }
+};
+
+// Counts stamps, and gives each to its step and call.
+struct Stamps {
+  const ewm_model& m;
+  const uint64_t* at;  // nullptr: only counts
+  uint64_t *step_ns, *call_ns;
+  uint64_t count = 1;  // the one before the first launch
+
+  bool region(uint32_t step) {
+    const Step& s = m.steps[step];
+    for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++, count++) {
+      if (at == nullptr) continue;
+      const uint64_t ns = at[count] - at[count - 1];
+      if (step_ns != nullptr) step_ns[step] += ns;
+      if (call_ns != nullptr) call_ns[call] += ns;
+    }
+    return true;
+  }
+  bool round(const Step&, uint32_t) { return true; }
+  bool left(const Step&) { return true; }
+};
+
+}  // namespace
+
+int make_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
+               ewm_fault* fault) {
+  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, begin_capture, d.stream, CAPTURE_OF_THIS_THREAD);
+  Recorder recorder{m, d, stamps, fault};
+  const bool whole = recorder.entry(entry);
+  CudaGraph graph = nullptr;
+  const CudaResult ended = d.cuda.end_capture(d.stream, &graph);
+  CudaResult error = ended;
+  if (whole && ended == 0) error = d.cuda.instantiate(&made, graph, 0);
+  if (graph != nullptr) d.cuda.end_graph(graph);
+  if (!whole) return recorder.error;
+  if (error != 0) {
+    made = nullptr;
+    return refuse(fault, error == CUDA_OUT_OF_MEMORY ? EWM_NO_MEMORY : EWM_NO_GPU, GRAPH,
+                  said(d.cuda, ended != 0 ? "end_capture" : "instantiate", error), "success");
+  }
+  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, upload_graph, made, d.stream);
+  return EWM_OK;
+}
+
+uint64_t stamps_of(const ewm_model& m, const Entry& entry) {
+  Stamps stamps{m, nullptr, nullptr, nullptr};
+  walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
+  return stamps.count;
+}
+
+void add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns, uint64_t* call_ns) {
+  Stamps stamps{m, at, step_ns, call_ns};
+  walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
+}
+
+}  // namespace ewm

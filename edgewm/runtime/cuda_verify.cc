@@ -1,0 +1,98 @@
+// The sections of a file whose calls run on a GPU: every index and extent of a launch, and what the module is for.
+#include <string.h>
+
+#include "kernel.h"
+#include "model.h"
+
+namespace ewm {
+namespace {
+
+#define EXPECT(holds, where, found, expected) \
+  if (!(holds)) return refuse(fault, EWM_INVALID, where, found, expected)
+
+constexpr uint32_t MAX_THREADS_OF_A_BLOCK = 1024, MAX_BLOCKS = 0x7fffffff, MAX_SHARED_BYTES = 227 << 10;
+
+// Of an ELF file's head (gABI), as NVIDIA's tools write it.
+constexpr uint32_t ELF_HEAD = 20, EM_CUDA = 190;
+constexpr uint8_t OSABI_7 = 0x33, OSABI_8 = 0x41;
+
+int verify_gpu(const ewm_model& m, ewm_fault* fault) {
+  const Gpu& g = *m.gpu;
+  EXPECT(g.sm >= 50 && g.sm < 200, "gpu", Text("sm_%u", g.sm), "sm_50 to sm_199");
+  EXPECT(g.driver >= 11000 && g.driver < 100000, "gpu", Text("driver %u", g.driver), "11000 to 99999");
+  EXPECT(g.elf_abi == 7 || g.elf_abi == 8, "gpu", Text("ELF ABI %u", g.elf_abi), "7 or 8");
+  EXPECT(g.threads >= 32 && g.threads <= MAX_THREADS_OF_A_BLOCK && g.threads % 32 == 0, "gpu",
+         Text("%u threads", g.threads), "a multiple of 32 up to 1024");
+  EXPECT(g.begin < g.functions && g.round < g.functions && g.stamp < g.functions, "gpu",
+         Text("functions %u, %u and %u", g.begin, g.round, g.stamp), Text("below %u", g.functions));
+  EXPECT(g.reserved == 0, "gpu", Text("reserved %u", g.reserved), "0");
+  return EWM_OK;
+}
+
+int verify_functions(const ewm_model& m, ewm_fault* fault) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+  };
+  for (uint32_t i = 0; i < m.gpu->functions; i++)
+    EXPECT(good_text(m.functions[i].name, sizeof(Function::name), allowed), Text("function %u", i), "a bad name",
+           "1 to 39 of A-Z a-z 0-9 _");
+  return EWM_OK;
+}
+
+int verify_launches(const ewm_model& m, ewm_fault* fault) {
+  uint32_t call = 0, phase = 0;  // the least that may come next
+  for (uint32_t i = 0; i < m.gpu->launches; i++) {
+    const GpuLaunch& l = m.launches[i];
+    Text where("launch %u", i);
+    if (i > 0 && l.call == call + 1) call++, phase = 0;
+    EXPECT(l.call == call && l.phase == phase, where, Text("call %u, phase %u", l.call, l.phase),
+           Text("call %u, phase %u%s", call, phase, i > 0 ? ", or the next call's first" : ""));
+    phase++;
+    EXPECT(l.function < m.gpu->functions, where, Text("function %u", l.function), Text("below %u", m.gpu->functions));
+    EXPECT(l.blocks >= 1 && l.blocks <= MAX_BLOCKS, where, Text("%u blocks", l.blocks), "1 to 2147483647");
+    EXPECT(l.shared_bytes <= MAX_SHARED_BYTES, where, Text("%u bytes of shared memory", l.shared_bytes),
+           Text("at most %u", MAX_SHARED_BYTES));
+    EXPECT(l.cooperative <= 1, where, Text("cooperative %u", l.cooperative), "0 or 1");
+  }
+  EXPECT(m.gpu->launches > 0 && call + 1 == m.sizes->calls, "launches",
+         Text("%u launches, the last of call %u", m.gpu->launches, call),
+         Text("at least one for each of %u calls", m.sizes->calls));
+  return EWM_OK;
+}
+
+int verify_cubin(ewm_model& m, ewm_fault* fault) {
+  uint64_t bytes = 0;
+  m.cubin = static_cast<const char*>(ewm_section(&m, "cubin", &bytes));
+  EXPECT(m.cubin != nullptr, "section cubin", "not there", "in every file for a GPU");
+  EXPECT(bytes > ELF_HEAD && memcmp(m.cubin, "\177ELF\2\1\1", 7) == 0, "section cubin", "no ELF of 64 bits",
+         "a compiled module");
+  uint8_t head[ELF_HEAD];
+  memcpy(head, m.cubin, ELF_HEAD);
+  EXPECT(head[18] == EM_CUDA && head[19] == 0, "section cubin", Text("ELF machine %u", head[18] | head[19] << 8),
+         Text("%u, CUDA", EM_CUDA));
+  const uint8_t osabi = m.gpu->elf_abi == 7 ? OSABI_7 : OSABI_8;
+  EXPECT(head[7] == osabi && head[8] == m.gpu->elf_abi, "section cubin", Text("OS/ABI %#x, version %u", head[7], head[8]),
+         Text("%#x, version %u", osabi, m.gpu->elf_abi));
+  const char* ptx = static_cast<const char*>(ewm_section(&m, "ptx", &bytes));
+  EXPECT(ptx != nullptr, "section ptx", "not there", "in every file for a GPU");
+  EXPECT(bytes == 0 || ptx[bytes - 1] == 0, "section ptx", "text without an end", "a 0 at its end");
+  m.ptx = bytes == 0 ? nullptr : ptx;
+  return EWM_OK;
+}
+
+}  // namespace
+
+const char* const engine_sections[] = {"gpu", "functions", "launches", "cubin", "ptx"};
+const uint32_t engine_section_count = 5;
+
+int verify_engine(ewm_model& m, ewm_fault* fault) {
+  if (int bad = view(m, "gpu", 1, m.gpu, fault)) return bad;
+  if (int bad = verify_gpu(m, fault)) return bad;
+  if (int bad = view(m, "functions", m.gpu->functions, m.functions, fault)) return bad;
+  if (int bad = view(m, "launches", m.gpu->launches, m.launches, fault)) return bad;
+  if (int bad = verify_functions(m, fault)) return bad;
+  if (int bad = verify_launches(m, fault)) return bad;
+  return verify_cubin(m, fault);
+}
+
+}  // namespace ewm

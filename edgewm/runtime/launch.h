@@ -1,0 +1,41 @@
+// What host and device agree on for a launch: the parameters of every kernel, by value, and how a run keeps to its time.
+#pragma once
+#include "format.h"
+
+namespace ewm {
+
+// Of a kernel: one phase of one call. It does nothing where *stop is not 0.
+struct Launch {
+  const Call* calls;
+  const Operand* operands;
+  char* base[3];  // by Space, on the device
+  const uint32_t* stop;
+  uint32_t call, phase;
+};
+
+// Memory that host and device both see. The host writes the budget before a run, the device the rest.
+struct Pace {
+  uint64_t budget_ns;  // from the run's start to its deadline; ~0: none
+  uint32_t iterations, of;  // rounds of the anytime loop that were done, of how many
+};
+
+// On the device.
+struct Progress {
+  uint64_t began_ns, round_began_ns, longest_ns;
+  uint32_t stop, reserved;
+};
+
+// Of `ewm_begin`, which starts a run, and of `ewm_round`, which stands before each round of an anytime loop and, with
+// round == count, after the last.
+struct Round {
+  Pace* pace;
+  Progress* progress;
+  uint32_t round, count;
+};
+
+// Of `ewm_stamp`, which notes the time.
+struct Stamp {
+  uint64_t* at_ns;
+};
+
+}  // namespace ewm

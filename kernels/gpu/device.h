@@ -1,0 +1,102 @@
+// What kernels use of a GPU: a few names over CUDA's built-ins and inline PTX, for NVRTC, which has no standard headers.
+// Tests have a file of the same name that runs the same kernels on a CPU (tests/cuda/device.h).
+#pragma once
+
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+typedef unsigned long long uintptr_t;
+
+#define __builtin_inff() __int_as_float(0x7f800000)  // NVRTC has no such built-in; functors are written with it
+
+// A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
+#define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
+#define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
+
+namespace ewm {
+
+inline uint32_t thread_index() { return threadIdx.x; }
+inline uint32_t block_index() { return blockIdx.x; }
+inline uint32_t block_count() { return gridDim.x; }
+
+inline char* shared_memory() {  // of the block, as many bytes as it was launched with
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+inline void block_sync() { __syncthreads(); }
+inline uint32_t ballot(bool holds) { return __ballot_sync(0xffffffffu, holds); }
+inline void count_shared(uint32_t* counter) { atomicAdd(counter, 1u); }
+
+// All blocks of a cooperative launch wait for each other. barrier: { arrived, generation }.
+inline void grid_sync(uint32_t* barrier) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const uint32_t before = *static_cast<volatile uint32_t*>(barrier + 1);
+    if (atomicAdd(barrier, 1u) == gridDim.x - 1) {
+      barrier[0] = 0;
+      __threadfence();
+      atomicAdd(barrier + 1, 1u);
+    } else {
+      while (*static_cast<volatile uint32_t*>(barrier + 1) == before) {
+      }
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// 16 bytes from global to shared memory, both aligned to 16, past the registers; there after wait and block_sync.
+inline void async_copy(char* to, const char* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+inline void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int groups> inline void async_wait() {  // until at most so many groups of this thread are on their way
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit numbers; lane i gives the row of 16 bytes i % 8 of matrix i / 8.
+inline void load_matrices(uint32_t* x, const char* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// sum += a b: a 16 x 32 bytes, b 32 bytes x 8; fragments as in the PTX manual, "mma.m16n8k32" and "mma.m16n8k16".
+inline void multiply_matrices(int32_t* sum, const uint32_t* a, const uint32_t* b) {  // i8
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+inline void multiply_matrices(float* sum, const uint32_t* a, const uint32_t* b) {  // bf16
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+inline uint64_t clock_ns() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
+inline float bits_float(uint32_t x) { return __uint_as_float(x); }
+inline uint32_t float_bits(float x) { return __float_as_uint(x); }
+inline float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+inline float quotient(float a, float b) { return __fdiv_rn(a, b); }
+inline float square_root(float a) { return __fsqrt_rn(a); }
+inline float to_even(float a) { return rintf(a); }
+inline float floor_of(float a) { return floorf(a); }
+inline int32_t ones(uint32_t x) { return __popc(x); }
+
+}  // namespace ewm

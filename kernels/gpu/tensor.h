@@ -1,0 +1,120 @@
+// Products on tensor cores: rows of bytes against columns of bytes, both with k innermost.
+//
+// A block multiplies BAND rows by SIDE columns, STRIP bytes of k at a time; three strips are in shared memory, two of them
+// on their way. Rows of a strip are 16-byte chunks in an order that keeps the eight rows of one matrix out of each
+// other's banks. Sums go through shared memory, so that a thread ends one row, its lanes' neighbours beside it.
+#pragma once
+#include "rows.h"
+
+namespace ewm {
+
+constexpr uint32_t BAND = 128, COLUMNS = 64, STRIP = 64, STRIPS = 3, CHUNK = 16;
+constexpr uint32_t STRIP_BYTES = (BAND + COLUMNS) * STRIP;
+constexpr uint32_t BAND_STEP = BAND + 4;  // between columns of sums, so that a fragment's words are in different banks
+
+inline uint32_t chunk_at(uint32_t row, uint32_t chunk) { return row * STRIP + ((chunk ^ (row >> 1 & 3)) * CHUNK); }
+
+// Bytes of a row: k numbers of `size` bytes, and zeros up to a whole strip.
+inline uint32_t row_bytes(uint32_t depth, uint32_t size) { return ceil_div(depth * size, STRIP) * STRIP; }
+
+// Two rows of warps of 32 x 32 sums each: [i][j] is the matrix of 16 rows from 16 i on, 8 columns from 8 j on.
+template <class Sum> struct Sums {
+  Sum sum[2][4][4];
+};
+
+// Multiplies rows of `bytes` bytes; `x` and `w` hold at least one row each, those past `rows_left` repeat the last.
+template <class Sum>
+inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, uint32_t bytes, Sums<Sum>& sums) {
+  char* const shared = shared_memory();
+  const uint32_t t = thread_index(), lane = t % 32, warp = t / 32;
+  const uint32_t own = t / 4, chunk = t % 4;
+  const char* from[3];  // two rows of x and one of w, a chunk of each strip
+  from[0] = x + static_cast<int64_t>(own < rows_left ? own : rows_left - 1) * bytes + chunk * CHUNK;
+  from[1] = x + static_cast<int64_t>(own + 64 < rows_left ? own + 64 : rows_left - 1) * bytes + chunk * CHUNK;
+  from[2] = w + static_cast<int64_t>(own) * bytes + chunk * CHUNK;
+  const uint32_t strips = bytes / STRIP;
+  auto bring = [&](uint32_t strip) {
+    if (strip < strips) {
+      char* const to = shared + strip % STRIPS * STRIP_BYTES;
+      async_copy(to + chunk_at(own, chunk), from[0] + strip * STRIP);
+      async_copy(to + chunk_at(own + 64, chunk), from[1] + strip * STRIP);
+      async_copy(to + BAND * STRIP + chunk_at(own, chunk), from[2] + strip * STRIP);
+    }
+    async_commit();
+  };
+  const uint32_t row0 = warp % 4 * 32, column0 = warp / 4 * 32;
+  const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  bring(0);
+  bring(1);
+  for (uint32_t strip = 0; strip < strips; strip++) {
+    async_wait<1>();
+    block_sync();  // this strip is there for all, and all are done with the one whose place the next one takes
+    bring(strip + 2);
+    const char* const at = shared + strip % STRIPS * STRIP_BYTES;
+#pragma unroll
+    for (uint32_t half = 0; half < STRIP / 32; half++) {
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) load_matrices(a[i], at + chunk_at(row0 + 16 * i + a_row, 2 * half + a_chunk));
+#pragma unroll
+      for (uint32_t j = 0; j < 2; j++)
+        load_matrices(b[j], at + BAND * STRIP + chunk_at(column0 + 16 * j + b_row, 2 * half + b_chunk));
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
+    }
+  }
+  async_wait<0>();
+  block_sync();
+}
+
+// shared[column][row] = the block's sums.
+template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
+  Sum* const shared = reinterpret_cast<Sum*>(shared_memory());
+  const uint32_t lane = thread_index() % 32, warp = thread_index() / 32;
+  const uint32_t row0 = warp % 4 * 32 + lane / 4, column0 = warp / 4 * 32 + lane % 4 * 2;
+#pragma unroll
+  for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++)
+#pragma unroll
+      for (uint32_t s = 0; s < 4; s++)
+        shared[(column0 + 8 * j + s % 2) * BAND_STEP + row0 + 16 * i + s / 2 * 8] = sums.sum[i][j][s];
+  block_sync();
+}
+
+// M: `Sum`, bytes of a number, `own` operands between weights and epilogue, and a row's end: Row(workspace, rows, row,
+// bytes) and end(sum, own operands, n).
+template <class M, class E, int inputs>
+inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
+  const Operand &weights = o[inputs], *own = o + inputs + 1, *epilogue = own + M::operands;
+  const Rows rows(c, weights);
+  const int along_n = rows.outer;
+  const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
+  const uint32_t column_tiles = ceil_div(width, COLUMNS), row_tiles = ceil_div(rows.each, BAND);
+  const uint32_t n0 = block % column_tiles * COLUMNS, r0 = block / column_tiles % row_tiles * BAND;
+  const uint32_t batch = block / column_tiles / row_tiles;
+  const char* const workspace = begin_of(o[c.operands - 1], f);
+  const Index first = rows.index(c, weights, batch, 0);
+  Sums<typename M::Sum> sums = {};
+  multiply_strips(workspace + static_cast<int64_t>(batch * rows.each + r0) * bytes, rows.each - r0,
+                  view(weights, f, first, 0, along_n).at + static_cast<int64_t>(n0) * bytes, bytes, sums);
+  spill_sums(sums);
+
+  const uint32_t mine = t % BAND, row = r0 + mine, part = t / BAND;
+  if (row >= rows.each) return;
+  const Index index = rows.index(c, weights, batch, row);
+  const typename M::Row end(workspace + static_cast<int64_t>(rows.all()) * bytes, rows.all(), batch * rows.each + row);
+  const Views<E::operands> e(epilogue, f, index, row % c.lanes, along_n);
+  const Views<M::operands> beside(own, f, index, 0, along_n);
+  const auto* const shared = reinterpret_cast<const typename M::Sum*>(shared_memory());
+  constexpr uint32_t count = COLUMNS * BAND / BLOCK_THREADS;
+#pragma unroll 4
+  for (uint32_t i = 0; i < count; i++) {
+    const uint32_t column = part * count + i, n = n0 + column;
+    if (n < width) E::store(e.v, n, 0, ONE_LANE, end.value(shared[column * BAND_STEP + mine], beside.v, n));
+  }
+}
+
+}  // namespace ewm

@@ -1,0 +1,301 @@
+"""The state of some blocks of one kernel, its memories and who runs when; see ptx.py."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import ptx_ops
+from ptx import (
+    FRESH_SHARED,
+    GLOBAL_BASE,
+    LOCAL_BASE,
+    POISON,
+    SHARED_BASE,
+    SPACE_BYTES,
+    WARP,
+    WORD,
+    Fault,
+    Instruction,
+    Kernel,
+    Memory,
+    Module,
+)  # fmt: skip
+
+UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+RUNNING, PARKED, DONE = range(3)
+NOBODY, MANY = -1, -2  # in place of the number of a warp
+BARRIERS = {("bar", "sync"), ("barrier", "sync"), ("barrier", "sync", "aligned")}
+
+
+class Machine:
+    """Masks are boolean over all threads, None where all of them step together."""
+
+    def __init__(self, module: Module, kernel: Kernel, memory: Memory, parameters: bytes, grid, block, shared_bytes):
+        self.module, self.kernel, self.memory = module, kernel, memory
+        self.parameters = np.frombuffer(parameters, np.uint8)
+        self.grid, self.block = grid, block
+        self.threads = int(np.prod(block))
+        if self.threads % WARP:
+            raise Fault(f"{kernel.name}: {self.threads} threads a block are not whole warps")
+        self.shared_bytes = -(-kernel.shared_bytes // 16) * 16 + shared_bytes
+        used = {n: v for n, v in module.variables.items() if any(n in i.text for i in kernel.code)}
+        memory.variables |= {n: memory.put(v, writable=True) for n, v in used.items() if n not in memory.variables}
+
+    def run(self, blocks: np.ndarray) -> int:
+        """Steps executed until every thread of these blocks has left."""
+        self.size = size = len(blocks) * self.threads
+        self.block_of = np.repeat(np.arange(len(blocks)), self.threads)
+        self.warp_of = np.arange(size) // WARP
+        within = np.tile(np.arange(self.threads), len(blocks))
+        self.special = {"%laneid": within % WARP, "%warpid": within // WARP}
+        for name, at, shape in (("tid", within, self.block), ("ctaid", blocks[self.block_of], self.grid)):
+            places = (at % shape[0], at // shape[0] % shape[1], at // (shape[0] * shape[1]))
+            self.special |= {f"%{name}.{axis}": p for axis, p in zip("xyz", places, strict=True)}
+            self.special |= {f"%n{name}.{axis}": np.full(size, n) for axis, n in zip("xyz", shape, strict=True)}
+        self.special["%globaltimer"] = np.full(size, 1 << 40)
+        self.registers = {n: np.full(size, 0xEEEEEEEEEEEEEEEE).astype(UNSIGNED[b]) if b > 1 else np.zeros(size, bool)
+                          for n, b in self.kernel.registers.items()}  # fmt: skip
+        self.shared = np.full(len(blocks) * self.shared_bytes + 16, FRESH_SHARED, np.uint8)
+        self.local_bytes = -(-sum(s for _, s in self.kernel.local.values()) // 16) * 16
+        self.local = np.full(size * self.local_bytes + 16, FRESH_SHARED, np.uint8)
+        self.pc = np.zeros(size, np.int64)
+        self.status = np.full(size, RUNNING, np.int8)
+        self.committed = np.zeros(size, np.int64)
+        self.copies: list[tuple] = []
+        self.epoch = np.zeros(len(blocks), np.int64)  # barriers each block has passed
+        self.spun = False
+        self._watch(len(blocks))
+        with np.errstate(all="ignore"):
+            steps = [self._decode(i) for i in self.kernel.code]
+            return self._run(steps)
+
+    def _decode(self, instruction: Instruction):
+        """("bra", predicate, target), ("bar" or "exit", predicate) or the function of a mask."""
+        op, predicate = instruction.op, self.predicate(instruction.predicate)
+        if op[0] == "bra":
+            return "bra", predicate, self.kernel.labels[instruction.operands[0]]
+        if op[0] in ("ret", "exit"):
+            return "exit", predicate
+        if op in BARRIERS:
+            if instruction.operands != ("0",):
+                raise NotImplementedError(f"{self.kernel.name}: barrier of some threads, {instruction.text}")
+            return "bar", predicate
+        step = ptx_ops.decode(self, instruction)
+        if predicate is None:
+            return step
+
+        def guarded(mask):
+            held = predicate() if mask is None else predicate() & mask
+            if held.any():
+                step(None if held.all() else held)
+
+        return guarded
+
+    def predicate(self, text: str):
+        if not text:
+            return None
+        value = self.registers[text.lstrip("!")]
+        return (lambda: ~value) if text[0] == "!" else (lambda: value)
+
+    def _run(self, steps) -> int:
+        done = 0
+        while True:
+            running = self.status == RUNNING
+            if not running.any():
+                if not (self.status == PARKED).any():
+                    return done
+                self._open_barriers()
+                continue
+            waiting = self.pc[running]
+            at = int(waiting.min())
+            if self.spun:  # whoever looks at memory again and again lets another go first
+                at, self.spun = int(min((p for p in waiting if p > at), default=at)), False
+            group = running & (self.pc == at)
+            rest = self.pc[running & ~group]
+            rest = rest[rest > at]
+            limit = int(rest.min()) if len(rest) else len(steps)
+            mask = None if group.all() else group
+            while at < limit:
+                step = steps[at]
+                self.at = at
+                done += 1
+                if not isinstance(step, tuple):
+                    step(mask)
+                    at += 1
+                    continue
+                at = self._leave(step, at, group)
+                if at < 0:
+                    break
+            if at >= 0:
+                self.pc[group & (self.status == RUNNING)] = at
+
+    def _leave(self, step: tuple, at: int, group: np.ndarray) -> int:
+        """Where the whole group goes on; -1 where it parts, its program counters being set."""
+        taken = group if step[1] is None else group & step[1]()
+        if not taken.any():
+            return at + 1
+        if step[0] == "bra" and (taken == group).all() and not self.spun:
+            return step[2]
+        self.pc[group] = at + 1
+        if step[0] == "bra":
+            self.pc[taken] = step[2]
+        elif step[0] == "bar":
+            self.pc[taken] = at
+            self.status[taken] = PARKED
+        else:
+            self.status[taken] = DONE
+        return -1
+
+    def _open_barriers(self) -> None:
+        parked = self.status == PARKED
+        for block in np.unique(self.block_of[parked]):
+            here = parked & (self.block_of == block)
+            places = np.unique(self.pc[here])
+            if len(places) > 1:
+                lines = "; ".join(self.kernel.code[p].text + f" (instruction {p})" for p in places)
+                raise Fault(f"{self.kernel.name}: threads of one block wait at different barriers: {lines}")
+            self.epoch[block] += 1
+        self.pc[parked] += 1
+        self.status[parked] = RUNNING
+
+    def fault(self, what: str) -> Fault:
+        return Fault(f"{self.kernel.name}, instruction {self.at}, {self.kernel.code[self.at].text}: {what}")
+
+    def threads_in(self, mask) -> np.ndarray:
+        return np.arange(self.size) if mask is None else np.flatnonzero(mask)
+
+    def whole_warps(self, mask, members=None) -> np.ndarray:
+        """Threads in whole warps, (warps, 32). A fault where a lane is missing."""
+        who = self.threads_in(mask)
+        warps = np.unique(self.warp_of[who])
+        if len(who) != len(warps) * WARP:
+            raise self.fault("not all lanes of a warp are here")
+        return who.reshape(-1, WARP)
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    def _place(self, space: str, who: np.ndarray, address: np.ndarray, size: int, write: bool) -> tuple:
+        """The array of bytes that holds these addresses of one space, and where in it."""
+        if (address % size).any():
+            bad = int(address[address % size != 0][0])
+            raise self.fault(f"address {bad:#x} is not a multiple of {size}")
+        address = address.astype(np.int64)
+        if space in ("global", "const"):
+            at = address - GLOBAL_BASE
+            owned = self.memory.owned
+            outside = (at < 0) | (at + size > len(owned))
+            edges = np.clip(np.stack([at, at + size - 1]), 0, len(owned) - 1)
+            least = owned[edges].min(0)
+            if (outside | (least == 0)).any():
+                raise self.fault(f"{size} bytes at {int(address[outside | (least == 0)][0]):#x} belong to nobody")
+            if write and (least < 2).any():
+                raise self.fault(f"{size} bytes at {int(address[least < 2][0]):#x} are read only")
+            return self.memory.data, at
+        room, base = (
+            (self.shared_bytes, self.block_of) if space == "shared" else (self.local_bytes, np.arange(self.size))
+        )
+        outside = (address < 0) | (address + size > room)
+        if outside.any():
+            raise self.fault(f"byte {int(address[outside][0])} of {room} of {space} memory")
+        at = base[who] * room + address
+        if space == "shared":
+            self._look(who, at, size, write)
+        return (self.shared if space == "shared" else self.local), at
+
+    def split(self, space: str, who: np.ndarray, address: np.ndarray):
+        """(space, which of `who`, address there) for an instruction that may name none."""
+        if space:
+            return [(space, slice(None), address)]
+        shared = (address >= SHARED_BASE) & (address < SHARED_BASE + SPACE_BYTES)
+        local = (address >= LOCAL_BASE) & (address < LOCAL_BASE + SPACE_BYTES)
+        parts = (("shared", shared, SHARED_BASE), ("local", local, LOCAL_BASE), ("global", ~(shared | local), 0))
+        return [(name, which, address[which] - base) for name, which, base in parts if which.any()]
+
+    def load(self, space: str, who: np.ndarray, address: np.ndarray, size: int) -> np.ndarray:
+        """(len(who), size) bytes."""
+        out = np.empty((len(who), size), np.uint8)
+        for name, which, at in self.split(space, who, address):
+            data, places = self._place(name, who[which], at, size, False)
+            out[which] = data[places[:, None] + np.arange(size)]
+        return out
+
+    def store(self, space: str, who: np.ndarray, address: np.ndarray, values: np.ndarray) -> None:
+        size = values.shape[1]
+        for name, which, at in self.split(space, who, address):
+            data, places = self._place(name, who[which], at, size, True)
+            data[places[:, None] + np.arange(size)] = values[which]
+
+    # ------------------------------------------------------------------------------------------ who touched what
+
+    def _watch(self, blocks: int) -> None:
+        small = [i.op[-1] for i in self.kernel.code if i.op[0] in ("ld", "st") and i.op[-1][1:] in ("8", "16")]
+        self.word = 1 if small else WORD
+        words = blocks * self.shared_bytes // self.word + 16
+        self.touched = {way: (np.full(words, -1), np.full(words, NOBODY)) for way in ("write", "read")}
+
+    def _look(self, who: np.ndarray, at: np.ndarray, size: int, write: bool) -> None:
+        """Remember who reads or writes shared memory; a fault where another warp did since the last barrier."""
+        words = (at[:, None] // self.word + np.arange(max(1, size // self.word))).reshape(-1)
+        many = len(words) // len(who) if len(who) else 1
+        warps, now = np.repeat(self.warp_of[who], many), np.repeat(self.epoch[self.block_of[who]], many)
+        for way in ("write", "read") if write else ("write",):
+            when, whom = self.touched[way]
+            other = (when[words] == now) & (whom[words] != warps)
+            if other.any():
+                byte = int(words[other][0]) * self.word % self.shared_bytes
+                mine = "writes" if write else "reads"
+                raise self.fault(f"a warp {mine} byte {byte} of shared memory, another {way}s it: no barrier between")
+        when, whom = self.touched["write" if write else "read"]
+        apart = (when[words] == now) & (whom[words] != warps)
+        when[words], whom[words] = now, warps
+        apart |= whom[words] != warps
+        if write and apart.any():
+            raise self.fault(f"two warps write byte {int(words[apart][0]) * self.word % self.shared_bytes} at once")
+        whom[words[apart]] = MANY
+
+    # ------------------------------------------------------------------------------------------ asynchronous copies
+
+    def copy_async(self, mask, to: np.ndarray, values: np.ndarray) -> None:
+        """Poisons now what it is to bring: (threads, 16) bytes for shared address `to`."""
+        who = self.threads_in(mask)
+        self.store("shared", who, to, np.full_like(values, POISON))
+        self.copies.append((who, to, values, self.committed[who].copy()))
+
+    def commit(self, mask) -> None:
+        self.committed[self.threads_in(mask)] += 1
+
+    def wait(self, mask, groups: int) -> None:
+        """Of these threads, all but the last so many committed groups arrive; of no group (-1: all) what was begun."""
+        here = np.zeros(self.size, bool)
+        here[self.threads_in(mask)] = True
+        left = []
+        for who, to, values, group in self.copies:
+            due = here[who] & ((group < self.committed[who] - groups) | (groups < 0))
+            if due.any():
+                self.store("shared", who[due], to[due], values[due])
+            if not due.all():
+                left.append((who[~due], to[~due], values[~due], group[~due]))
+        self.copies = left
+
+    def symbol(self, name: str) -> int | None:
+        """What stands for a name: an offset in its space, an address of global memory; None where there is none."""
+        if name in self.kernel.shared:
+            at = self.kernel.shared[name]
+            return -(-self.kernel.shared_bytes // 16) * 16 if at < 0 else at
+        if name in self.kernel.local:
+            return self.kernel.local[name][0]
+        return self.memory.variables.get(name)
+
+    def address(self, operand: str):
+        """A function that gives the addresses `[register or symbol + bytes]` of all threads."""
+        name, sign, offset = re.fullmatch(r"\[([^+\-\]]+)(?:([+-])-?(\d+))?\]", operand.replace("+-", "-")).groups()
+        bytes_ = int(offset or 0) * (-1 if sign == "-" else 1)
+        name = name.strip()
+        if name in self.registers:
+            register = self.registers[name]
+            return lambda: register.astype(np.int64) + bytes_
+        known = self.symbol(name)
+        if known is None:
+            raise NotImplementedError(f"{self.kernel.name}: {operand} names nothing")
+        return lambda: np.full(self.size, known + bytes_, np.int64)
