@@ -305,6 +305,30 @@ def test_ports_are_checked() -> None:
         assert robot.act(0)[1].state == "waiting"
 
 
+def test_limits_slew_and_no_safe_value() -> None:
+    """As `ewm_act`: within limits first, then not further from the last action than the port's slew."""
+    folder = bundle()
+    manifest = read_manifest(folder)
+    (action,) = manifest.ports_of("action")
+    ports = [p for p in manifest.ports if p is not action]
+    observation, goal = situation()
+    slow = replace(manifest, ports=(*ports, replace(action, slew=0.125, scale=(100.0, 100.0), offset=(0.0, 0.0))))
+    with opened(folder, slow, 1, PERIOD_NS, clock=lambda: PERIOD_NS) as robot:
+        robot.set_goal(**goal)
+        robot.observe(**observation)
+        first, _ = robot.act(PERIOD_NS)
+        robot.plan()
+        played = [first, *(robot.act((2 + i) * PERIOD_NS)[0] for i in range(6))]
+    steps = np.abs(np.diff(np.stack(played), axis=0))
+    assert np.all(first == 0) and steps.max() == 0.125 and np.abs(played).max() <= 1.0
+    lost = replace(manifest, ports=(*ports, replace(action, control="position", safe=())))
+    with (
+        opened(folder, lost, 1, PERIOD_NS, clock=lambda: 0) as robot,
+        pytest.raises(EdgewmError, match="no action yet: nothing is planned"),
+    ):
+        robot.act(0)
+
+
 REFUSED = {
     "a precision": ({"precision": "bf16"}, "onnxruntime does not take bf16"),
     "the encoder in eight bits": ({"precision": "w8a8_all"}, "onnxruntime does not take w8a8_all"),
