@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -68,6 +69,8 @@ def install(monkeypatch: pytest.MonkeyPatch, device: Device, by: str = "pycuda")
         modules |= {"cuda": package("cuda"), "cuda.bindings": package("cuda.bindings")}
         modules["cuda.bindings.driver"] = modules["cuda.bindings"].driver = cuda_driver(device)
     for name, module in modules.items():
+        if module is not None:
+            module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     if by == "pycuda":
         modules["pycuda"].driver = modules["pycuda.driver"]

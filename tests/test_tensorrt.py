@@ -30,7 +30,9 @@ GENERATIONS = {"10.3.0.30": {"6.2": ["10.3"]}, "10.16.2.10": {"7.2": ["10.16"]},
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where engines are kept, empty."""
+    """Where engines are kept, empty; bundles are built before there are stand-ins, which torch would find."""
+    for precision in ("fp32", "w8a8"):
+        for_any(precision)
     monkeypatch.setattr(tensorrt, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache" / "tensorrt"
 
