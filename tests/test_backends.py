@@ -16,7 +16,7 @@ import pytest
 import seen
 import tiny
 
-from edgewm import interp
+from edgewm import console, interp
 from edgewm.binding import Runtime
 from edgewm.build import build, capture
 from edgewm.errors import EdgewmError
@@ -159,6 +159,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in first.iterdir()}
     assert result["sha256"] == read_manifest(again).sha256 and result["backend"] == "onnxruntime"
     assert result["bytes"] == sum(p.stat().st_size for p in again.iterdir())
+    rows = dict(zip(*(column.cells for column in console.build_table(result).columns), strict=True))
+    assert rows["backend"] == f"onnxruntime; golden answers met in ONNX Runtime {result['checked_by']['onnxruntime']}"
+    met = {"onnxruntime": "1.0", "tensorrt_rtx": "2.0", "built_for": "SM86"}
+    told = console.build_table({**result, "backend": "tensorrt", "checked_by": met})
+    assert "tensorrt; golden answers met in ONNX Runtime 1.0; tensorrt-rtx 2.0 builds it for SM86, as a stand-in" in [
+        *told.columns[1].cells
+    ]
+    assert build(SMALL, backend="onnxruntime", out=tmp_path / "none", dry_run=True)["checked_by"] is None
     build(SMALL, backend="onnxruntime", out=again)  # an old bundle may be replaced
     (again / "notes.txt").write_text("mine")
     with pytest.raises(EdgewmError, match=r"holds other files: notes\.txt"):
