@@ -11,6 +11,7 @@ the search that the full model is given. Peers that are not installed are left o
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from onnx_peers import lacking, onnxruntime_ways, openvino_ways
-from recording import add_flags, finish
+from recording import add_flags, append
 from works import Run, Work
 
 from edgewm.act import period_of
@@ -97,11 +98,14 @@ def main() -> int:
     parser.add_argument("--model", default="reference")
     parser.add_argument("--only", default=",".join((*OWN, *WAYS)))
     parser.add_argument("--contexts", type=int, default=gates.DEFAULT.contexts)
+    parser.add_argument("--folder", type=Path, help="keep what is built and quantized there for another run")
     add_flags(parser)
     given = parser.parse_args()
     loaded, rows = load(given.model), []
-    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
-        for name, side, program in sides(given.model, loaded, given.only.split(","), Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="edgewm-") as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, side, program in sides(given.model, loaded, given.only.split(","), folder):
             pairs = source_of(given.model, loaded).contexts(given.contexts, 0)
             full = upstream(loaded, program.planner)
             found, judged = plan.run(
@@ -115,8 +119,11 @@ def main() -> int:
                 "gates": {True: "passed", False: "failed", None: "undecided"}[gates.verdict(judged)],
                 "command": f"python benchmarks/peers_fidelity.py --contexts {given.contexts}",
             })  # fmt: skip
+            if given.record:
+                append(rows[-1:])  # each at once: it takes minutes
             print({key: value for key, value in rows[-1].items() if key not in ("table", "command")}, flush=True)
-    finish(rows, given)
+    if given.json:
+        given.json.write_text(json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n")
     return 0
 
 

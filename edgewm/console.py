@@ -73,11 +73,12 @@ def build_table(result: Result) -> Table:
 
 
 def _backend(result: Result) -> str:
-    found = result.get("checked_by")
-    if not found:
-        return str(result["backend"])
-    tool = next(iter(found))
-    return f"{result['backend']}; {tool} {found[tool]} builds it for {found['built_for']}, standing in for the target"
+    found = result.get("checked_by") or {}
+    told = [str(result["backend"])]
+    told += [f"golden answers met in ONNX Runtime {found['onnxruntime']}"] if found else []
+    if "built_for" in found:
+        told.append(f"tensorrt-rtx {found['tensorrt_rtx']} builds it for {found['built_for']}, as a stand-in")
+    return "; ".join(told)
 
 
 def _estimate(found: Mapping[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,6 +32,9 @@ class Device:
     refuses: str = ""  # an operator that the parser does not know
     off: float = 0.0  # added to every float that an engine gives
     builds: bool = True
+    loads: bool = True
+    runs: bool = True
+    named: bool = True  # ports as the file names them
     calls: list[tuple] = field(default_factory=list)
     memory: dict[int, bytearray] = field(default_factory=dict)
     queue: list[Callable[[], None]] = field(default_factory=list)
@@ -65,6 +69,8 @@ def install(monkeypatch: pytest.MonkeyPatch, device: Device, by: str = "pycuda")
         modules |= {"cuda": package("cuda"), "cuda.bindings": package("cuda.bindings")}
         modules["cuda.bindings.driver"] = modules["cuda.bindings"].driver = cuda_driver(device)
     for name, module in modules.items():
+        if module is not None:
+            module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     if by == "pycuda":
         modules["pycuda"].driver = modules["pycuda.driver"]
@@ -156,7 +162,8 @@ def tensorrt(device: Device) -> ModuleType:
             return json.dumps({"file": network.file, "version": device.version, "sm": device.sm}).encode()
 
     class Engine:
-        def __init__(self, said: dict[str, Any]):
+        def __init__(self, said: dict[str, Any], log: ILogger):
+            self.log = log
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = 1, 3
             self.session = onnxruntime.InferenceSession(said["file"], options, providers=["CPUExecutionProvider"])
@@ -167,20 +174,23 @@ def tensorrt(device: Device) -> ModuleType:
             return len(self.inputs) + len(self.outputs)
 
         def get_tensor_name(self, i: int) -> str:
-            return [*self.inputs, *self.outputs][i].name
+            return [*self.inputs, *self.outputs][i].name if i or device.named else "other"
 
         def create_execution_context(self) -> Context:
-            return Context(self)
+            return Context(self, self.log)
 
     class Context:
-        def __init__(self, engine: Engine):
-            self.engine, self.address = engine, {}
+        def __init__(self, engine: Engine, log: ILogger):
+            self.engine, self.log, self.address = engine, log, {}
 
         def set_tensor_address(self, name: str, address: int) -> None:
             self.address[name] = address
 
         def execute_async_v3(self, stream: int) -> bool:
             record(("execute", stream))
+            if not device.runs:
+                self.log.log(ILogger.ERROR, "illegal access")
+                return False
             device.queue.append(self._run)
             return True
 
@@ -201,10 +211,13 @@ def tensorrt(device: Device) -> ModuleType:
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             record(("deserialize",))
             said = json.loads(plan)
+            if not device.loads:
+                self.log.log(ILogger.ERROR, "out of memory")
+                return None
             if (said["version"], tuple(said["sm"])) != (device.version, device.sm):
                 self.log.log(ILogger.ERROR, "an engine of another TensorRT or GPU")
                 return None
-            return Engine(said)
+            return Engine(said, self.log)
 
     trt.ILogger, trt.OnnxParser, trt.Builder, trt.Runtime = ILogger, OnnxParser, Builder, Runtime
     return trt

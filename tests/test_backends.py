@@ -16,7 +16,7 @@ import pytest
 import seen
 import tiny
 
-from edgewm import interp
+from edgewm import console, interp
 from edgewm.binding import Runtime
 from edgewm.build import build, capture
 from edgewm.errors import EdgewmError
@@ -159,6 +159,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in first.iterdir()}
     assert result["sha256"] == read_manifest(again).sha256 and result["backend"] == "onnxruntime"
     assert result["bytes"] == sum(p.stat().st_size for p in again.iterdir())
+    rows = dict(zip(*(column.cells for column in console.build_table(result).columns), strict=True))
+    assert rows["backend"] == f"onnxruntime; golden answers met in ONNX Runtime {result['checked_by']['onnxruntime']}"
+    met = {"onnxruntime": "1.0", "tensorrt_rtx": "2.0", "built_for": "SM86"}
+    told = console.build_table({**result, "backend": "tensorrt", "checked_by": met})
+    assert "tensorrt; golden answers met in ONNX Runtime 1.0; tensorrt-rtx 2.0 builds it for SM86, as a stand-in" in [
+        *told.columns[1].cells
+    ]
+    assert build(SMALL, backend="onnxruntime", out=tmp_path / "none", dry_run=True)["checked_by"] is None
     build(SMALL, backend="onnxruntime", out=again)  # an old bundle may be replaced
     (again / "notes.txt").write_text("mine")
     with pytest.raises(EdgewmError, match=r"holds other files: notes\.txt"):
@@ -303,6 +311,30 @@ def test_ports_are_checked() -> None:
         with pytest.raises(EdgewmError, match="no entry 'draw'"):
             robot.run_entry("draw")
         assert robot.act(0)[1].state == "waiting"
+
+
+def test_limits_slew_and_no_safe_value() -> None:
+    """As `ewm_act`: within limits first, then not further from the last action than the port's slew."""
+    folder = bundle()
+    manifest = read_manifest(folder)
+    (action,) = manifest.ports_of("action")
+    ports = [p for p in manifest.ports if p is not action]
+    observation, goal = situation()
+    slow = replace(manifest, ports=(*ports, replace(action, slew=0.125, scale=(100.0, 100.0), offset=(0.0, 0.0))))
+    with opened(folder, slow, 1, PERIOD_NS, clock=lambda: PERIOD_NS) as robot:
+        robot.set_goal(**goal)
+        robot.observe(**observation)
+        first, _ = robot.act(PERIOD_NS)
+        robot.plan()
+        played = [first, *(robot.act((2 + i) * PERIOD_NS)[0] for i in range(6))]
+    steps = np.abs(np.diff(np.stack(played), axis=0))
+    assert np.all(first == 0) and steps.max() == 0.125 and np.abs(played).max() <= 1.0
+    lost = replace(manifest, ports=(*ports, replace(action, control="position", safe=())))
+    with (
+        opened(folder, lost, 1, PERIOD_NS, clock=lambda: 0) as robot,
+        pytest.raises(EdgewmError, match="no action yet: nothing is planned"),
+    ):
+        robot.act(0)
 
 
 REFUSED = {

@@ -30,7 +30,9 @@ GENERATIONS = {"10.3.0.30": {"6.2": ["10.3"]}, "10.16.2.10": {"7.2": ["10.16"]},
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where engines are kept, empty."""
+    """Where engines are kept, empty; bundles are built before there are stand-ins, which torch would find."""
+    for precision in ("fp32", "w8a8"):
+        for_any(precision)
     monkeypatch.setattr(tensorrt, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache" / "tensorrt"
 
@@ -150,6 +152,22 @@ def test_the_stand_in_needs_what_tensorrt_10_needs(monkeypatch: pytest.MonkeyPat
     assert "build" in device.names()
 
 
+FAULTS = {
+    "loads": (r"does not load its engine: out of memory", "memory"),
+    "runs": (r"TensorRT could not run: illegal access", "memory"),
+    "named": (r"the engine has the ports .*other, ", "build the bundle again"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_engine_that_fails_is_told_by_message(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, fix = FAULTS[fault]
+    install(monkeypatch, Device(**{fault: False}))
+    with pytest.raises(EdgewmError, match=words) as found:
+        planned(for_any())
+    assert fix in found.value.fix
+
+
 VERSIONS = {
     "another minor": ("10.9.0", {"6.2": ["10.3"]}, r"10\.9\.0, the bundle is for 10\.3 \(JetPack 6\.2\)"),
     "another major": ("9.1.0", {}, r"this is TensorRT 9\.1\.0"),
@@ -248,7 +266,7 @@ def test_tensorrt_for_rtx_checks_the_files_where_it_is_installed(monkeypatch: py
 
 def test_a_build_is_not_checked_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, onnx_parser.RTX, None)
-    assert onnx_parser.checked([], "8.7") is None
+    assert onnx_parser.checked([], "8.7") == {}
 
 
 @pytest.mark.skipif(
@@ -258,4 +276,4 @@ def test_a_build_is_not_checked_where_it_is_not(monkeypatch: pytest.MonkeyPatch)
 def test_nvidias_own_parser_and_builder_take_the_files(precision: str) -> None:
     folder = for_any(precision)
     found = onnx_parser.checked([folder / "encode.onnx", folder / "iterate.onnx"], "8.7")
-    assert found is not None and found["built_for"] == "SM86"
+    assert found["built_for"] == "SM86"

@@ -11,9 +11,9 @@ onnx_parser.py   and its parser and builder, which tensorrt-rtx has as well
 device_memory.py and buffers on a GPU, through pycuda or cuda-bindings
 
 A backend is a module with these names: `OPSET`; `recipe(board)`, what the manifest says of how it is to be built, and
-EdgewmError for a board that cannot run it; `check(folder, names, board)` of what was written, as far as it can be done
-here; `open_graphs(bundle, manifest, threads, verify)`, which gives a compiled graph by name, after
-`verify(name, graph)`.
+EdgewmError for a board that cannot run it; `check(folder, manifest, board)` of what was written, as far as it can be
+done here, and what it was checked by; `open_graphs(bundle, manifest, threads, verify)`, which gives a compiled graph by
+name, after `verify(name, graph)`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,10 @@ def opened(
         from ..binding import Runtime
 
         return Runtime(bundle, threads, period_ns=period_ns, clock=clock)
-    from . import files, golden, host
+    from . import files, host
 
+    bundle = Path(bundle)
     files.check_files(bundle, manifest.raw)
-    answers = golden.read((Path(bundle) / files.GOLDEN).read_bytes())
-
-    def verify(name: str, graph: host.Call) -> None:
-        golden.verify(name, graph, answers, manifest.planner, f"{Path(bundle) / name}.onnx by {manifest.backend}")
-
-    compiled = backend(manifest.backend).open_graphs(Path(bundle), manifest, threads, verify)
+    verify = files.verifier(bundle, manifest)
+    compiled = backend(manifest.backend).open_graphs(bundle, manifest, threads, verify)
     return host.HostLoop(manifest, compiled, period_ns, clock)

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import build as native
 from ..errors import EdgewmError
-from ..manifest import BACKEND_MANIFEST
+from ..manifest import BACKEND_MANIFEST, read_manifest
 from ..options import Progress
 from ..passes import EXACT, run
 from ..program import Program
@@ -88,7 +88,7 @@ def build(
         with native.staging(out) as folder:
             for name, data in made.items():
                 (folder / name).write_bytes(data)
-            result["checked_by"] = kind.check(folder, list(graphs), board)
+            result["checked_by"] = kind.check(folder, read_manifest(folder), board)
             native.put(folder, out)
         digest = hashlib.sha256(made[BACKEND_MANIFEST]).hexdigest()
         result |= {"bundle": str(out), "sha256": digest, "bytes": sum(map(len, made.values()))}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import numpy as np
 
 from ..errors import EdgewmError
 from ..iteration import split
+from ..manifest import Manifest
 from ..onnx_graph import export
 from ..program import Graph, Program
-from .host import BEGIN, ENCODE, ENTRY, GIVEN, ITERATE, PLAN
+from . import golden
+from .host import BEGIN, ENCODE, ENTRY, GIVEN, ITERATE, PLAN, Call
 
 WEIGHTS, GOLDEN = "weights.bin", "golden.npz"
 IN_FILE_BYTES = 1024  # of an array that stays in the ONNX file itself
@@ -96,6 +98,16 @@ def check_files(bundle: Path, raw: Mapping[str, Any]) -> None:
                 f"{name} has SHA-256 {found[:16]}, the manifest says {wanted[:16]}", str(file),
                 "copy or build the bundle again: nothing of it was run",
             )  # fmt: skip
+
+
+def verifier(bundle: Path, manifest: Manifest) -> Callable[[str, Call], None]:
+    """Holds a compiled graph, by name, to the bundle's golden answers: EdgewmError where it answers otherwise."""
+    answers = golden.read((bundle / GOLDEN).read_bytes())
+
+    def verify(name: str, graph: Call) -> None:
+        golden.verify(name, graph, answers, manifest.planner, f"{bundle / name}.onnx by {manifest.backend}")
+
+    return verify
 
 
 def sha256(data: bytes) -> str:

@@ -63,15 +63,15 @@ def serialized(trt: Any, file: Path, settings: Callable[[Any], None] = lambda co
     return bytes(plan)
 
 
-def checked(files: Sequence[Path], capability: str | None) -> dict[str, str] | None:
-    """What TensorRT for RTX read and built for the stand-in of a compute capability; None where it is not installed.
+def checked(files: Sequence[Path], capability: str | None) -> dict[str, str]:
+    """What TensorRT for RTX read and built for the stand-in of a compute capability; empty where it is not installed.
 
     EdgewmError for a file that it does not take.
     """
     try:
         rtx = importlib.import_module(RTX)
     except ImportError:
-        return None
+        return {}
     name = STANDS_IN.get(capability or "", "SM86")
 
     def for_stand_in(config: Any) -> None:
