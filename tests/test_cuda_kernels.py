@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import programs
@@ -12,19 +11,10 @@ from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WRONG_LANE, Bundle, LaunchError
 
 from edgewm import expr as e
 from edgewm import interp
-from edgewm.ops import NUMPY
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Graph, Node, Program, walk_graphs
 
 SEEDS = (0, 7, 107)  # of schedules: in order, random, unfair
-UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-9}
-
-
-def numbers(seed: tuple[int, ...], *shape: int) -> np.ndarray:
-    """f32 over a few magnitudes, with zeros of both signs."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 2, shape)
-    return np.where(rng.random(shape) < 0.05, np.where(rng.random(shape) < 0.5, 0.0, -0.0), x).astype(np.float32)
 
 
 def product(k: int, n: int, lanes: int, outer: int, form: str) -> Graph:
@@ -140,3 +130,45 @@ def test_kernels_are_the_oracle_to_the_bit(part: str, bundle: Bundle, whole: Pro
     for i, name in enumerate(n for n in named(part) if not n.startswith("bf16")):
         found[name] = differences(bundle, whole, name, SEEDS[i % len(SEEDS)])
     assert found and {n: d for n, d in found.items() if d} == {}
+
+
+def test_bf16_is_the_real_product_within_rounding(bundle: Bundle, whole: Program) -> None:
+    """Tensor cores add in an order of their own: each step over k may lose a unit of what has been added up so far."""
+    for i, (k, n, *_) in enumerate(PRODUCTS):
+        name = f"bf16_product_direct{i}"
+        bundle.device.seed = SEEDS[i % len(SEEDS)]
+        inputs = programs.inputs_of(whole.entries[name])
+        found = bundle.run(name, **inputs)["y"]
+        wanted = interp.run(whole.entries[name], inputs, whole.weights)["y"]
+        w = np.abs(programs.numbers(f"bf16/w{k}x{n}", (k, n)))
+        sums = np.abs(inputs["x"]) @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
+        assert np.all(np.abs(found - wanted) <= 2 * (k + 2) * 2.0**-23 * (sums + 4)), name
+
+
+# ---------------------------------------------------------------------------------------------- the tests can fail
+
+# A few calls in which every barrier matters.
+PROBES = (
+    "fp32_product_norm24", "w8a8_product_norm24", "fp32_product_of_each1", "fp32_attention3",
+    "fp32_attention6", "fp32_attention7", "fp32_best2", "fp32_best4",
+)  # fmt: skip
+
+
+def is_caught(bundle: Bundle, whole: Program) -> bool:
+    for seed, name in itertools.product((107, 7), PROBES):
+        try:
+            if differences(bundle, whole, name, seed):
+                return True
+        except LaunchError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("kind", [BLOCK_BARRIER, LATE_WAIT, WRONG_LANE])
+def test_planted_faults_are_caught(kind: int, bundle: Bundle, whole: Program) -> None:
+    """Each barrier left out, each wait for a copy one group late, warps that read another lane."""
+    with bundle.device.planted() as plant:
+        assert not is_caught(bundle, whole)
+        sites = bundle.device.sites(kind)
+        missed = [site for site in range(sites) if not (plant(kind, site), is_caught(bundle, whole))[1]]
+    assert sites > 0 and missed == []

@@ -14,9 +14,10 @@ import numpy as np
 
 THREADS = 256
 TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at whole sectors of memory
-STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long) and `product_fill`
+STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long)
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
 STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
+FOLD = 256  # terms of each lane in shared memory, in `reduce`
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
 
 
@@ -63,12 +64,6 @@ def _map(call: Facts) -> Shape:
     return Shape(prod(outer) * -(-call.lanes // across) * -(-count // (along * call.steps)))
 
 
-def _reduce(call: Facts) -> Shape:
-    count = prod(call.dims[:-1])
-    across, others = spread(call.lanes, count)
-    return Shape(-(-call.lanes // across) * -(-count // others))
-
-
 def _topk(call: Facts) -> Shape:
     return Shape(1, 4 * (3 * THREADS + 2))
 
@@ -84,18 +79,18 @@ def _rows(call: Facts) -> tuple[int, int]:
     return batches, prod(outer) // batches * call.lanes
 
 
-def _fill(call: Facts) -> Shape:
-    return _map(Facts((*call.dims[:-2], call.dims[-1]), call.lanes))
-
-
 def _multiply(call: Facts) -> Shape:
     """Tiles of SIDE rows and columns. Shared memory holds two slices of both, then the sums, a column 4 rows longer."""
     batches, rows = _rows(call)
     return Shape(batches * -(-rows // SIDE) * -(-call.dims[-2] // SIDE), 4 * SIDE * (SIDE + 4))
 
 
+def _reduce(call: Facts) -> Shape:
+    return Shape(prod(call.dims[:-1]) * _lane_tiles(call), 4 * TILE * FOLD)
+
+
 def _by_rows(call: Facts) -> Shape:
-    """Eight threads for each row; two words of each thread to agree on a range."""
+    """The same blocks as `_reduce`, so that calls can be chained; two words of each thread to agree on a range."""
     return Shape(prod(call.dims[:-2]) * _lane_tiles(call), 8 * THREADS)
 
 
@@ -129,7 +124,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "reduce": _reduce,
     "topk": _topk,
     "take": _take,
-    "product_fill": _fill,
+    "product_fill": _by_rows,
     "product_multiply": _multiply,
     "product_bf16_round": _by_rows,
     "product_bf16_multiply": _tensor_multiply,
