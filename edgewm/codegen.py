@@ -44,11 +44,9 @@ def _call(node: Node, arguments: str) -> str:
     if node.op == "const":
         value = const_value(node)
         if node.dtype == "f32":
-            return (
-                f"splat({value.hex()}f)"
-                if abs(value) != float("inf")
-                else f"splat({'-' if value < 0 else ''}__builtin_inff())"
-            )
+            if abs(value) == float("inf"):
+                return f"as_f32(splat({'0xff800000u' if value < 0 else '0x7f800000u'}))"
+            return f"splat({value.hex()}f)"
         return f"splat(({C_TYPE[node.dtype]}){int(value)}{'u' if node.dtype == 'u32' else ''})"
     if node.op == "cast":
         return f"to_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"

@@ -54,7 +54,7 @@ inline void multiply_lanes(X x, uint32_t count, const char* y, int64_t by_n, int
 
 // One block's queries, at most `most` of them.
 template <uint32_t most, class P, class S, class E, f32v (*EXP)(f32v)>
-inline void attend(const Call& c, const Operand* o, const Frame& f, Index index, uint32_t i0, uint32_t count,
+inline void attend(const Call& c, const Operand* o, const Frame& f, const Index& index, uint32_t i0, uint32_t count,
                    uint32_t own_lane, float* q, float* scores) {
   const Operand *key = o + P::inputs, *value = key + 1, *score = value + 1, *epilogue = score + S::inputs;
   const int rank = static_cast<int>(c.rank), along_i = rank - 4, along_j = rank - 3, along_d = rank - 2,
@@ -62,17 +62,12 @@ inline void attend(const Call& c, const Operand* o, const Frame& f, Index index,
   const uint32_t keys = c.dim[along_j], depth = c.dim[along_d], width = c.dim[along_v];
   const uint32_t lane = own_lane < c.lanes ? own_lane : c.lanes - 1, l = thread_index() % 32;
   const uint32_t warp = thread_index() / 32;
-  auto at_query = [&](uint32_t i) {
-    index.i[along_i] = i0 + i;
-    return index;
-  };
   for (uint32_t i = 0; i < count; i++) {
-    const Views<P::inputs> p(o, f, at_query(i), lane, along_d);
+    const Views<P::inputs> p(o, f, index, lane, along_d, along_i, i0 + i);
     for (uint32_t d = warp; d < depth; d += WARPS) q[(i * depth + d) * ROW + l] = P::value(p.v, d, 0, ONE_LANE);
   }
   block_sync();
 
-  index.i[along_i] = 0;
   const View k = view(*key, f, index, lane, along_j);
   multiply_lanes<most>([&](uint32_t, uint32_t i, uint32_t d) { return q[(i * depth + d) * ROW + l]; }, count, k.at, k.step,
                        int64_t(key->stride[along_d]) * 4, keys, depth, [&](uint32_t n0, const float (*sum)[KEYS]) {
@@ -83,7 +78,7 @@ inline void attend(const Call& c, const Operand* o, const Frame& f, Index index,
                              if (i < count && n0 + n < keys) scores[(i * keys + n0 + n) * ROW + l] = sum[i][n];
                        });
   for (uint32_t i = 0; i < count; i++) {  // each warp those of its own keys
-    const Views<S::inputs> s(score, f, at_query(i), lane, along_j);
+    const Views<S::inputs> s(score, f, index, lane, along_j, along_i, i0 + i);
     for (uint32_t n0 = warp * KEYS; n0 < keys; n0 += WARPS * KEYS)
       for (uint32_t j = n0; j < n0 + KEYS && j < keys; j++) {
         float& x = scores[(i * keys + j) * ROW + l];
@@ -117,7 +112,6 @@ inline void attend(const Call& c, const Operand* o, const Frame& f, Index index,
     inverse[i] = quotient(1.0f, sum);
   }
 
-  index.i[along_i] = 0;
   const View v = view(*value, f, index, lane, along_v);
   multiply_lanes<most>([&](uint32_t own, uint32_t i, uint32_t j) { return scores[(i * keys + j) * ROW + l] * inverse[own]; },
                        count, v.at, v.step, int64_t(value->stride[along_j]) * 4, width, keys,
@@ -126,7 +120,7 @@ inline void attend(const Call& c, const Operand* o, const Frame& f, Index index,
 #pragma unroll
                          for (uint32_t i = 0; i < most; i++) {
                            if (i >= count) break;
-                           const Views<E::operands> e(epilogue, f, at_query(i), lane, along_v);
+                           const Views<E::operands> e(epilogue, f, index, lane, along_v, along_i, i0 + i);
 #pragma unroll
                            for (uint32_t n = 0; n < KEYS; n++)
                              if (n0 + n < width) E::store(e.v, n0 + n, 0, ONE_LANE, sum[i][n]);
@@ -144,6 +138,7 @@ inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t 
   float* const q = reinterpret_cast<float*>(shared_memory());
   float* const scores = cut.spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
                                    : q + cut.queries * depth * ROW;
+  // A slot is written again behind a barrier: queries come first.
   for (uint32_t tile = block; tile < tiles; tile += cut.spills ? SLOTS : tiles) {
     const uint32_t i0 = tile / lane_tiles % query_tiles * cut.queries;
     const uint32_t count = queries - i0 < cut.queries ? queries - i0 : cut.queries;
@@ -154,7 +149,6 @@ inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t 
     } else {
       attend<QUERIES, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
     }
-    if (cut.spills) block_sync();  // the slot is written again
   }
 }
 

@@ -28,7 +28,7 @@ template <class P> inline void product_fill(const Call& c, const Operand* o, con
   const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
   float* const to = reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + rows.first_row(c, weights, at) + lane;
   const int64_t step = row_step(rows);
-#pragma unroll
+#pragma unroll 2
   for (uint32_t s = 0; s < FILL_STEPS; s++) {
     const uint32_t k = first + s * across.others;
     if (k < depth) to[k * step] = P::value(p.v, k, 0, ONE_LANE);

@@ -14,7 +14,7 @@ import numpy as np
 
 THREADS = 256
 TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at whole sectors of memory
-STEPS = 4  # of the innermost loop, by each thread of `map` and `product_fill`
+STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long) and `product_fill`
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
 STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
@@ -30,11 +30,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a launch depends on: loops, lanes, and for a product the loops that change the weights."""
+    """What a launch depends on: loops, lanes, the loops that change a product's weights, steps of a thread of `map`."""
 
     dims: tuple[int, ...]
     lanes: int
     batch: tuple[bool, ...] = ()
+    steps: int = STEPS
 
 
 def power_of_two(x: int, most: int) -> int:
@@ -59,7 +60,7 @@ def _map(call: Facts) -> Shape:
     """A block for each outer index, each tile of lanes and as many steps of the innermost loop as its threads run."""
     *outer, count = call.dims
     across, along = spread(call.lanes, count)
-    return Shape(prod(outer) * -(-call.lanes // across) * -(-count // (along * STEPS)))
+    return Shape(prod(outer) * -(-call.lanes // across) * -(-count // (along * call.steps)))
 
 
 def _reduce(call: Facts) -> Shape:

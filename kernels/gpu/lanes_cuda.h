@@ -125,9 +125,11 @@ inline uint32_t product_of(const Call& c, int rank) {
   return n;
 }
 
-// Operand `o` of one lane at an outer index, for a functor that runs along loop `along`.
-inline View view(const Operand& o, const Frame& f, const Index& index, uint32_t lane, int along) {
-  int64_t elements = static_cast<int64_t>(lane) * o.lane_stride;
+// Operand `o` of one lane at an outer index, for a functor that runs along loop `along`; `steps` further along loop
+// `moved`.
+inline View view(const Operand& o, const Frame& f, const Index& index, uint32_t lane, int along, int moved = 0,
+                 uint32_t steps = 0) {
+  int64_t elements = static_cast<int64_t>(lane) * o.lane_stride + static_cast<int64_t>(steps) * o.stride[moved];
 #pragma unroll
   for (int d = 0; d < static_cast<int>(MAX_RANK); d++) elements += static_cast<int64_t>(index.i[d]) * o.stride[d];
   const int64_t size = bytes_of(o);
@@ -137,9 +139,10 @@ inline View view(const Operand& o, const Frame& f, const Index& index, uint32_t 
 // `n` operands from `o` on, all along one loop.
 template <int n> struct Views {
   View v[n ? n : 1];
-  Views(const Operand* o, const Frame& f, const Index& index, uint32_t lane, int along) {
+  Views(const Operand* o, const Frame& f, const Index& index, uint32_t lane, int along, int moved = 0,
+        uint32_t steps = 0) {
 #pragma unroll
-    for (int j = 0; j < n; j++) v[j] = view(o[j], f, index, lane, along);
+    for (int j = 0; j < n; j++) v[j] = view(o[j], f, index, lane, along, moved, steps);
   }
 };
 

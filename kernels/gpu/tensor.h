@@ -65,8 +65,7 @@ inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, ui
         for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
     }
   }
-  async_wait<0>();
-  block_sync();
+  block_sync();  // of copies only empty groups are left
 }
 
 // shared[column][row] = the block's sums.
