@@ -76,7 +76,8 @@ def parse(text: str) -> Module:
     variables = {}
     for _, kind, name, count, value in re.findall(r"\.(?:global|const) " + _VARIABLE, outside):
         size = BITS[kind] // 8
-        numbers = [int(v, 0) for v in re.findall(r"[-\w]+", value)] if value else []
+        found = re.findall(r"[-\w]+", value)  # 0f3F800000 is a float by its bits
+        numbers = [int(v[2:], 16) if v[:2] in ("0f", "0d") else int(v, 0) for v in found]
         data = b"".join((v % (1 << 8 * size)).to_bytes(size, "little") for v in numbers)
         variables[name] = data.ljust(size * int(count or 1), b"\0")
     kernels = {}
