@@ -33,6 +33,9 @@ def decode(m, instruction) -> Step:
 def move(m, op, operands):
     kind = kind_of(op)
     to, of = parts(operands[0]), parts(operands[1])
+    if operands[1] in m.special:
+        put, name = write(m, operands[0], kind), operands[1]
+        return lambda mask: put(m.special[name].astype(kind), mask)
     if len(to) == len(of) == 1:
         put, value = write(m, operands[0], kind), read(m, operands[1], kind)
         return lambda mask: put(value, mask)
