@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,7 @@ def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarra
         "gpu": np.array([gpu], ewm.GPU).tobytes(),
         "functions": np.array([(name.encode(),) for name in functions], ewm.FUNCTION).tobytes(),
         "launches": rows.tobytes(), "cubin": compiled.cubin, "ptx": compiled.ptx.encode() + b"\0",
+        "facts": json.dumps([asdict(f) for f in compiled.facts], sort_keys=True, separators=(",", ":")).encode(),
     }  # fmt: skip
 
 

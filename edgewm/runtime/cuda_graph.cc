@@ -33,19 +33,6 @@ bool walk(const ewm_model& m, uint32_t at, uint32_t end, Visit& visit) {
   return true;
 }
 
-// Rows of a call in section "launches", which is in the order of calls.
-const GpuLaunch* first_launch(const ewm_model& m, uint32_t call) {
-  uint32_t low = 0, high = m.gpu->launches;
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (m.launches[middle].call < call)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return m.launches + low;
-}
-
 // Puts what it is told of on the stream that is captured.
 struct Recorder {
   const ewm_model& m;

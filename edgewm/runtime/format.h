@@ -141,7 +141,8 @@ struct Function {
 };
 static_assert(sizeof(Function) == 40, "");
 
-// Section "launches": in the order of calls, each call in phases 0, 1, 2, ...
+// Section "launches": in the order of calls, each call in phases 0, 1, 2, ... A launch may run the calls of its region
+// up to its own too; so the last call of each region has one, those before it may have none.
 struct GpuLaunch {
   uint32_t call, phase;
   uint32_t function;
