@@ -23,6 +23,7 @@ from .schedule import Schedule
 from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
+PERSISTENT = "ewm_persistent"
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}
@@ -47,14 +48,16 @@ def compile_bundle(
 
 def compile_gpu_bundle(
     program: Program, schedule: Schedule, manifest: Mapping, board: Target, mode: Mode, folder: Path,
-    compiler: Callable[..., Compiled] | None = None,
+    persistent: bool = False, compiler: Callable[..., Compiled] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:  # fmt: skip
     """As `compile_bundle`, for a schedule of `cuda.schedule`; the library holds no kernels. EdgewmError where a kernel
-    does not keep to what the board asks for (`cuda.gates`). `compiler` takes the place of `compile_cuda`."""
+    does not keep to what the board asks for (`cuda.gates`). `persistent`: launches that follow on each other are run as
+    one. `compiler` takes the place of `compile_cuda`."""
     sections, source = emit(program, schedule, manifest)
-    text = cuda_text(source)
+    text = cuda_text(source, persistent)
     compiled = (compiler or compile_cuda)(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
     functions, rows = launch_rows(sections, source)
+    functions = (*functions, PERSISTENT) if persistent else functions
     check_launches(compiled, functions, rows, board, mode)
     sections |= gpu_sections(compiled, functions, rows, board)
     digest = hashlib.sha256(text.encode())
@@ -80,8 +83,9 @@ def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarra
     """The sections that only a file for a GPU has."""
     abi = compiled.cubin[8]  # EI_ABIVERSION
     begin, round_, stamp = map(functions.index, OWN)
+    persistent = functions.index(PERSISTENT) if PERSISTENT in functions else ewm.NONE
     sm = int(board.gpu.sm.removeprefix("sm_"))
-    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, 0)
+    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, persistent)
     return {
         "gpu": np.array([gpu], ewm.GPU).tobytes(),
         "functions": np.array([(name.encode(),) for name in functions], ewm.FUNCTION).tobytes(),

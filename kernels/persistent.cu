@@ -5,15 +5,6 @@
 
 namespace ewm {
 
-// Parameter of `ewm_persistent`: rows [first, first + count) of section "launches", in a cooperative launch with the most
-// shared memory that any of them wants. `launch.call` and `launch.phase` are not read.
-struct Persistent {
-  Launch launch;
-  const GpuLaunch* rows;
-  uint32_t first, count;
-  uint32_t* barrier;  // a word, 0 before the first launch ever
-};
-
 // Not inlined: one kernel holds the functions of all.
 template <BlockOfCall run>
 __attribute__((noinline)) void apart(const Call& c, const Operand* o, const Frame& f, uint32_t block) {

@@ -90,7 +90,7 @@ def tables(ptx: bytes = b"", port_rows: np.ndarray | None = None) -> dict[str, b
     names = [FUNCTIONS.index(name) for name in ("add", "mul", "tally")]
     rows = [(i, 0, names[call["kernel"]], -(-int(call["lanes"]) // THREADS), 0, 0) for i, call in enumerate(calls)]
     functions = np.array([(name.encode(),) for name in FUNCTIONS], ewm.FUNCTION)
-    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, 1, 2, 0)], ewm.GPU)
+    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, 1, 2, ewm.NONE)], ewm.GPU)
     return sections | {
         "operands": operands.tobytes(), "sizes": sizes.tobytes(), "gpu": gpu.tobytes(),
         "functions": functions.tobytes(), "launches": np.array(rows, ewm.LAUNCH).tobytes(),

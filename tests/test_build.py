@@ -274,7 +274,7 @@ def test_words_nobody_knows(tmp_path: Path) -> None:
     refused(f"host cannot run {other!r} kernels", where="--isa", isa=other, out=out)
     refused("no precision 'w3a3'", where="--precision", precision="w3a3", out=out)
     refused("the model has no head sound", where="--heads", heads=["sound"], out=out)
-    refused("places every region on the CPU", where="--place", place="gpu", out=out)
+    refused("host has no GPU that kernels can be compiled for", where="--place", place="gpu", out=out)
     refused("no model 'nothing'", where="MODEL", model="nothing", out=out)
     refused("no module named", model="no_such_module:f", out=out)
     refused("tiny_models has no 'huge'", model="tiny_models:huge", out=out)

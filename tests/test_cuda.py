@@ -445,7 +445,7 @@ MUTATIONS = [
     ("gpu", ewm.GPU, 0, "launches", 9, "240 bytes"),
     ("gpu", ewm.GPU, 0, "round", 6, "functions 0, 6 and 2"),
     ("gpu", ewm.GPU, 0, "stamp", 0xFFFFFFFF, "functions 0, 1 and 4294967295"),
-    ("gpu", ewm.GPU, 0, "reserved", 1, "reserved 1"),
+    ("gpu", ewm.GPU, 0, "persistent", 6, "persistent function 6"),
     ("functions", ewm.FUNCTION, 3, "name", b"a-b", "a bad name"),
     ("functions", ewm.FUNCTION, 3, "name", b"", "a bad name"),
     ("functions", ewm.FUNCTION, 3, "name", b"a" * 40, "a bad name"),

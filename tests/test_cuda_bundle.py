@@ -28,9 +28,9 @@ from edgewm import format as ewm
 from edgewm.binding import Runtime
 from edgewm.build import build, place_program
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
-from edgewm.cuda.compile import Compiled, KernelFacts, compile_cuda
+from edgewm.cuda.compile import Compiled, KernelFacts
 from edgewm.cuda.schedule import schedule_gpu
-from edgewm.cuda.source import HEADERS, cuda_text
+from edgewm.cuda.source import cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.estimate.placed import choose
@@ -64,28 +64,29 @@ def board() -> tuple[Target, Mode]:
 
 def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
     """A module in name alone, for tests whose kernels run from source."""
-    names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
+    names = re.findall(r"^\s*EWM_(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
     kinds = {"IMMA.16832.S8.S8": 1, "HMMA.16816.F32.BF16": 1}
     facts = tuple(KernelFacts(name, 32, 0, 0, 0, 7, "8.5", kinds) for name in names)
     return Compiled(sm, cuda_standin.cubin(names, int(sm[3:])), "// .version 8.5\n// .target sm_87\n", facts)
 
 
-def kernels(whole: Program, folder: Path) -> Path:
+def kernels(whole: Program, folder: Path, persistent: bool = False) -> Path:
     """The bundle's kernels as fibers, where the stand-in finds them."""
     _, source = emit(whole, schedule_gpu(whole), {})
-    Device(cuda_text(source), folder, watched=False)
+    Device(cuda_text(source, persistent), folder, watched=False)
     return folder / "kernels.so"
 
 
 @functools.cache
 def bundles(precision: str) -> tuple[Path, Path]:
-    """(for the GPU, for this processor) of `program`, golden answers in both; built once in a process."""
+    """(for the GPU, for this processor) of `program`, golden answers in both; built once in a process. In w8a8 launches
+    that follow on each other are one."""
     whole, (target, mode) = program(precision), board()
     gpu, cpu = (Path(tempfile.mkdtemp(prefix="edgewm-cuda-")) for _ in range(2))
-    sections, paths = compile_gpu_bundle(whole, schedule_gpu(whole), {}, target, mode, gpu, uncompiled)
+    sections, paths = compile_gpu_bundle(whole, schedule_gpu(whole), {}, target, mode, gpu, precision == "w8a8", uncompiled)
     sections |= record(whole, sections, target, 0, paths)
     (gpu / "model.ewm").write_bytes(pack(sections, target, paths))
-    kernels(whole, gpu)
+    kernels(whole, gpu, precision == "w8a8")
     sections, paths = compile_bundle(whole, schedule_program(whole, host().isa), {}, host(), cpu)
     (cpu / "model.ewm").write_bytes(pack(sections, host(), paths))
     return gpu, cpu
@@ -281,7 +282,7 @@ def test_a_kernel_that_breaks_a_gate_is_refused(tmp_path: Path) -> None:
 
     whole = program("fp32")
     with pytest.raises(EdgewmError, match="4 bytes a thread are spilled"):
-        compile_gpu_bundle(whole, schedule_gpu(whole), {}, *board(), tmp_path, spilling)
+        compile_gpu_bundle(whole, schedule_gpu(whole), {}, *board(), tmp_path, compiler=spilling)
 
 
 # ---------------------------------------------------------------------------------------------- how near is as it must be

@@ -25,7 +25,8 @@ int verify_gpu(const ewm_model& m, ewm_fault* fault) {
          Text("%u threads", g.threads), "a multiple of 32 up to 1024");
   EXPECT(g.begin < g.functions && g.round < g.functions && g.stamp < g.functions, "gpu",
          Text("functions %u, %u and %u", g.begin, g.round, g.stamp), Text("below %u", g.functions));
-  EXPECT(g.reserved == 0, "gpu", Text("reserved %u", g.reserved), "0");
+  EXPECT(g.persistent == EWM_NONE || g.persistent < g.functions, "gpu", Text("persistent function %u", g.persistent),
+         Text("below %u, or none", g.functions));
   return EWM_OK;
 }
 

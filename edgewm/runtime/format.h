@@ -131,7 +131,7 @@ struct Gpu {
   uint32_t threads;  // of each block
   uint32_t functions, launches;
   uint32_t begin, round, stamp;  // functions that start a run, stand before a round of an anytime loop, note the time
-  uint32_t reserved;
+  uint32_t persistent;  // function that runs any launches in turn, as one cooperative launch; ~0: each is launched
 };
 static_assert(sizeof(Gpu) == 40, "");
 

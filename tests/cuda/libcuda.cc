@@ -128,7 +128,13 @@ int add_launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned b
   Node n{};
   n.kind = KERNEL;
   n.function = f, n.grid = gx, n.block = bx, n.shared = shared, n.cooperative = cooperative;
-  memcpy(n.parameter, parameters[0], stamp ? sizeof(ewm::Stamp) : round ? sizeof(ewm::Round) : sizeof(ewm::Launch));
+  const bool persistent = strcmp(f->name, "ewm_persistent") == 0;
+  if (persistent && !cooperative) fault("%s: its blocks wait for each other", f->name);
+  const size_t bytes = stamp        ? sizeof(ewm::Stamp)
+                       : round      ? sizeof(ewm::Round)
+                       : persistent ? sizeof(ewm::Persistent)
+                                    : sizeof(ewm::Launch);
+  memcpy(n.parameter, parameters[0], bytes);
   h->nodes.add(n);
   return SUCCESS;
 }

@@ -62,7 +62,7 @@ struct Node {
   struct Handle* function;
   uint32_t grid, block, shared;
   bool cooperative;
-  unsigned char parameter[sizeof(ewm::Launch)];
+  unsigned char parameter[sizeof(ewm::Persistent)];
   char *to, *from;
   uint64_t bytes;
   uint32_t value;
