@@ -24,6 +24,7 @@ from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
 PERSISTENT = "ewm_persistent"
+PERSISTENT_SPILL_BYTES = 32 * 4  # it calls functions, and keeps over a call what they may overwrite: 32 registers
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}
@@ -72,11 +73,15 @@ def compile_gpu_bundle(
 def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode) -> None:
     """The gates, over every launch of the file."""
     uses = [
-        gates.Use(functions[r["function"]], int(r["blocks"]), launches.THREADS, int(r["shared_bytes"]), bool(r["cooperative"]))
-        for r in np.unique(rows[["function", "blocks", "shared_bytes", "cooperative"]])
-    ]  # fmt: skip
+        gates.Use(functions[function], int(blocks), launches.THREADS, int(shared_bytes), bool(cooperative))
+        for function, blocks, shared_bytes, cooperative in np.unique(
+            rows[["function", "blocks", "shared_bytes", "cooperative"]]
+        )
+    ]
+    if PERSISTENT in functions:
+        uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, int(rows["shared_bytes"].max()), True))
     wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
-    gates.check(compiled, uses, wanted, board, mode)
+    gates.check(compiled, uses, wanted, board, mode, {PERSISTENT: PERSISTENT_SPILL_BYTES})
 
 
 def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:

@@ -246,7 +246,7 @@ def test_what_fails_at_a_run_is_an_error_and_publishes_nothing(driver: cuda.Stan
     with loop(bundle()) as gpu:
         gpu.plan()
         before = gpu.act(10**9)[0]
-        with pytest.raises(EdgewmError, match="the GPU failed: found .*CUDA_ERROR_ILLEGAL_ADDRESS"):
+        with pytest.raises(EdgewmError, match=r"the GPU failed: found .*CUDA_ERROR_ILLEGAL_ADDRESS"):
             gpu.plan()
         action, told = gpu.act(10**9)
         assert told.generation == 1 and action.tobytes() == before.tobytes()
