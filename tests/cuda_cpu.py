@@ -31,7 +31,7 @@ NUMPY = {0: np.float32, 1: np.int32, 2: np.uint32, 3: np.int8, 4: np.uint8}
 # Memory accesses are reported one by one, so none may be joined to a vector.
 WATCHED = ("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-fsanitize-coverage=func,trace-loads,trace-stores")
 PLAIN = ("-O2", "-Wno-pass-failed", "-fno-strict-aliasing")
-BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WRONG_LANE = range(4)  # faults that `cuda_cpu_break` plants
+BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE = range(5)  # faults that `cuda_cpu_break` plants
 
 
 class LaunchError(Exception):
@@ -158,6 +158,13 @@ class Bundle:
         first = int(entry["first_step"])
         self.walk(first, first + int(entry["steps"]))
         return {name: here.copy() for name, here in results.items()}
+
+    def rows_of(self, entry: int) -> list[int]:
+        """Launches of an entry, by index."""
+        row = self.table("entries", ewm.ENTRY)[entry]
+        steps = self.table("steps", ewm.STEP)[int(row["first_step"]) :][: int(row["steps"])]
+        calls = {c for s in steps for c in range(int(s["first_call"]), int(s["first_call"]) + int(s["calls"]))}
+        return [i for i, call in enumerate(self.rows["call"]) if int(call) in calls]
 
     def walk(self, at: int, end: int) -> None:
         """Steps [at, end), loops round by round."""

@@ -17,6 +17,7 @@ TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at who
 STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long)
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
 STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
+NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they are NARROW x NARROW
 FOLD = 256  # terms of each lane in shared memory, in `reduce`
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
 
@@ -95,9 +96,16 @@ def _by_rows(call: Facts) -> Shape:
 
 
 def _tensor_multiply(call: Facts) -> Shape:
-    """Tiles of BAND rows and SIDE columns. Shared memory holds STRIPS strips of k of both, then the sums."""
+    """Tiles of BAND rows and SIDE columns, or, where those are few, of NARROW and NARROW whose warps share k.
+
+    Shared memory holds STRIPS strips of k of both (for each warp of its own), then the sums (of each warp).
+    """
     batches, rows = _rows(call)
-    tiles = batches * -(-rows // BAND) * -(-call.dims[-2] // SIDE)
+    width = call.dims[-2]
+    tiles = batches * -(-rows // BAND) * -(-width // SIDE)
+    if tiles < FEW_TILES:
+        tiles = batches * -(-rows // NARROW) * -(-width // NARROW)
+        return Shape(tiles, THREADS // 32 * max(STRIPS * 2 * NARROW * STRIP_BYTES, 4 * NARROW * (NARROW + 4)))
     return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP_BYTES, 4 * SIDE * (BAND + 4)))
 
 

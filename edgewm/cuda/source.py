@@ -32,7 +32,7 @@ def cuda_text(source: Source, persistent: bool = False) -> str:
     """The whole translation unit; `persistent`: with `ewm_persistent`, which runs any of its launches in one."""
     includes = "".join(f'#include "{name}.cu"\n' for name in ["round", *sorted(source.families)])
     kernels = "".join(
-        f"EWM_KERNEL({name}, Launch) {{ launched<{instance}>(l); }}\n"
+        f"{_declared(instance)}({name}, Launch) {{ launched<{instance}>(l); }}\n"
         for instance, name in _instances(source).items()
     )
     return (
@@ -40,6 +40,11 @@ def cuda_text(source: Source, persistent: bool = False) -> str:
         f"{PERSISTENT if persistent else ''}namespace ewm {{\n{source.functors_text()}{kernels}"
         f"{_persistent_text(source) if persistent else ''}}}  // namespace ewm\n"
     )
+
+
+def _declared(instance: str) -> str:
+    """A chain has few blocks, and the operands of all its calls."""
+    return "EWM_WIDE_KERNEL" if _split(instance)[0] == "chain" else "EWM_KERNEL"
 
 
 def _persistent_text(source: Source) -> str:
