@@ -1,4 +1,4 @@
-"""Compiled kernels of every family, executed as PTX, are the oracle to the bit; and what is planted in them is caught."""
+"""Compiled kernels of every family, executed as PTX, are the oracle to the bit; planted faults are caught."""
 
 from __future__ import annotations
 
@@ -81,11 +81,7 @@ def next_row(i: ptx.Instruction) -> ptx.Instruction | None:
 
 
 def next_place(i: ptx.Instruction) -> ptx.Instruction | None:
-    return (
-        moved(i, 0, 4)
-        if i.op[:2] == ("st", "global") and i.op[-1] in ("f32", "u32") and "v" not in i.op[2][0]
-        else None
-    )
+    return moved(i, 0, 4) if i.op in (("st", "global", "f32"), ("st", "global", "u32")) else None
 
 
 def swapped_fragment(i: ptx.Instruction) -> ptx.Instruction | None:
