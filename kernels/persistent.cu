@@ -14,8 +14,6 @@ struct Persistent {
   uint32_t* barrier;  // a word, 0 before the first launch ever
 };
 
-using BlockOfCall = void(const Call&, const Operand*, const Frame&, uint32_t);
-
 // Not inlined: one kernel holds the functions of all.
 template <BlockOfCall run>
 __attribute__((noinline)) void apart(const Call& c, const Operand* o, const Frame& f, uint32_t block) {

@@ -31,7 +31,7 @@ NUMPY = {0: np.float32, 1: np.int32, 2: np.uint32, 3: np.int8, 4: np.uint8}
 # Memory accesses are reported one by one, so none may be joined to a vector.
 WATCHED = ("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-fsanitize-coverage=func,trace-loads,trace-stores")
 PLAIN = ("-O2", "-Wno-pass-failed", "-fno-strict-aliasing")
-BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WRONG_LANE = range(4)  # faults that `cuda_cpu_break` plants
+BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE = range(5)  # faults that `cuda_cpu_break` plants
 
 
 class LaunchError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import programs
 import pytest
-from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WRONG_LANE, Bundle, LaunchError
+from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE, Bundle, LaunchError
 
 from edgewm import expr as e
 from edgewm import interp
@@ -165,7 +165,7 @@ def is_caught(bundle: Bundle, whole: Program) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", [BLOCK_BARRIER, LATE_WAIT, WRONG_LANE])
+@pytest.mark.parametrize("kind", [BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE])
 def test_planted_faults_are_caught(kind: int, bundle: Bundle, whole: Program) -> None:
     """Each barrier left out, each wait for a copy one group late, warps that read another lane."""
     with bundle.device.planted() as plant:

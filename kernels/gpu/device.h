@@ -16,6 +16,8 @@ typedef unsigned long long uintptr_t;
 
 // A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
 #define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
+// The same with up to 255 registers, where few blocks have much to do.
+#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 1) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
 
 namespace ewm {
@@ -30,6 +32,7 @@ inline char* shared_memory() {  // of the block, as many bytes as it was launche
 }
 
 inline void block_sync() { __syncthreads(); }
+inline void warp_sync() { __syncwarp(); }
 inline uint32_t ballot(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 inline void count_shared(uint32_t* counter) { atomicAdd(counter, 1u); }
 
