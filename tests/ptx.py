@@ -39,7 +39,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One `.entry`: parameters by name as (offset, bytes), registers as bits, shared symbols as offsets (-1: dynamic)."""
+    """One `.entry`: parameters as (offset, bytes), registers as bits, shared symbols as offsets (-1: dynamic)."""
 
     name: str
     parameters: Mapping[str, tuple[int, int]]
@@ -59,8 +59,8 @@ class Module:
     machines: dict = field(default_factory=dict, repr=False)  # decoded kernels, by how they were launched
 
 
-BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "b32": 32, "u32": 32, "s32": 32, "f32": 32,
-        "b64": 64, "u64": 64, "s64": 64, "f64": 64}  # fmt: skip
+BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16,
+        "b32": 32, "u32": 32, "s32": 32, "f32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64}  # fmt: skip
 _VARIABLE = r"\.align (\d+) \.(\w+) ([\w$]+)(?:\[(\d*)\])?(?: = (\{[^}]*\}|[^;]+))?;"
 
 

@@ -25,6 +25,8 @@ from ptx import (
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 RUNNING, PARKED, DONE = range(3)
 NOBODY, MANY = -1, -2  # in place of the number of a warp
+# What another warp may not have done to the same word since the last barrier.
+CONFLICTS = {"read": ("write", "atomic"), "write": ("write", "read", "atomic"), "atomic": ("write", "read")}
 BARRIERS = {("bar", "sync"), ("barrier", "sync"), ("barrier", "sync", "aligned")}
 
 
@@ -53,7 +55,7 @@ class Machine:
         small = [i.op[-1] for i in kernel.code if i.op[0] in ("ld", "st") and i.op[-1][1:] in ("8", "16")]
         self.word = 1 if small else WORD
         words = blocks * self.shared_bytes // self.word + 16
-        self.touched = {way: (np.empty(words, np.int64), np.empty(words, np.int64)) for way in ("write", "read")}
+        self.touched = {way: (np.empty(words, np.int64), np.empty(words, np.int64)) for way in CONFLICTS}
         self.steps: list = [None] * len(kernel.code)  # decoded where they are first met
 
     def run(self, blocks: np.ndarray, parameters: bytes) -> int:
@@ -186,7 +188,7 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _place(self, space: str, who: np.ndarray, address: np.ndarray, size: int, write: bool) -> tuple:
+    def place(self, space: str, who: np.ndarray, address: np.ndarray, size: int, way: str) -> tuple:
         """The array of bytes that holds these addresses of one space, and where in it."""
         if (address % size).any():
             bad = int(address[address % size != 0][0])
@@ -200,7 +202,7 @@ class Machine:
             least = owned[edges].min(0)
             if (outside | (least == 0)).any():
                 raise self.fault(f"{size} bytes at {int(address[outside | (least == 0)][0]):#x} belong to nobody")
-            if write and (least < 2).any():
+            if way != "read" and (least < 2).any():
                 raise self.fault(f"{size} bytes at {int(address[least < 2][0]):#x} are read only")
             return self.memory.data, at
         room, base = (
@@ -211,7 +213,7 @@ class Machine:
             raise self.fault(f"byte {int(address[outside][0])} of {room} of {space} memory")
         at = base[who] * room + address
         if space == "shared":
-            self._look(who, at, size, write)
+            self._look(who, at, size, way)
         return (self.shared if space == "shared" else self.local), at
 
     def split(self, space: str, who: np.ndarray, address: np.ndarray):
@@ -227,35 +229,34 @@ class Machine:
         """(len(who), size) bytes."""
         out = np.empty((len(who), size), np.uint8)
         for name, which, at in self.split(space, who, address):
-            data, places = self._place(name, who[which], at, size, False)
+            data, places = self.place(name, who[which], at, size, "read")
             out[which] = data[places[:, None] + np.arange(size)]
         return out
 
     def store(self, space: str, who: np.ndarray, address: np.ndarray, values: np.ndarray) -> None:
         size = values.shape[1]
         for name, which, at in self.split(space, who, address):
-            data, places = self._place(name, who[which], at, size, True)
+            data, places = self.place(name, who[which], at, size, "write")
             data[places[:, None] + np.arange(size)] = values[which]
 
     # ------------------------------------------------------------------------------------------ who touched what
 
-    def _look(self, who: np.ndarray, at: np.ndarray, size: int, write: bool) -> None:
-        """Remember who reads or writes shared memory; a fault where another warp did since the last barrier."""
+    def _look(self, who: np.ndarray, at: np.ndarray, size: int, way: str) -> None:
+        """Remember who does what to shared memory; a fault where another warp did since the last barrier."""
         words = (at[:, None] // self.word + np.arange(max(1, size // self.word))).reshape(-1)
         many = len(words) // len(who) if len(who) else 1
         warps, now = np.repeat(self.warp_of[who], many), np.repeat(self.epoch[self.block_of[who]], many)
-        for way in ("write", "read") if write else ("write",):
-            when, whom = self.touched[way]
+        for theirs in CONFLICTS[way]:
+            when, whom = self.touched[theirs]
             other = (when[words] == now) & (whom[words] != warps)
             if other.any():
                 byte = int(words[other][0]) * self.word % self.shared_bytes
-                mine = "writes" if write else "reads"
-                raise self.fault(f"a warp {mine} byte {byte} of shared memory, another {way}s it: no barrier between")
-        when, whom = self.touched["write" if write else "read"]
+                raise self.fault(f"{way} of byte {byte} of shared memory, {theirs} by another warp: no barrier between")
+        when, whom = self.touched[way]
         apart = (when[words] == now) & (whom[words] != warps)
         when[words], whom[words] = now, warps
         apart |= whom[words] != warps
-        if write and apart.any():
+        if way == "write" and apart.any():
             raise self.fault(f"two warps write byte {int(words[apart][0]) * self.word % self.shared_bytes} at once")
         whom[words[apart]] = MANY
 

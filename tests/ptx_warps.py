@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from ptx import WARP
-from edgewm.ops import fma32
 from ptx_values import TYPES, kind_of, parts, read, space_of, unsupported, write
+
+from edgewm.ops import fma32
 
 LANES = np.arange(WARP)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import programs
@@ -93,10 +94,10 @@ def weights_of(graph: Graph) -> list[Node]:
     return [n.sources[1] for n in nodes if n.sources[1].op == "weight"]
 
 
-def program() -> Program:
+def program(graphs: Mapping[str, Graph] = GRAPHS) -> Program:
     """Every graph as an entry; those with products once for each precision, with weights of their own."""
     entries, recipe = {}, {}
-    for name, graph in GRAPHS.items():
+    for name, graph in graphs.items():
         for precision in PRECISIONS if name.startswith("product") else ("fp32",):
             key = f"{precision}_{name}"
             entries[key] = programs.salted(graph, precision)
