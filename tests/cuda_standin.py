@@ -129,7 +129,7 @@ def write(folder: Path, flags: Iterable[str] = fixture.FLAGS, ptx: bytes = b"") 
 
 def library(folder: Path, flags: Iterable[str] = fixture.FLAGS) -> Path:
     """libcuda.so.1 in `folder`."""
-    sources = {name: (HERE / name).read_text() for name in ("libcuda.cc", "standin.cc")}
+    sources = {name: (HERE / name).read_text() for name in ("libcuda.cc", "libcuda_graphs.cc", "standin.cc")}
     return toolchain.compile_library(sources, [toolchain.RUNTIME, HERE], flags=list(flags), out=folder / "libcuda.so.1")
 
 

@@ -211,6 +211,25 @@ int run_pending(Handle* stream) {
   return SUCCESS;
 }
 
+bool on_device(const void* at, uint64_t bytes, const char* name) {
+  if (memory_of(at, bytes, DEVICE, false) || memory_of(at, bytes, HOST, true)) return true;
+  fault("%s: not memory of the device", name);
+  return false;
+}
+bool on_host(const void* at, uint64_t bytes, const char* name) {
+  if (memory_of(at, bytes, HOST, false)) return true;
+  fault("%s: not memory that stays in place", name);
+  return false;
+}
+
+int end(const void* handle, What what, const char* name) {
+  Handle* h = checked(handle, what, name);
+  if (h == nullptr) return INVALID_HANDLE;
+  if (h->pending.count != 0) fault("%s: work is still under way", name);
+  h->live = false;
+  return SUCCESS;
+}
+
 void check_closed() {
   static const char* const names[] = {"module", "function", "stream", "event", "graph", "instantiated graph"};
   for (uint32_t i = 0; i < world.handles.count; i++) {
