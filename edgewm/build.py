@@ -260,10 +260,11 @@ def write(
     program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping | None, board: Target, mode: Mode,
     out: Path, seed: int, say: Callable[[float], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Emit, compile, record golden answers, and put the bundle in its place; without `counts` its calls run on a GPU."""
+    """Emit, compile, record golden answers, and put the bundle in its place; without `counts` it runs on a GPU."""
     with staging(out) as folder:
         if counts is None:
-            sections, paths = compile_gpu_bundle(program, schedule, manifest, board, mode, folder)
+            persistent = manifest["placement"]["persistent"]
+            sections, paths = compile_gpu_bundle(program, schedule, manifest, board, mode, folder, persistent)
         else:
             sections, paths = compile_bundle(program, schedule, manifest, board, folder)
         say(0.5)

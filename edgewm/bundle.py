@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from .schedule import Schedule
 from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
+PERSISTENT = "ewm_persistent"
+PERSISTENT_SPILL_BYTES = 32 * 4  # it calls functions, and keeps over a call what they may overwrite: 32 registers
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}
@@ -45,14 +49,16 @@ def compile_bundle(
 
 def compile_gpu_bundle(
     program: Program, schedule: Schedule, manifest: Mapping, board: Target, mode: Mode, folder: Path,
-    compiler: Callable[..., Compiled] | None = None,
+    persistent: bool = False, compiler: Callable[..., Compiled] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:  # fmt: skip
     """As `compile_bundle`, for a schedule of `cuda.schedule`; the library holds no kernels. EdgewmError where a kernel
-    does not keep to what the board asks for (`cuda.gates`). `compiler` takes the place of `compile_cuda`."""
+    does not keep to what the board asks for (`cuda.gates`). `persistent`: launches that follow on each other are run as
+    one. `compiler` takes the place of `compile_cuda`."""
     sections, source = emit(program, schedule, manifest)
-    text = cuda_text(source)
+    text = cuda_text(source, persistent)
     compiled = (compiler or compile_cuda)(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
     functions, rows = launch_rows(sections, source)
+    functions = (*functions, PERSISTENT) if persistent else functions
     check_launches(compiled, functions, rows, board, mode)
     sections |= gpu_sections(compiled, functions, rows, board)
     digest = hashlib.sha256(text.encode())
@@ -67,23 +73,29 @@ def compile_gpu_bundle(
 def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode) -> None:
     """The gates, over every launch of the file."""
     uses = [
-        gates.Use(functions[r["function"]], int(r["blocks"]), launches.THREADS, int(r["shared_bytes"]), bool(r["cooperative"]))
-        for r in np.unique(rows[["function", "blocks", "shared_bytes", "cooperative"]])
-    ]  # fmt: skip
+        gates.Use(functions[function], int(blocks), launches.THREADS, int(shared_bytes), bool(cooperative))
+        for function, blocks, shared_bytes, cooperative in np.unique(
+            rows[["function", "blocks", "shared_bytes", "cooperative"]]
+        )
+    ]
+    if PERSISTENT in functions:
+        uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, int(rows["shared_bytes"].max()), True))
     wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
-    gates.check(compiled, uses, wanted, board, mode)
+    gates.check(compiled, uses, wanted, board, mode, {PERSISTENT: PERSISTENT_SPILL_BYTES})
 
 
 def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:
     """The sections that only a file for a GPU has."""
     abi = compiled.cubin[8]  # EI_ABIVERSION
     begin, round_, stamp = map(functions.index, OWN)
+    persistent = functions.index(PERSISTENT) if PERSISTENT in functions else ewm.NONE
     sm = int(board.gpu.sm.removeprefix("sm_"))
-    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, 0)
+    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, persistent)
     return {
         "gpu": np.array([gpu], ewm.GPU).tobytes(),
         "functions": np.array([(name.encode(),) for name in functions], ewm.FUNCTION).tobytes(),
         "launches": rows.tobytes(), "cubin": compiled.cubin, "ptx": compiled.ptx.encode() + b"\0",
+        "facts": json.dumps([asdict(f) for f in compiled.facts], sort_keys=True, separators=(",", ":")).encode(),
     }  # fmt: skip
 
 

@@ -131,7 +131,8 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--calibration", type=PATH, help="Recorded data to choose 4-bit weights by, as of validate --data.")
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
-@click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True, help="Which unit plans; auto takes the smaller estimate.")
+@click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True,
+              help="What plans; auto takes the smaller estimate.")  # fmt: skip
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the mode's cores]")
 @click.option("--isa", help="Build for less than the CPU has: avx2 or scalar on an avx512 machine.")
 @click.option("--backend", type=click.Choice(BACKENDS), default=NATIVE, show_default=True,

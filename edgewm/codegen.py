@@ -148,32 +148,36 @@ def score_functor(functor: Functor) -> str:
 
 
 def fold_functor(terms: Sequence[Functor], combine: str, epilogue: Functor, out_dtype: str, out_mode: Mode) -> str:
-    """`reduce`'s F: first term, next term, and what is stored of the accumulator."""
-    first, names, loads = 0, [], []
+    """`reduce`'s F: the terms of step k, the accumulator that begins with or takes them, and what is stored of it."""
+    first, loads = 0, []
     for i, term in enumerate(terms):
         lines, result = term.body(first)
         scoped = f"const auto term{i} = [&] {{\n    {lines}\n    return {result};\n    }}();"
         loads.append(scoped)
-        names.append(f"term{i}")
         first += len(term.inputs)
     text = "\n    ".join(loads)
+    all_terms = ", ".join(f"term{i}" for i in range(len(terms)))
     (root,) = terms[0].graph.outputs.values()
     register = REGISTER[root.dtype]
     begin, step = {
-        "sum": (f"op_add({register}{{}}, term0)", "op_add(acc, term0)"),
-        "reduce_max": ("term0", "op_max(term0, acc)"),
-        "fma": ("op_fma(term0, term1, f32v{})", "op_fma(term0, term1, acc)"),
+        "sum": (f"op_add({register}{{}}, p.x[0])", "op_add(acc, p.x[0])"),
+        "reduce_max": ("p.x[0]", "op_max(p.x[0], acc)"),
+        "fma": ("op_fma(p.x[0], p.x[1], f32v{})", "op_fma(p.x[0], p.x[1], acc)"),
     }[combine]
     lines, result = epilogue.body(first, core="acc")
     out = first + len(epilogue.inputs)
     signature = "const View* v, int64_t k, int r, Tile t"
     return (
-        f"  static constexpr int operands = {out + 1};\n"
-        f"  static inline {register} first({signature}) {{\n"
-        f"    (void)k, (void)t;\n    {text}\n    return {begin};\n  }}\n"
-        f"  static inline {register} next({register} acc, {signature}) {{\n"
-        f"    (void)t;\n    {text}\n    return {step};\n  }}\n"
-        f"  static inline void store(const View* v, int r, Tile t, {register} acc) {{\n"
+        f"  static constexpr int operands = {out + 1}, terms = {len(terms)};\n"
+        f"  typedef {register} Register;\n"
+        f"  struct Terms {{ Register x[{len(terms)}]; }};\n"
+        f"  static inline Terms at({signature}) {{\n"
+        f"    (void)k, (void)t;\n    {text}\n    return {{{{{all_terms}}}}};\n  }}\n"
+        f"  static inline Register begin(Terms p) {{ return {begin}; }}\n"
+        f"  static inline Register step(Register acc, Terms p) {{ return {step}; }}\n"
+        f"  static inline Register first({signature}) {{ return begin(at(v, k, r, t)); }}\n"
+        f"  static inline Register next(Register acc, {signature}) {{ return step(acc, at(v, k, r, t)); }}\n"
+        f"  static inline void store(const View* v, int r, Tile t, Register acc) {{\n"
         f"    (void)r, (void)t;\n    {lines}\n    {store(out_dtype, out_mode, out, '0', result)}\n  }}\n"
     )
 
@@ -185,6 +189,7 @@ class Source:
         self.functors: dict[str, str] = {}  # text -> name
         self.kernels: dict[str, int] = {}  # instantiation -> index
         self.families: dict[str, None] = {}
+        self.regions: dict[tuple[int, ...], None] = {}  # kernels of a region's calls, in order
 
     def functor(self, text: str) -> str:
         return self.functors.setdefault(text, f"Functor{len(self.functors)}")

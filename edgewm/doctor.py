@@ -16,8 +16,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from .cuda.compile import INSTALL, check_tools
 from .environment import UNLIMITED, gather, record
 from .errors import EdgewmError
+from .target import targets
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,17 @@ def _ziglang() -> Check:
 
 def _torch() -> Check:
     return _package("torch", "torch", "pip install 'edgewm[torch]' (CPU: see README); needed to read checkpoints")
+
+
+def _gpu_tools() -> Check:
+    fix = f"{INSTALL}: what compiles kernels for a GPU; without it --place cpu builds the CPU's"
+    releases = sorted({board.gpu.toolkit for board in targets().values() if board.gpu and board.gpu.toolkit})
+    try:
+        for release in releases:
+            check_tools(release)
+    except EdgewmError as fault:
+        return Check("gpu-tools", "lacking", fault.what, fix)
+    return Check("gpu-tools", "ok", f"CUDA {', '.join(releases)}")
 
 
 def _qemu() -> Check:
@@ -269,7 +282,8 @@ def _libc(r: Record) -> Check:
 
 
 HERE: dict[str, Callable[[], Check]] = {
-    "python": _python, "ziglang": _ziglang, "torch": _torch, "qemu-aarch64": _qemu, "ssh": _ssh,
+    "python": _python, "ziglang": _ziglang, "torch": _torch, "gpu-tools": _gpu_tools, "qemu-aarch64": _qemu,
+    "ssh": _ssh,
 }  # fmt: skip
 MACHINE: dict[str, Callable[[Record], Check]] = {
     "cpu": _cpu, "memory": _memory, "swap": _swap, "disk": _disk, "clock": _clock, "governor": _governor,

@@ -201,6 +201,8 @@ def _steps(tables: Tables, schedule: Schedule, steps: list[Step]) -> None:
             tables.steps.append(row)
             for call in step.calls:
                 _call(tables, schedule, call)
+            kernels = tuple(int(row["kernel"]) for row in tables.calls[-len(step.calls) :])
+            tables.source.regions.setdefault(kernels)
             continue
         row["kind"], row["count"], row["anytime"] = ewm.REPEAT, step.count, step.anytime
         row["counter"] = step.counter.offset_bytes

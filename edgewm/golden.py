@@ -4,8 +4,8 @@ By the arithmetic contract every target gives the same bits, so a bundle for thi
 compare that bundle with the oracle); a board that answers otherwise is broken, and `edgewm-tick --golden` says so.
 
 A GPU's tensor cores alone have an order of their own, in products of bf16. An entry with such products is held to what
-rounding explains (`rounding.py`) instead; one that also chooses, by topk, may choose otherwise, and is only looked at for
-being finite. Section `tolerances` says which: for each record the greatest difference allowed, as a fraction of the
+rounding explains (`rounding.py`) instead; one that also chooses, by topk, may choose otherwise, and is only looked at
+for being finite. Section `tolerances` says which: for each record the greatest difference allowed, as a fraction of the
 largest magnitude: 0 for the same bits, infinite where numbers are all that can be asked for.
 """
 
@@ -33,7 +33,7 @@ ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
 def record(
     program: Program, sections: Mapping[str, bytes], board: Target, seed: int, paths: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Section `golden` for a file of these sections, one record for each entry worth replaying; for a GPU `tolerances`."""
+    """Section `golden` for a file of these sections, a record an entry worth replaying; for a GPU `tolerances` too."""
     here, _ = resolve("host")
     with tempfile.TemporaryDirectory(prefix="edgewm-golden-") as scratch:
         folder = Path(paths["folder"])

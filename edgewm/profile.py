@@ -143,7 +143,8 @@ def _measure(
     is_known = "flops" in manifest.raw or "calls" in manifest.raw
     peaks = measure_peaks(threads) if here and is_known else None
     result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], peaks)
-    result["estimate"] = estimated(manifest, bundle, threads) if "isa" in manifest.raw else None
+    on_cpu = "isa" in manifest.raw and "gpu" not in manifest.raw.get("runs", {}).values()
+    result["estimate"] = estimated(manifest, bundle, threads) if on_cpu else None
     result["headroom"] = _headroom(manifest, bundle, steady, timed, rate_hz, threads, miss, peaks)
     result["environment"] = measured(before, during, after, steady["scheduler"]["refused"])
     if load:

@@ -7,8 +7,9 @@ of loops are indented, and a fused kernel says its family and, when asked, the e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -272,6 +273,16 @@ def _stride(stride: tuple[int, int]) -> str:
     return f"{per_lanes}L" + (f"+{plain}" if plain else "") if per_lanes else str(plain)
 
 
+def _kernels(manifest: Mapping[str, Any]) -> str:
+    """Whose kernels a bundle holds, and why those where there was a choice."""
+    placed = manifest.get("placement")
+    if placed is None or placed["place"] == "cpu":
+        kernels = f"{manifest['isa']} kernels"
+    else:
+        kernels = "kernels for its GPU"
+    return kernels if placed is None else f"{kernels} ({placed['why']})"
+
+
 def _place(buffer) -> str:
     if buffer.space == "weights":
         return f'weights "{buffer.name}"'
@@ -306,7 +317,7 @@ def bundle_text(bundle: Path, kernels: bool = False) -> str:
     arena, scratch, weights = (_bytes(int(sizes[f"{space}_bytes"])) for space in ("arena", "scratch", "weight"))
     memory = f"arena {arena}, scratch {scratch} a thread, weights {weights}"
     facts = [
-        ("target", f"{manifest.target}, mode {manifest.mode}, {raw['triple']}, {raw['isa']} kernels"),
+        ("target", f"{manifest.target}, mode {manifest.mode}, {raw['triple']}, {_kernels(raw)}"),
         ("precision", manifest.precision),
         ("rate", f"{manifest.rate_hz:g} Hz"),
         ("threads", str(raw["threads"])),

@@ -138,6 +138,7 @@ inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t 
   float* const q = reinterpret_cast<float*>(shared_memory());
   float* const scores = cut.spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
                                    : q + cut.queries * depth * ROW;
+  // A slot is written again behind a barrier: queries come first.
   for (uint32_t tile = block; tile < tiles; tile += cut.spills ? SLOTS : tiles) {
     const uint32_t i0 = tile / lane_tiles % query_tiles * cut.queries;
     const uint32_t count = queries - i0 < cut.queries ? queries - i0 : cut.queries;
@@ -148,7 +149,6 @@ inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t 
     } else {
       attend<QUERIES, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
     }
-    if (cut.spills) block_sync();  // the slot is written again
   }
 }
 

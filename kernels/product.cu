@@ -9,30 +9,24 @@
 
 namespace ewm {
 
-constexpr uint32_t FILL_STEPS = 4;                    // of k, by each thread of product_fill
-constexpr uint32_t SIDE = 64, SLICE = 16, QUAD = 4;   // of a tile, of the k in shared memory, of a thread's sums
-constexpr uint32_t SUMS_STEP = SIDE + QUAD;           // apart, so that no two columns begin in one bank
+constexpr uint32_t SIDE = 64, SLICE = 16, QUAD = 4;  // of a tile, of the k in shared memory, of a thread's sums
+constexpr uint32_t SUMS_STEP = SIDE + QUAD;          // apart, so that no two columns begin in one bank
 
 inline uint32_t row_step(const Rows& rows) { return ceil_div(rows.all(), 32) * 32; }
 
+// A block fills 32 lanes at one outer index.
 template <class P> inline void product_fill(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Operand& weights = o[P::inputs];
   const Rows rows(c, weights);
-  const uint32_t depth = c.dim[rows.outer + 1];
-  const Spread across = spread(c.lanes, depth);
-  const uint32_t lane_tiles = ceil_div(c.lanes, across.lanes), steps = ceil_div(depth, across.others * FILL_STEPS);
-  const uint32_t lane = block % lane_tiles * across.lanes + thread_index() % across.lanes;
-  const uint32_t first = block / lane_tiles % steps * across.others * FILL_STEPS + thread_index() / across.lanes;
-  const uint32_t at = block / lane_tiles / steps;
+  const uint32_t depth = c.dim[rows.outer + 1], lane_tiles = ceil_div(c.lanes, 32), at = block / lane_tiles;
+  const uint32_t lane = block % lane_tiles * 32 + thread_index() % 32;
   if (lane >= c.lanes) return;
   const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
   float* const to = reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + rows.first_row(c, weights, at) + lane;
   const int64_t step = row_step(rows);
-#pragma unroll 2
-  for (uint32_t s = 0; s < FILL_STEPS; s++) {
-    const uint32_t k = first + s * across.others;
-    if (k < depth) to[k * step] = P::value(p.v, k, 0, ONE_LANE);
-  }
+#pragma unroll 4
+  for (uint32_t k = thread_index() / 32; k < depth; k += BLOCK_THREADS / 32)
+    to[k * step] = P::value(p.v, k, 0, ONE_LANE);
 }
 
 template <class E, int inputs, bool direct>

@@ -54,7 +54,6 @@ inline void topk(const Call& c, const Operand* o, const Frame& f, uint32_t) {
   for (uint32_t begin = 0; begin < samples; begin += BLOCK_THREADS) {
     const uint32_t i = begin + t, rank = i < samples ? key(i) : 0;
     const uint32_t less = i < samples && rank < last, equal = i < samples && rank == last;
-    block_sync();
     const uint32_t both = sum_up_to(less << 16 | equal, sums);
     const uint32_t smaller = less_before + (both >> 16) - less, same = equal_before + (both & 0xffff) - equal;
     if (less || (equal && same < ties))

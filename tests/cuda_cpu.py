@@ -6,8 +6,9 @@ order of its sections, as the runtime launches it. Spaces lie between guards: wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ NUMPY = {0: np.float32, 1: np.int32, 2: np.uint32, 3: np.int8, 4: np.uint8}
 # Memory accesses are reported one by one, so none may be joined to a vector.
 WATCHED = ("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-fsanitize-coverage=func,trace-loads,trace-stores")
 PLAIN = ("-O2", "-Wno-pass-failed", "-fno-strict-aliasing")
-BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WRONG_LANE = range(4)  # faults that `cuda_cpu_break` plants
+BLOCK_BARRIER, GRID_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE = range(5)  # faults that `cuda_cpu_break` plants
 
 
 class LaunchError(Exception):
@@ -61,9 +62,18 @@ class Device:
         if call(name.encode(), grid, block, shared_bytes, given, ctypes.c_uint64(self.seed), fault, 300):
             raise LaunchError(fault.value.decode())
 
-    def plant(self, kind: int, site: int = 0) -> int:
-        """Plant a fault; how many sites of its kind were met before."""
-        return self.library.cuda_cpu_break(kind, site)
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[Callable[[int, int], None]]:
+        """A function that plants one fault at a time, of a kind at a site; none is left afterwards."""
+        self.library.cuda_cpu_break(-1, 0)
+        try:
+            yield lambda kind, site: self.library.cuda_cpu_break(kind, site)
+        finally:
+            self.library.cuda_cpu_break(-1, 0)
+
+    def sites(self, kind: int) -> int:
+        """Sites of a kind of fault that were met since `planted` began."""
+        return self.library.cuda_cpu_sites(kind)
 
     def watch(self, memory: np.ndarray, forbidden: bool = False) -> None:
         at = memory.ctypes.data_as(ctypes.c_void_p)
@@ -76,6 +86,8 @@ class Device:
 LAUNCH = np.dtype(
     [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("stop", "<u8"), ("call", "<u4"), ("phase", "<u4")]
 )
+
+PERSISTENT = np.dtype([("launch", LAUNCH), ("rows", "<u8"), ("first", "<u4"), ("count", "<u4"), ("barrier", "<u8")])
 
 
 class Memory:
@@ -114,10 +126,10 @@ class Memory:
 class Bundle:
     """An emitted program on a device."""
 
-    def __init__(self, program: Program, folder: Path, watched: bool = False):
+    def __init__(self, program: Program, folder: Path, watched: bool = False, persistent: bool = False):
         self.sections, self.source = emitted(program)
         self.functions, self.rows = launch_rows(self.sections, self.source)
-        self.device = Device(cuda_text(self.source), folder, watched)
+        self.device = Device(cuda_text(self.source, persistent), folder, watched)
         (sizes,) = np.frombuffer(self.sections["sizes"], ewm.SIZES)
         calls, operands = self.table("calls", ewm.CALL), self.table("operands", ewm.OPERAND)
         spaces = tuple(int(sizes[f"{name}_bytes"]) for name in ("arena", "scratch", "weight"))
@@ -147,6 +159,13 @@ class Bundle:
         self.walk(first, first + int(entry["steps"]))
         return {name: here.copy() for name, here in results.items()}
 
+    def rows_of(self, entry: int) -> list[int]:
+        """Launches of an entry, by index."""
+        row = self.table("entries", ewm.ENTRY)[entry]
+        steps = self.table("steps", ewm.STEP)[int(row["first_step"]) :][: int(row["steps"])]
+        calls = {c for s in steps for c in range(int(s["first_call"]), int(s["first_call"]) + int(s["calls"]))}
+        return [i for i, call in enumerate(self.rows["call"]) if int(call) in calls]
+
     def walk(self, at: int, end: int) -> None:
         """Steps [at, end), loops round by round."""
         steps, arena = self.table("steps", ewm.STEP), self.memory.spaces[0]
@@ -166,9 +185,41 @@ class Bundle:
 
     def region(self, step: np.void) -> None:
         first, count = int(step["first_call"]), int(step["calls"])
-        for row in self.rows:
-            if first <= row["call"] < first + count:
-                self.memory.launch(row, self.functions)
+        own = (first <= self.rows["call"]) & (self.rows["call"] < first + count)
+        for row in self.rows[own]:
+            self.memory.launch(row, self.functions)
+
+
+class Persistent(Bundle):
+    """The same, runs of regions as one cooperative launch of `blocks` blocks."""
+
+    def __init__(self, program: Program, folder: Path, blocks: int):
+        super().__init__(program, folder, watched=True, persistent=True)
+        self.blocks, self.barrier = blocks, np.zeros(1, np.uint32)
+
+    def walk(self, at: int, end: int) -> None:
+        steps = self.table("steps", ewm.STEP)
+        while at < end:
+            until = at
+            while until < end and steps[until]["kind"] == ewm.REGION:
+                until += 1
+            if until > at:
+                self.together(int(steps[at]["first_call"]), sum(int(s["calls"]) for s in steps[at:until]))
+                at = until
+            else:
+                close = at + next(i for i in range(1, end - at) if steps[at + i]["kind"] == ewm.END
+                                  and int(steps[at + i]["count"]) == i)  # fmt: skip
+                super().walk(at, close + 1)
+                at = close + 1
+
+    def together(self, first: int, calls: int) -> None:
+        own = np.flatnonzero((first <= self.rows["call"]) & (self.rows["call"] < first + calls))
+        parameter = np.zeros((), PERSISTENT)
+        parameter["launch"] = self.memory.parameter
+        parameter["rows"], parameter["first"], parameter["count"] = self.rows.ctypes.data, own[0], own.size
+        parameter["barrier"] = self.barrier.ctypes.data
+        shared = int(self.rows["shared_bytes"][own].max())
+        self.device.launch("ewm_persistent", self.blocks, shared, parameter, cooperative=True)
 
 
 def emitted(program: Program) -> tuple[Mapping[str, bytes], Source]:

@@ -53,7 +53,8 @@ EXPORT int cuda_cpu_launch(const char* name, const uint32_t* grid, const uint32_
   const auto& r = *static_cast<const ewm::Round*>(given);
   const auto& l = *static_cast<const ewm::Launch*>(given);
   if (strcmp(name, "ewm_stamp") == 0) *static_cast<const ewm::Stamp*>(given)->at_ns = now();
-  else if (strcmp(name, "ewm_begin") == 0) *r.progress = ewm::Progress{now(), 0, 0, 0, 0}, *r.pace = ewm::Pace{r.pace->budget_ns, 0, 0};
+  else if (strcmp(name, "ewm_begin") == 0)
+    *r.progress = ewm::Progress{now(), 0, 0, 0, 0}, *r.pace = ewm::Pace{r.pace->budget_ns, 0, 0};
   else if (strcmp(name, "ewm_round") == 0) r.progress->stop |= before_round(r);
   else {
     ewm::Kernel kernel = nullptr;
@@ -61,7 +62,8 @@ EXPORT int cuda_cpu_launch(const char* name, const uint32_t* grid, const uint32_
       if (strcmp(name, ewm::kernel_names[i]) == 0) kernel = ewm::kernels[i];
     if (kernel == nullptr) return snprintf(fault, room, "no kernel of that name"), 1;
     const ewm::Call& c = l.calls[l.call];
-    if (uint64_t(grid[0]) * block[0] < c.lanes) return snprintf(fault, room, "%u blocks for %u lanes", grid[0], c.lanes), 1;
+    if (uint64_t(grid[0]) * block[0] < c.lanes)
+      return snprintf(fault, room, "%u blocks for %u lanes", grid[0], c.lanes), 1;
     for (uint32_t b = 0; b < grid[0] && !*l.stop; b++) {
       ewm::Tile t{b * block[0], block[0], c.lanes - b * block[0]};
       if (t.valid > t.lanes) t.valid = t.lanes;
@@ -90,7 +92,7 @@ def tables(ptx: bytes = b"", port_rows: np.ndarray | None = None) -> dict[str, b
     names = [FUNCTIONS.index(name) for name in ("add", "mul", "tally")]
     rows = [(i, 0, names[call["kernel"]], -(-int(call["lanes"]) // THREADS), 0, 0) for i, call in enumerate(calls)]
     functions = np.array([(name.encode(),) for name in FUNCTIONS], ewm.FUNCTION)
-    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, 1, 2, 0)], ewm.GPU)
+    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, 1, 2, ewm.NONE)], ewm.GPU)
     return sections | {
         "operands": operands.tobytes(), "sizes": sizes.tobytes(), "gpu": gpu.tobytes(),
         "functions": functions.tobytes(), "launches": np.array(rows, ewm.LAUNCH).tobytes(),
@@ -127,7 +129,7 @@ def write(folder: Path, flags: Iterable[str] = fixture.FLAGS, ptx: bytes = b"") 
 
 def library(folder: Path, flags: Iterable[str] = fixture.FLAGS) -> Path:
     """libcuda.so.1 in `folder`."""
-    sources = {name: (HERE / name).read_text() for name in ("libcuda.cc", "standin.cc")}
+    sources = {name: (HERE / name).read_text() for name in ("libcuda.cc", "libcuda_graphs.cc", "standin.cc")}
     return toolchain.compile_library(sources, [toolchain.RUNTIME, HERE], flags=list(flags), out=folder / "libcuda.so.1")
 
 

@@ -39,7 +39,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One `.entry`: parameters by name as (offset, bytes), registers as bits, shared symbols as offsets."""
+    """One `.entry`: parameters as (offset, bytes), registers as bits, shared symbols as offsets (-1: dynamic)."""
 
     name: str
     parameters: Mapping[str, tuple[int, int]]
@@ -49,17 +49,18 @@ class Kernel:
     local: Mapping[str, tuple[int, int]]
     code: tuple[Instruction, ...]
     labels: Mapping[str, int]
+    variables: frozenset[str]  # of module scope, that it names
 
 
 @dataclass(frozen=True)
 class Module:
     kernels: Mapping[str, Kernel]
     variables: Mapping[str, bytes]  # of module scope, in global or constant memory
-    dynamic: frozenset[str] = field(default=frozenset())  # names of `extern .shared` arrays
+    machines: dict = field(default_factory=dict, repr=False)  # decoded kernels, by how they were launched
 
 
-BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "b32": 32, "u32": 32, "s32": 32, "f32": 32,
-        "b64": 64, "u64": 64, "s64": 64, "f64": 64}  # fmt: skip
+BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16,
+        "b32": 32, "u32": 32, "s32": 32, "f32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64}  # fmt: skip
 _VARIABLE = r"\.align (\d+) \.(\w+) ([\w$]+)(?:\[(\d*)\])?(?: = (\{[^}]*\}|[^;]+))?;"
 
 
@@ -75,16 +76,18 @@ def parse(text: str) -> Module:
     variables = {}
     for _, kind, name, count, value in re.findall(r"\.(?:global|const) " + _VARIABLE, outside):
         size = BITS[kind] // 8
-        numbers = [int(v, 0) for v in re.findall(r"[-\w]+", value)] if value else []
+        found = re.findall(r"[-\w]+", value)  # 0f3F800000 is a float by its bits
+        numbers = [int(v[2:], 16) if v[:2] in ("0f", "0d") else int(v, 0) for v in found]
         data = b"".join((v % (1 << 8 * size)).to_bytes(size, "little") for v in numbers)
         variables[name] = data.ljust(size * int(count or 1), b"\0")
     kernels = {}
     for name, head, body in re.findall(r"\.entry ([\w$]+)\s*\((.*?)\)[^{]*\{\n(.*?)^\}", text, re.S | re.M):
-        kernels[name] = _kernel(name, head, body, fixed, at, dynamic)
-    return Module(kernels, variables, dynamic)
+        named = frozenset(set(re.findall(r"[\w$]+", body)) & set(variables))
+        kernels[name] = _kernel(name, head, body, fixed | dict.fromkeys(dynamic, -1), at, named)
+    return Module(kernels, variables)
 
 
-def _kernel(name: str, head: str, body: str, shared: Mapping[str, int], at: int, dynamic: frozenset[str]) -> Kernel:
+def _kernel(name: str, head: str, body: str, shared: Mapping[str, int], at: int, variables: frozenset[str]) -> Kernel:
     parameters, offset = {}, 0
     for align, kind, parameter, count in re.findall(r"\.param (?:\.align (\d+) )?\.(\w+) ([\w$]+)(?:\[(\d+)\])?", head):
         size = BITS[kind] // 8 * int(count or 1)
@@ -120,7 +123,7 @@ def _kernel(name: str, head: str, body: str, shared: Mapping[str, int], at: int,
                 raise ValueError(f"{name}: {line!r} is not understood")
         elif line:
             code.append(_instruction(line))
-    return Kernel(name, parameters, registers, shared | dict.fromkeys(dynamic, -1), at, local, tuple(code), labels)
+    return Kernel(name, parameters, registers, shared, at, local, tuple(code), labels, variables)
 
 
 def _instruction(line: str) -> Instruction:
@@ -188,6 +191,9 @@ def launch(
         raise Fault(f"{name} takes {wanted} bytes of parameters, {len(parameters)} were given")
     blocks, steps = int(np.prod(grid)), 0
     for first in range(0, blocks, together):
-        machine = Machine(module, kernel, memory, parameters, grid, block, shared_bytes)
-        steps += machine.run(np.arange(first, min(first + together, blocks)))
+        here = np.arange(first, min(first + together, blocks))
+        how = (name, id(memory), grid, block, shared_bytes, len(here))
+        if how not in module.machines:
+            module.machines[how] = Machine(module, kernel, memory, grid, block, shared_bytes, len(here))
+        steps += module.machines[how].run(here, parameters)
     return steps

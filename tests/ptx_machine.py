@@ -25,50 +25,62 @@ from ptx import (
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 RUNNING, PARKED, DONE = range(3)
 NOBODY, MANY = -1, -2  # in place of the number of a warp
+# What another warp may not have done to the same word since the last barrier.
+CONFLICTS = {"read": ("write", "atomic"), "write": ("write", "read", "atomic"), "atomic": ("write", "read")}
 BARRIERS = {("bar", "sync"), ("barrier", "sync"), ("barrier", "sync", "aligned")}
 
 
 class Machine:
     """Masks are boolean over all threads, None where all of them step together."""
 
-    def __init__(self, module: Module, kernel: Kernel, memory: Memory, parameters: bytes, grid, block, shared_bytes):
-        self.module, self.kernel, self.memory = module, kernel, memory
-        self.parameters = np.frombuffer(parameters, np.uint8)
-        self.grid, self.block = grid, block
+    def __init__(self, module: Module, kernel: Kernel, memory: Memory, grid, block, shared_bytes: int, blocks: int):
+        self.kernel, self.memory, self.grid, self.block = kernel, memory, grid, block
         self.threads = int(np.prod(block))
         if self.threads % WARP:
             raise Fault(f"{kernel.name}: {self.threads} threads a block are not whole warps")
-        self.shared_bytes = -(-kernel.shared_bytes // 16) * 16 + shared_bytes
-        used = {n: v for n, v in module.variables.items() if any(n in i.text for i in kernel.code)}
-        memory.variables |= {n: memory.put(v, writable=True) for n, v in used.items() if n not in memory.variables}
-
-    def run(self, blocks: np.ndarray) -> int:
-        """Steps executed until every thread of these blocks has left."""
-        self.size = size = len(blocks) * self.threads
-        self.block_of = np.repeat(np.arange(len(blocks)), self.threads)
+        self.dynamic_at = -(-kernel.shared_bytes // 16) * 16
+        self.shared_bytes = self.dynamic_at + shared_bytes
+        new = kernel.variables - set(memory.variables)
+        memory.variables |= {n: memory.put(module.variables[n], writable=True) for n in sorted(new)}
+        self.size = size = blocks * self.threads
+        self.block_of = np.repeat(np.arange(blocks), self.threads)
         self.warp_of = np.arange(size) // WARP
+        self.parameters = np.zeros(max((o + s for o, s in kernel.parameters.values()), default=0), np.uint8)
+        self.files = {b: np.empty((list(kernel.registers.values()).count(b), size), UNSIGNED[b]) for b in UNSIGNED}
+        rows = {bits: iter(file) for bits, file in self.files.items()}
+        self.registers = {name: next(rows[bits]) for name, bits in kernel.registers.items()}
+        self.shared = np.empty(blocks * self.shared_bytes + 16, np.uint8)
+        self.local_bytes = -(-sum(s for _, s in kernel.local.values()) // 16) * 16
+        self.local = np.empty(size * self.local_bytes + 16, np.uint8)
+        small = [i.op[-1] for i in kernel.code if i.op[0] in ("ld", "st") and i.op[-1][1:] in ("8", "16")]
+        self.word = 1 if small else WORD
+        words = blocks * self.shared_bytes // self.word + 16
+        self.touched = {way: (np.empty(words, np.int64), np.empty(words, np.int64)) for way in CONFLICTS}
+        self.steps: list = [None] * len(kernel.code)  # decoded where they are first met
+
+    def run(self, blocks: np.ndarray, parameters: bytes) -> int:
+        """Steps executed until every thread of these blocks has left."""
+        self.parameters[:] = np.frombuffer(parameters, np.uint8)
         within = np.tile(np.arange(self.threads), len(blocks))
         self.special = {"%laneid": within % WARP, "%warpid": within // WARP}
         for name, at, shape in (("tid", within, self.block), ("ctaid", blocks[self.block_of], self.grid)):
             places = (at % shape[0], at // shape[0] % shape[1], at // (shape[0] * shape[1]))
             self.special |= {f"%{name}.{axis}": p for axis, p in zip("xyz", places, strict=True)}
-            self.special |= {f"%n{name}.{axis}": np.full(size, n) for axis, n in zip("xyz", shape, strict=True)}
-        self.special["%globaltimer"] = np.full(size, 1 << 40)
-        self.registers = {n: np.full(size, 0xEEEEEEEEEEEEEEEE).astype(UNSIGNED[b]) if b > 1 else np.zeros(size, bool)
-                          for n, b in self.kernel.registers.items()}  # fmt: skip
-        self.shared = np.full(len(blocks) * self.shared_bytes + 16, FRESH_SHARED, np.uint8)
-        self.local_bytes = -(-sum(s for _, s in self.kernel.local.values()) // 16) * 16
-        self.local = np.full(size * self.local_bytes + 16, FRESH_SHARED, np.uint8)
-        self.pc = np.zeros(size, np.int64)
-        self.status = np.full(size, RUNNING, np.int8)
-        self.committed = np.zeros(size, np.int64)
+            self.special |= {f"%n{name}.{axis}": np.full(self.size, n) for axis, n in zip("xyz", shape, strict=True)}
+        self.special["%globaltimer"] = np.full(self.size, 1 << 40)
+        for bits, file in self.files.items():
+            file[...] = 0xEEEEEEEEEEEEEEEE % (1 << bits)
+        self.shared[:], self.local[:] = FRESH_SHARED, FRESH_SHARED
+        self.pc = np.zeros(self.size, np.int64)
+        self.status = np.full(self.size, RUNNING, np.int8)
+        self.committed = np.zeros(self.size, np.int64)
         self.copies: list[tuple] = []
         self.epoch = np.zeros(len(blocks), np.int64)  # barriers each block has passed
+        for when, whom in self.touched.values():
+            when[:], whom[:] = NOBODY, NOBODY
         self.spun = False
-        self._watch(len(blocks))
         with np.errstate(all="ignore"):
-            steps = [self._decode(i) for i in self.kernel.code]
-            return self._run(steps)
+            return self._run()
 
     def _decode(self, instruction: Instruction):
         """("bra", predicate, target), ("bar" or "exit", predicate) or the function of a mask."""
@@ -98,8 +110,8 @@ class Machine:
         value = self.registers[text.lstrip("!")]
         return (lambda: ~value) if text[0] == "!" else (lambda: value)
 
-    def _run(self, steps) -> int:
-        done = 0
+    def _run(self) -> int:
+        done, steps = 0, self.steps
         while True:
             running = self.status == RUNNING
             if not running.any():
@@ -117,8 +129,9 @@ class Machine:
             limit = int(rest.min()) if len(rest) else len(steps)
             mask = None if group.all() else group
             while at < limit:
-                step = steps[at]
-                self.at = at
+                self.at, step = at, steps[at]
+                if step is None:
+                    step = steps[at] = self._decode(self.kernel.code[at])
                 done += 1
                 if not isinstance(step, tuple):
                     step(mask)
@@ -175,7 +188,7 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _place(self, space: str, who: np.ndarray, address: np.ndarray, size: int, write: bool) -> tuple:
+    def place(self, space: str, who: np.ndarray, address: np.ndarray, size: int, way: str) -> tuple:
         """The array of bytes that holds these addresses of one space, and where in it."""
         if (address % size).any():
             bad = int(address[address % size != 0][0])
@@ -189,7 +202,7 @@ class Machine:
             least = owned[edges].min(0)
             if (outside | (least == 0)).any():
                 raise self.fault(f"{size} bytes at {int(address[outside | (least == 0)][0]):#x} belong to nobody")
-            if write and (least < 2).any():
+            if way != "read" and (least < 2).any():
                 raise self.fault(f"{size} bytes at {int(address[least < 2][0]):#x} are read only")
             return self.memory.data, at
         room, base = (
@@ -200,7 +213,7 @@ class Machine:
             raise self.fault(f"byte {int(address[outside][0])} of {room} of {space} memory")
         at = base[who] * room + address
         if space == "shared":
-            self._look(who, at, size, write)
+            self._look(who, at, size, way)
         return (self.shared if space == "shared" else self.local), at
 
     def split(self, space: str, who: np.ndarray, address: np.ndarray):
@@ -216,41 +229,34 @@ class Machine:
         """(len(who), size) bytes."""
         out = np.empty((len(who), size), np.uint8)
         for name, which, at in self.split(space, who, address):
-            data, places = self._place(name, who[which], at, size, False)
+            data, places = self.place(name, who[which], at, size, "read")
             out[which] = data[places[:, None] + np.arange(size)]
         return out
 
     def store(self, space: str, who: np.ndarray, address: np.ndarray, values: np.ndarray) -> None:
         size = values.shape[1]
         for name, which, at in self.split(space, who, address):
-            data, places = self._place(name, who[which], at, size, True)
+            data, places = self.place(name, who[which], at, size, "write")
             data[places[:, None] + np.arange(size)] = values[which]
 
     # ------------------------------------------------------------------------------------------ who touched what
 
-    def _watch(self, blocks: int) -> None:
-        small = [i.op[-1] for i in self.kernel.code if i.op[0] in ("ld", "st") and i.op[-1][1:] in ("8", "16")]
-        self.word = 1 if small else WORD
-        words = blocks * self.shared_bytes // self.word + 16
-        self.touched = {way: (np.full(words, -1), np.full(words, NOBODY)) for way in ("write", "read")}
-
-    def _look(self, who: np.ndarray, at: np.ndarray, size: int, write: bool) -> None:
-        """Remember who reads or writes shared memory; a fault where another warp did since the last barrier."""
+    def _look(self, who: np.ndarray, at: np.ndarray, size: int, way: str) -> None:
+        """Remember who does what to shared memory; a fault where another warp did since the last barrier."""
         words = (at[:, None] // self.word + np.arange(max(1, size // self.word))).reshape(-1)
         many = len(words) // len(who) if len(who) else 1
         warps, now = np.repeat(self.warp_of[who], many), np.repeat(self.epoch[self.block_of[who]], many)
-        for way in ("write", "read") if write else ("write",):
-            when, whom = self.touched[way]
+        for theirs in CONFLICTS[way]:
+            when, whom = self.touched[theirs]
             other = (when[words] == now) & (whom[words] != warps)
             if other.any():
                 byte = int(words[other][0]) * self.word % self.shared_bytes
-                mine = "writes" if write else "reads"
-                raise self.fault(f"a warp {mine} byte {byte} of shared memory, another {way}s it: no barrier between")
-        when, whom = self.touched["write" if write else "read"]
+                raise self.fault(f"{way} of byte {byte} of shared memory, {theirs} by another warp: no barrier between")
+        when, whom = self.touched[way]
         apart = (when[words] == now) & (whom[words] != warps)
         when[words], whom[words] = now, warps
         apart |= whom[words] != warps
-        if write and apart.any():
+        if way == "write" and apart.any():
             raise self.fault(f"two warps write byte {int(words[apart][0]) * self.word % self.shared_bytes} at once")
         whom[words[apart]] = MANY
 
@@ -282,7 +288,7 @@ class Machine:
         """What stands for a name: an offset in its space, an address of global memory; None where there is none."""
         if name in self.kernel.shared:
             at = self.kernel.shared[name]
-            return -(-self.kernel.shared_bytes // 16) * 16 if at < 0 else at
+            return self.dynamic_at if at < 0 else at
         if name in self.kernel.local:
             return self.kernel.local[name][0]
         return self.memory.variables.get(name)

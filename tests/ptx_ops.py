@@ -33,6 +33,9 @@ def decode(m, instruction) -> Step:
 def move(m, op, operands):
     kind = kind_of(op)
     to, of = parts(operands[0]), parts(operands[1])
+    if operands[1] in m.special:
+        put, name = write(m, operands[0], kind), operands[1]
+        return lambda mask: put(m.special[name].astype(kind), mask)
     if len(to) == len(of) == 1:
         put, value = write(m, operands[0], kind), read(m, operands[1], kind)
         return lambda mask: put(value, mask)
@@ -121,15 +124,7 @@ def atomic(m, op, operands, returns: bool):
         for t in who:
             one = np.array([t])
             for name, _, at in m.split(space, one, places[one]):
-                watched, m.touched = (
-                    m.touched,
-                    {w: tuple(a.copy() for a in p) for w, p in m.touched.items()} if name == "shared" else m.touched,
-                )
-                for pair in m.touched.values():  # atomics do not race
-                    if name == "shared":
-                        pair[0][...] = -1
-                data, place = m._place(name, one, at, size, True)
-                m.touched = watched
+                data, place = m.place(name, one, at, size, "atomic")
                 value = data[place[0] : place[0] + size].view(kind)
                 old[t] = value[0]
                 found = function(value[0], *(np.broadcast_to(v, (m.size,))[t] for v in values))

@@ -25,8 +25,6 @@ def read(m, operand: str, kind: type) -> np.ndarray:
         if wide < narrow:
             raise ValueError(operand)
         return value.view(kind)[:: wide // narrow]
-    if operand in m.special:
-        return m.special[operand].astype(kind)
     if operand[:2] in ("0f", "0F"):
         return np.array(int(operand[2:], 16), np.uint32).view(np.float32).astype(kind)
     if operand[:2] in ("0d", "0D"):

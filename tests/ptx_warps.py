@@ -6,6 +6,8 @@ import numpy as np
 from ptx import WARP
 from ptx_values import TYPES, kind_of, parts, read, space_of, unsupported, write
 
+from edgewm.ops import fma32
+
 LANES = np.arange(WARP)
 
 
@@ -97,7 +99,11 @@ NUMBERS = {"s8": (np.int8, np.int32), "u8": (np.uint8, np.int32), "f16": (np.flo
 
 
 def multiply_matrices(m, op, operands):
-    """mma of 16 x 32 bytes by 32 bytes x 8: fragments as the PTX manual draws them, for s8 and for 16-bit numbers."""
+    """mma of 16 x 32 bytes by 32 bytes x 8: fragments as the PTX manual draws them, for s8 and for 16-bit numbers.
+
+    In which order a GPU adds is its own and not documented. Here it is the op table's, neighbours of k in pairs, the
+    later one first, so that all else can be compared to the bit.
+    """
     shape, kind = op[3], op[-3]
     if (shape, kind) not in {("m16n8k32", "s8"), ("m16n8k16", "f16"), ("m16n8k16", "bf16")} or op[4:6] != (
         "row",
@@ -120,19 +126,25 @@ def multiply_matrices(m, op, operands):
 
     def numbers(raw):
         if kind == "bf16":
-            return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-        return raw.view(np.int8 if kind == "s8" else np.float16).astype(np.float64)
+            return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return raw.view(np.int8).astype(np.float64) if kind == "s8" else raw.view(np.float16).astype(np.float32)
 
     def step(mask):
         warps = m.whole_warps(mask)
         left = numbers(bytes_of(a, (0, 8, 0, 8), (0, 0, 1, 1), warps, 16))
         right = numbers(bytes_of(b, (0, 0), (0, 1), warps, 8))
-        product = left @ right.transpose(0, 2, 1)  # exact for s8
-        for i, put in enumerate(puts):
-            own = product[:, GROUP + 8 * (i // 2), 2 * PLACE + i % 2]
-            start = np.broadcast_to(c[i], (m.size,))[warps]
+        places = [(slice(None), GROUP + 8 * (i // 2), 2 * PLACE + i % 2) for i in range(4)]
+        total = np.zeros((len(warps), 16, 8), sums)
+        for place, own in zip(places, c, strict=True):
+            total[place] = np.broadcast_to(own, (m.size,))[warps]
+        if sums is np.float32:
+            for k in sorted(range(left.shape[-1]), key=lambda k: (k // 2, -k)):
+                total = fma32(left[:, :, None, k], right[:, None, :, k], total)
+        else:
+            total += (left @ right.transpose(0, 2, 1)).astype(sums)  # exact
+        for place, put in zip(places, puts, strict=True):
             whole = np.zeros(m.size, sums)
-            whole[warps] = (own + start).astype(sums) if sums is np.float32 else own.astype(sums) + start
+            whole[warps] = total[place]
             put(whole, mask)
 
     return step

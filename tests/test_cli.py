@@ -64,6 +64,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --target orin --isa avx2", "cannot run 'avx2' kernels"),
         ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
         ("build reference --place gpu", "host has no GPU that kernels can be compiled for"),
+        ("build reference --place dla", "'dla' is not one of 'auto', 'cpu', 'gpu'"),
         ("build reference --samples 0", "0 is not in the range x>=1"),
         ("build reference --rate-hz 0", "0.0 is not in the range 0.001<=x<=1000000.0"),
         ("build reference --rate-hz nan", "nan is no rate"),

@@ -246,7 +246,7 @@ def test_what_fails_at_a_run_is_an_error_and_publishes_nothing(driver: cuda.Stan
     with loop(bundle()) as gpu:
         gpu.plan()
         before = gpu.act(10**9)[0]
-        with pytest.raises(EdgewmError, match="the GPU failed: found .*CUDA_ERROR_ILLEGAL_ADDRESS"):
+        with pytest.raises(EdgewmError, match=r"the GPU failed: found .*CUDA_ERROR_ILLEGAL_ADDRESS"):
             gpu.plan()
         action, told = gpu.act(10**9)
         assert told.generation == 1 and action.tobytes() == before.tobytes()
@@ -445,14 +445,14 @@ MUTATIONS = [
     ("gpu", ewm.GPU, 0, "launches", 9, "240 bytes"),
     ("gpu", ewm.GPU, 0, "round", 6, "functions 0, 6 and 2"),
     ("gpu", ewm.GPU, 0, "stamp", 0xFFFFFFFF, "functions 0, 1 and 4294967295"),
-    ("gpu", ewm.GPU, 0, "reserved", 1, "reserved 1"),
+    ("gpu", ewm.GPU, 0, "persistent", 6, "persistent function 6"),
     ("functions", ewm.FUNCTION, 3, "name", b"a-b", "a bad name"),
     ("functions", ewm.FUNCTION, 3, "name", b"", "a bad name"),
     ("functions", ewm.FUNCTION, 3, "name", b"a" * 40, "a bad name"),
-    ("launches", ewm.LAUNCH, 0, "call", 1, "call 1, phase 0"),
-    ("launches", ewm.LAUNCH, 3, "call", 5, "call 5, phase 0"),
+    ("launches", ewm.LAUNCH, 3, "call", 5, "call 4 after call 5"),
+    ("launches", ewm.LAUNCH, 3, "call", 4, "call 4, phase 0"),
     ("launches", ewm.LAUNCH, 9, "call", 8, "call 8, phase 0"),
-    ("launches", ewm.LAUNCH, 9, "call", 10, "call 10, phase 0"),
+    ("launches", ewm.LAUNCH, 9, "call", 10, "call 10"),
     ("launches", ewm.LAUNCH, 2, "phase", 1, "call 2, phase 1"),
     ("launches", ewm.LAUNCH, 2, "function", 6, "function 6"),
     ("launches", ewm.LAUNCH, 2, "blocks", 0, "0 blocks"),

@@ -28,9 +28,9 @@ from edgewm import format as ewm
 from edgewm.binding import Runtime
 from edgewm.build import build, place_program
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
-from edgewm.cuda.compile import Compiled, KernelFacts, compile_cuda
+from edgewm.cuda.compile import Compiled, KernelFacts
 from edgewm.cuda.schedule import schedule_gpu
-from edgewm.cuda.source import HEADERS, cuda_text
+from edgewm.cuda.source import cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.estimate.placed import choose
@@ -64,28 +64,30 @@ def board() -> tuple[Target, Mode]:
 
 def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
     """A module in name alone, for tests whose kernels run from source."""
-    names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
+    names = re.findall(r"^\s*EWM_(?:WIDE_)?(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
     kinds = {"IMMA.16832.S8.S8": 1, "HMMA.16816.F32.BF16": 1}
     facts = tuple(KernelFacts(name, 32, 0, 0, 0, 7, "8.5", kinds) for name in names)
     return Compiled(sm, cuda_standin.cubin(names, int(sm[3:])), "// .version 8.5\n// .target sm_87\n", facts)
 
 
-def kernels(whole: Program, folder: Path) -> Path:
+def kernels(whole: Program, folder: Path, persistent: bool = False) -> Path:
     """The bundle's kernels as fibers, where the stand-in finds them."""
     _, source = emit(whole, schedule_gpu(whole), {})
-    Device(cuda_text(source), folder, watched=False)
+    Device(cuda_text(source, persistent), folder, watched=False)
     return folder / "kernels.so"
 
 
 @functools.cache
 def bundles(precision: str) -> tuple[Path, Path]:
-    """(for the GPU, for this processor) of `program`, golden answers in both; built once in a process."""
+    """(for the GPU, for this processor) of `program`, built once in a process; the first with golden answers. In w8a8
+    launches that follow on each other are one."""
     whole, (target, mode) = program(precision), board()
     gpu, cpu = (Path(tempfile.mkdtemp(prefix="edgewm-cuda-")) for _ in range(2))
-    sections, paths = compile_gpu_bundle(whole, schedule_gpu(whole), {}, target, mode, gpu, uncompiled)
+    persistent = precision == "w8a8"
+    sections, paths = compile_gpu_bundle(whole, schedule_gpu(whole), {}, target, mode, gpu, persistent, uncompiled)
     sections |= record(whole, sections, target, 0, paths)
     (gpu / "model.ewm").write_bytes(pack(sections, target, paths))
-    kernels(whole, gpu)
+    kernels(whole, gpu, persistent)
     sections, paths = compile_bundle(whole, schedule_program(whole, host().isa), {}, host(), cpu)
     (cpu / "model.ewm").write_bytes(pack(sections, host(), paths))
     return gpu, cpu
@@ -218,7 +220,8 @@ def test_the_verb_builds_for_a_gpu_and_says_so(named: None, tmp_path: Path, monk
     if host().machine != "x86_64":
         return
     lowered = tiny.lowered("bf16")
-    path = kernels(lowered.with_(entries={n: lowered.entries[n] for n in ("encode", "predict", "score")}), tmp_path)
+    lowered = lowered.with_(entries={name: lowered.entries[name] for name in ("encode", "predict", "score")})
+    path = kernels(lowered, tmp_path, manifest.raw["placement"]["persistent"])
     there = {
         **os.environ, "LD_LIBRARY_PATH": str(cuda_standin.folder()),
         "EWM_STANDIN": cuda_standin.settings(path, aborts=1, sm=90, integrated=0),
@@ -239,13 +242,23 @@ def test_auto_takes_the_smaller_estimate_and_says_both() -> None:
     assert thor.place == "cpu" and "clocks in 120W are not known" in thor.why
 
 
+def gpu_ms(point: float, launch_share: float = 0.1) -> dict[str, float]:
+    return {"point": point, "launch_share": launch_share}
+
+
+def test_one_launch_is_chosen_where_launches_take_most_of_the_time() -> None:
+    assert [choose("gpu", None, gpu_ms(1.0, share)).persistent for share in (0.4, 0.6)] == [False, True]
+    assert not choose("cpu", None, gpu_ms(1.0, 0.6)).persistent and not choose("gpu", None, None).persistent
+    assert not choose("auto", {"point": 0.5}, gpu_ms(1.0, 0.6)).persistent
+
+
 @pytest.mark.parametrize(
     ("wanted", "cpu", "gpu", "place", "why"),
     [
-        ("auto", {"point": 2.0}, {"point": 1.0}, "gpu", "1 ms on the GPU, 2 on the CPU"),
-        ("auto", {"point": 1.0}, {"point": 1.0}, "cpu", "1 ms on the CPU, 1 on the GPU"),
+        ("auto", {"point": 2.0}, gpu_ms(1.0), "gpu", "1 ms on the GPU, 2 on the CPU"),
+        ("auto", {"point": 1.0}, gpu_ms(1.0), "cpu", "1 ms on the CPU, 1 on the GPU"),
         ("auto", {"point": 1.0}, None, "cpu", "nothing is known of how long the GPU takes: no clocks"),
-        ("auto", None, {"point": 1.0}, "gpu", "nothing is known of how long the CPU takes"),
+        ("auto", None, gpu_ms(1.0), "gpu", "nothing is known of how long the CPU takes"),
         ("gpu", {"point": 1.0}, None, "gpu", "asked for: --place gpu"),
     ],
 )
@@ -281,10 +294,10 @@ def test_a_kernel_that_breaks_a_gate_is_refused(tmp_path: Path) -> None:
 
     whole = program("fp32")
     with pytest.raises(EdgewmError, match="4 bytes a thread are spilled"):
-        compile_gpu_bundle(whole, schedule_gpu(whole), {}, *board(), tmp_path, spilling)
+        compile_gpu_bundle(whole, schedule_gpu(whole), {}, *board(), tmp_path, compiler=spilling)
 
 
-# ---------------------------------------------------------------------------------------------- how near is as it must be
+# ------------------------------------------------------------------------------------------- how near is near enough
 
 
 def test_what_may_differ_follows_from_formats_and_lengths() -> None:

@@ -62,7 +62,7 @@ def checked(facts=FACTS, use=USE, instruction="IMMA.16832.S8", board=ORIN, mode=
 
 def test_a_kernel_that_keeps_to_everything_passes():
     checked()
-    checked(replace(FACTS, spill_bytes=16), spill_bytes=16)
+    checked(replace(FACTS, spill_bytes=16), spills={"product": 16})
     checked(use=replace(USE, blocks=10_000, cooperative=False))
 
 

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import programs
 import pytest
-from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WRONG_LANE, Bundle, LaunchError
+from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE, Bundle, LaunchError
 
 from edgewm import expr as e
 from edgewm import interp
-from edgewm.ops import NUMPY
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Graph, Node, Program, walk_graphs
 
 SEEDS = (0, 7, 107)  # of schedules: in order, random, unfair
-UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-9}
-
-
-def numbers(seed: tuple[int, ...], *shape: int) -> np.ndarray:
-    """f32 over a few magnitudes, with zeros of both signs."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 2, shape)
-    return np.where(rng.random(shape) < 0.05, np.where(rng.random(shape) < 0.5, 0.0, -0.0), x).astype(np.float32)
 
 
 def product(k: int, n: int, lanes: int, outer: int, form: str) -> Graph:
@@ -78,6 +69,7 @@ def best(samples: int, k: int) -> Graph:
 
 
 PRODUCTS = [*itertools.product((1, 5, 83), (1, 66), (1, 33), (1, 3)), (17, 130, 70, 2)]
+WIDE = (70, 66, 4100, 1)  # enough tiles for the products of whole blocks; fewer, and warps share k
 ATTENTIONS = [
     (1, 1, 1, 1, 1, 1), (2, 3, 3, 8, 8, 33), (2, 13, 13, 5, 7, 0), (3, 1, 30, 16, 13, 5), (1, 5, 7, 3, 1, 40),
     (1, 6, 40, 70, 33, 35), (2, 40, 40, 8, 8, 0), (1, 2, 900, 3, 2, 0),
@@ -86,6 +78,7 @@ FOLDS = [(1, 1, 1), (3, 33, 5), (2, 300, 19), (9, 5, 193)]
 GRAPHS = (
     {f"product_{form}{i}": product(*shape, form)
      for form in ("direct", "gathered", "norm") for i, shape in enumerate(PRODUCTS)}
+    | {"product_wide": product(*WIDE, "direct")}
     | {f"product_of_each{i}": ensemble(*shape) for i, shape in enumerate([(3, 6, 13, 17), (2, 70, 65, 40)])}
     | {f"attention{i}": attention(*shape) for i, shape in enumerate(ATTENTIONS)}
     | {f"{kind}{i}": folded(kind, *shape) for kind in ("sum", "max") for i, shape in enumerate(FOLDS)}
@@ -101,10 +94,10 @@ def weights_of(graph: Graph) -> list[Node]:
     return [n.sources[1] for n in nodes if n.sources[1].op == "weight"]
 
 
-def program() -> Program:
+def program(graphs: Mapping[str, Graph] = GRAPHS) -> Program:
     """Every graph as an entry; those with products once for each precision, with weights of their own."""
     entries, recipe = {}, {}
-    for name, graph in GRAPHS.items():
+    for name, graph in graphs.items():
         for precision in PRECISIONS if name.startswith("product") else ("fp32",):
             key = f"{precision}_{name}"
             entries[key] = programs.salted(graph, precision)
@@ -140,3 +133,58 @@ def test_kernels_are_the_oracle_to_the_bit(part: str, bundle: Bundle, whole: Pro
     for i, name in enumerate(n for n in named(part) if not n.startswith("bf16")):
         found[name] = differences(bundle, whole, name, SEEDS[i % len(SEEDS)])
     assert found and {n: d for n, d in found.items() if d} == {}
+
+
+def test_bf16_is_the_real_product_within_rounding(bundle: Bundle, whole: Program) -> None:
+    """Tensor cores add in an order of their own: each step over k may lose a unit of what has been added up so far."""
+    names = {f"bf16_product_direct{i}": shape for i, shape in enumerate(PRODUCTS)} | {"bf16_product_wide": WIDE}
+    for i, (name, (k, n, *_)) in enumerate(names.items()):
+        bundle.device.seed = SEEDS[i % len(SEEDS)]
+        inputs = programs.inputs_of(whole.entries[name])
+        found = bundle.run(name, **inputs)["y"]
+        wanted = interp.run(whole.entries[name], inputs, whole.weights)["y"]
+        w = np.abs(programs.numbers(f"bf16/w{k}x{n}", (k, n)))
+        sums = np.abs(inputs["x"]) @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
+        assert np.all(np.abs(found - wanted) <= 2 * (k + 2) * 2.0**-23 * (sums + 4)), name
+
+
+# ---------------------------------------------------------------------------------------------- the tests can fail
+
+# A few calls in which every barrier matters.
+PROBES = (
+    "fp32_product_norm24", "w8a8_product_norm24", "fp32_product_of_each1", "fp32_attention3",
+    "fp32_attention6", "fp32_attention7", "fp32_best2", "fp32_best4", "w8a8_product_wide",
+)  # fmt: skip
+
+
+def is_caught(bundle: Bundle, whole: Program) -> bool:
+    for name in PROBES:
+        try:
+            if differences(bundle, whole, name, seed=107):
+                return True
+        except LaunchError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("kind", [BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE])
+def test_planted_faults_are_caught(kind: int, bundle: Bundle, whole: Program) -> None:
+    """Each barrier left out, each wait for a copy one group late, warps that read another lane."""
+    with bundle.device.planted() as plant:
+        assert not is_caught(bundle, whole)
+        sites = bundle.device.sites(kind)
+        missed = [site for site in range(sites) if not (plant(kind, site), is_caught(bundle, whole))[1]]
+    assert sites > 0 and missed == []
+
+
+def test_a_tile_too_few_is_caught(bundle: Bundle, whole: Program) -> None:
+    """Every launch of a probe with its last block left out; not where a mask hides what that would have computed."""
+    kept, missed = bundle.rows.copy(), []
+    for name in set(PROBES) - {"fp32_attention7", "w8a8_product_wide"}:
+        (entry,) = (i for i, n in enumerate(whole.entries) if n == name)
+        for row in bundle.rows_of(entry):
+            bundle.rows["blocks"][row] -= 1
+            if kept["blocks"][row] > 1 and differences(bundle, whole, name, 0) == []:
+                missed.append((name, bundle.functions[int(kept["function"][row])]))
+            bundle.rows[:] = kept
+    assert missed == []

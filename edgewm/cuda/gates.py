@@ -27,16 +27,17 @@ class Use:
 
 def check(
     compiled: Compiled, uses: Iterable[Use], instructions: Mapping[str, str], board: Target, mode: Mode,
-    spill_bytes: int = SPILL_BYTES,
+    spills: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
     """EdgewmError at the first kernel that keeps to less than this board in this mode asks for.
 
-    `instructions`: kernel -> beginning of a mnemonic that must stand in its machine code, e.g. IMMA.16832.S8.
+    `instructions`: kernel -> beginning of a mnemonic that must stand in its machine code, e.g. IMMA.16832.S8; `spills`:
+    kernel -> bytes a thread that it may spill, SPILL_BYTES where it is not named.
     """
     facts = {f.name: f for f in compiled.facts}
     for kernel in facts.values():
         check_file(kernel, board.gpu)
-        check_spills(kernel, spill_bytes)
+        check_spills(kernel, (spills or {}).get(kernel.name, SPILL_BYTES))
     for name, instruction in instructions.items():
         check_instruction(_facts(facts, name), instruction)
     for use in uses:

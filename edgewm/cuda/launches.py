@@ -14,9 +14,11 @@ import numpy as np
 
 THREADS = 256
 TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at whole sectors of memory
-STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long) and `product_fill`
+STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long)
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
 STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
+NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they are NARROW x NARROW
+FOLD = 256  # terms of each lane in shared memory, in `reduce`
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
 
 
@@ -63,12 +65,6 @@ def _map(call: Facts) -> Shape:
     return Shape(prod(outer) * -(-call.lanes // across) * -(-count // (along * call.steps)))
 
 
-def _reduce(call: Facts) -> Shape:
-    count = prod(call.dims[:-1])
-    across, others = spread(call.lanes, count)
-    return Shape(-(-call.lanes // across) * -(-count // others))
-
-
 def _topk(call: Facts) -> Shape:
     return Shape(1, 4 * (3 * THREADS + 2))
 
@@ -84,25 +80,32 @@ def _rows(call: Facts) -> tuple[int, int]:
     return batches, prod(outer) // batches * call.lanes
 
 
-def _fill(call: Facts) -> Shape:
-    return _map(Facts((*call.dims[:-2], call.dims[-1]), call.lanes))
-
-
 def _multiply(call: Facts) -> Shape:
     """Tiles of SIDE rows and columns. Shared memory holds two slices of both, then the sums, a column 4 rows longer."""
     batches, rows = _rows(call)
     return Shape(batches * -(-rows // SIDE) * -(-call.dims[-2] // SIDE), 4 * SIDE * (SIDE + 4))
 
 
+def _reduce(call: Facts) -> Shape:
+    return Shape(prod(call.dims[:-1]) * _lane_tiles(call), 4 * TILE * FOLD)
+
+
 def _by_rows(call: Facts) -> Shape:
-    """Eight threads for each row; two words of each thread to agree on a range."""
+    """The same blocks as `_reduce`, so that calls can be chained; two words of each thread to agree on a range."""
     return Shape(prod(call.dims[:-2]) * _lane_tiles(call), 8 * THREADS)
 
 
 def _tensor_multiply(call: Facts) -> Shape:
-    """Tiles of BAND rows and SIDE columns. Shared memory holds STRIPS strips of k of both, then the sums."""
+    """Tiles of BAND rows and SIDE columns, or, where those are few, of NARROW and NARROW whose warps share k.
+
+    Shared memory holds STRIPS strips of k of both (for each warp of its own), then the sums (of each warp).
+    """
     batches, rows = _rows(call)
-    tiles = batches * -(-rows // BAND) * -(-call.dims[-2] // SIDE)
+    width = call.dims[-2]
+    tiles = batches * -(-rows // BAND) * -(-width // SIDE)
+    if tiles < FEW_TILES:
+        tiles = batches * -(-rows // NARROW) * -(-width // NARROW)
+        return Shape(tiles, THREADS // 32 * max(STRIPS * 2 * NARROW * STRIP_BYTES, 4 * NARROW * (NARROW + 4)))
     return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP_BYTES, 4 * SIDE * (BAND + 4)))
 
 
@@ -129,7 +132,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "reduce": _reduce,
     "topk": _topk,
     "take": _take,
-    "product_fill": _fill,
+    "product_fill": _by_rows,
     "product_multiply": _multiply,
     "product_bf16_round": _by_rows,
     "product_bf16_multiply": _tensor_multiply,

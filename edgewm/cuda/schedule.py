@@ -1,14 +1,17 @@
-"""A program's schedule on a GPU: the calls of the CPU, each a region of its own, every value in the arena."""
+"""A program's schedule on a GPU: the calls of the CPU, a region for each launch, every value in the arena."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..arena import place
+from ..layout import ZERO
 from ..lower import Lowering
 from ..program import Program
-from ..schedule import Call, Region, Repeat, Schedule, Step, is_direct
+from ..schedule import Call, Operand, Region, Repeat, Schedule, Step, is_direct
 from . import launches
+
+LONGEST = 8  # calls of a chain
 
 
 def schedule_gpu(program: Program) -> Schedule:
@@ -17,7 +20,7 @@ def schedule_gpu(program: Program) -> Schedule:
     Weights are packed and workspaces measured for `kernels/*.cu`; scratch is one buffer that all workspaces share, as
     calls run one after the other.
     """
-    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, one_by_one)
+    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
     ports = {layout.buffer for e in entries.values() for layout in (*e.inputs.values(), *e.outputs.values())}
     workspaces = {call.workspace for e in entries.values() for call in calls_of(e.steps)}
@@ -29,16 +32,48 @@ def schedule_gpu(program: Program) -> Schedule:
     return schedule
 
 
-def one_by_one(flow: list, tile: int) -> list[Step]:
-    """Each call a region: blocks of one call read what any block of an earlier one wrote."""
+def chained(flow: list, tile: int) -> list[Step]:
+    """Regions of calls that one launch runs: blocks of a call read what any block of an earlier region wrote."""
     steps: list[Step] = []
     for item in flow:
         if isinstance(item, Repeat):
-            item.body = one_by_one(item.body, tile)
+            item.body = chained(item.body, tile)
             steps.append(item)
+        elif steps and isinstance(steps[-1], Region) and can_join(steps[-1].calls, item):
+            steps[-1].calls.append(item)
         else:
             steps.append(Region(item.lanes, tile, [item]))
     return steps
+
+
+def can_join(chain: list[Call], call: Call) -> bool:
+    """Whether blocks of `call` read nothing that another block of the chain's calls has written.
+
+    All of a chain are cut alike, into 32 lanes at one outer index: reductions, and at the end what a product does to
+    its rows before it multiplies.
+    """
+    if any(member.family != "reduce" for member in chain) or len(chain) == LONGEST:
+        return False
+    if call.family not in ("reduce", *launches.PACK) or is_direct(call):
+        return False
+    if call.lanes != chain[0].lanes or _outer(call) != _outer(chain[0]):
+        return False
+    read = [operand for member in chain for operand in member.reads()]
+    written = {member.out.buffer: member.out for member in chain}
+    if call.out.buffer in written or any(operand.buffer is call.out.buffer for operand in read):
+        return False
+    first = call.reads() if call.family == "reduce" else [o for _, o in call.groups["left"]]
+    return all(_same_row(o, written[o.buffer], len(_outer(call))) for o in first if o.buffer in written)
+
+
+def _outer(call: Call) -> list[int]:
+    return call.dims[: -1 if call.family == "reduce" else -2]
+
+
+def _same_row(reads: Operand, writes: Operand, outer: int) -> bool:
+    """Whether a lane at an outer index reads one number, the one that it has written."""
+    along = reads.mode == writes.mode == "V" and reads.strides[:outer] == writes.strides[:outer]
+    return along and all(s == ZERO for s in (*reads.strides[outer:], *writes.strides[outer:]))
 
 
 def calls_of(steps: list[Step]) -> list[Call]:

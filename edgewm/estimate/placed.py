@@ -16,7 +16,7 @@ from .cpu import interval
 from .gpu import Precision, check_mode, kernel_us
 from .network import Kernel
 
-Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source
+Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source; on a GPU the share that launches take
 # What a product's operands are in registers, by family; everything else is f32.
 HELD = {
     "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
@@ -27,26 +27,32 @@ PHASES = {"product": 2, "product_bf16": 2, "product_i8": 2}  # launches of a cal
 
 @dataclass(frozen=True)
 class Placement:
-    """Where every entry runs (`place` is cpu or gpu), why, and what was estimated for each; None where it is not known."""
+    """Where every entry runs (`place` is cpu or gpu), why, and what was estimated for each (None: not known).
+
+    `persistent`: on the GPU launches that follow on each other are run as one.
+    """
 
     place: str
     why: str
     cpu_ms: Estimate | None = None
     gpu_ms: Estimate | None = None
+    persistent: bool = False
 
 
 def choose(wanted: str, cpu_ms: Estimate | None, gpu_ms: Estimate | None, unknown: str = "") -> Placement:
     """`wanted` is cpu, gpu or auto, which takes the smaller estimate; `unknown`: why there is none of the GPU."""
+    one = _is_launch_bound(gpu_ms)
     if wanted != "auto":
-        return Placement(wanted, f"asked for: --place {wanted}", cpu_ms, gpu_ms)
+        return Placement(wanted, f"asked for: --place {wanted}", cpu_ms, gpu_ms, one and wanted == "gpu")
     if gpu_ms is None:
         return Placement("cpu", f"nothing is known of how long the GPU takes: {unknown}", cpu_ms, None)
     if cpu_ms is None:
-        return Placement("gpu", "nothing is known of how long the CPU takes", None, gpu_ms)
+        return Placement("gpu", "nothing is known of how long the CPU takes", None, gpu_ms, one)
     place, other = ("gpu", "cpu") if gpu_ms["point"] < cpu_ms["point"] else ("cpu", "gpu")
     taken, left = (gpu_ms, cpu_ms) if place == "gpu" else (cpu_ms, gpu_ms)
-    why = f"a plan is estimated at {taken['point']:.3g} ms on the {place.upper()}, {left['point']:.3g} on the {other.upper()}"
-    return Placement(place, why, cpu_ms, gpu_ms)
+    points = f"{taken['point']:.3g} ms on the {place.upper()}, {left['point']:.3g} on the {other.upper()}"
+    why = f"a plan is estimated at {points}"
+    return Placement(place, why, cpu_ms, gpu_ms, one and place == "gpu")
 
 
 def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimate | None, str]:
@@ -64,7 +70,13 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
         held = HELD.get(call.family, HELD["product"])
         spent += kernel_us(kernel_of(call, times), board, mode, held, with_, "graph")
     source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
-    return {**interval(sum(spent.values()) / 1e3, with_.sigma), "source": source}, ""
+    whole = sum(spent.values())
+    return {**interval(whole / 1e3, with_.sigma), "launch_share": spent["launch"] / whole, "source": source}, ""
+
+
+def _is_launch_bound(gpu_ms: Estimate | None) -> bool:
+    """Whether a plan's kernels take less time than it takes to launch them."""
+    return gpu_ms is not None and gpu_ms["launch_share"] > 1 / 2
 
 
 def _walk(steps: Sequence[Step], times: int, found: list[tuple[Call, int]]) -> None:

@@ -106,8 +106,9 @@ struct Device {
   CudaStream stream;
   CudaEvent done;
   bool integrated;  // shares the processor's memory
+  uint32_t together;  // blocks of the persistent function that are resident at once
   // Device memory; calls, operands and weights are written once.
-  CudaAddress arena, scratch, weights, calls, operands, progress;
+  CudaAddress arena, scratch, weights, calls, operands, launches, progress;
   // Memory that both see: all ports as the arena has them, and the pace. `..._there`: its address for the device.
   char* ports;
   Pace* pace;

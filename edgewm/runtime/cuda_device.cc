@@ -79,7 +79,7 @@ int ask_for_shared(const ewm_model& m, Device& d, ewm_fault* fault) {
   for (uint32_t f = 0; f < m.gpu->functions; f++) {
     uint32_t most = 0;
     for (uint32_t i = 0; i < m.gpu->launches; i++)
-      if (m.launches[i].function == f && m.launches[i].shared_bytes > most) most = m.launches[i].shared_bytes;
+      if ((m.launches[i].function == f || f == m.gpu->persistent) && m.launches[i].shared_bytes > most) most = m.launches[i].shared_bytes;
     if (most > SHARED_BYTES_OF_ANY)
       EWM_CALL(d.cuda, EWM_NO_GPU, Text("function %s, %u bytes of shared memory", m.functions[f].name, most),
                set_function, d.functions[f], FUNCTION_DYNAMIC_SHARED_BYTES, int(most));
@@ -102,6 +102,24 @@ int check_resident(const ewm_model& m, Device& d, const GpuLaunch& l, int proces
   return EWM_OK;
 }
 
+// How many blocks of the persistent function there may be: with the shared memory of any of its launches.
+int count_together(const ewm_model& m, Device& d, int processors, bool cooperative, ewm_fault* fault) {
+  const Text where("function %s", m.functions[m.gpu->persistent].name);
+  if (!cooperative)
+    return refuse(fault, EWM_NO_GPU, where, "a GPU whose blocks cannot wait for each other", "cooperative launches");
+  uint32_t most = 0;
+  for (uint32_t i = 0; i < m.gpu->launches; i++)
+    if (m.launches[i].shared_bytes > most) most = m.launches[i].shared_bytes;
+  int resident = 0;
+  EWM_CALL(d.cuda, EWM_NO_GPU, where, resident_blocks, &resident, d.functions[m.gpu->persistent], int(m.gpu->threads),
+           most);
+  if (resident < 1)
+    return refuse(fault, EWM_NO_GPU, where, "no block fits on a multiprocessor",
+                  Text("room for %u threads and %u bytes of shared memory", m.gpu->threads, most));
+  d.together = uint32_t(resident) * uint32_t(processors);
+  return EWM_OK;
+}
+
 }  // namespace
 
 int load_device(const ewm_model& m, Device& d, ewm_fault* fault) {
@@ -115,6 +133,8 @@ int load_device(const ewm_model& m, Device& d, ewm_fault* fault) {
   if (int bad = upload(d, "weights", m.weights, n.weight_bytes, d.weights, fault)) return bad;
   if (int bad = upload(d, "calls", m.calls, n.calls * sizeof(Call), d.calls, fault)) return bad;
   if (int bad = upload(d, "operands", m.operands, n.operands * sizeof(Operand), d.operands, fault)) return bad;
+  const uint64_t launch_bytes = m.gpu->launches * sizeof(GpuLaunch);
+  if (int bad = upload(d, "launches", m.launches, launch_bytes, d.launches, fault)) return bad;
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, make_stream, &d.stream, STREAM_NON_BLOCKING);
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, make_event, &d.done, EVENT_BLOCKING_SYNC | EVENT_DISABLE_TIMING);
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, synchronize);  // an upload may be on its way when its function returns
@@ -138,7 +158,7 @@ int check_launches(const ewm_model& m, Device& d, ewm_fault* fault) {
   if (int bad = ask_for_shared(m, d, fault)) return bad;
   for (uint32_t i = 0; i < m.gpu->launches; i++)
     if (int bad = check_resident(m, d, m.launches[i], processors, fault)) return bad;
-  return EWM_OK;
+  return m.gpu->persistent == EWM_NONE ? EWM_OK : count_together(m, d, processors, cooperative != 0, fault);
 }
 
 // The library stays: a driver has threads of its own.
@@ -151,7 +171,7 @@ void leave_device(const ewm_model& m, Device& d) {
     if (d.measured != nullptr) cuda.end_made_graph(d.measured);
     if (d.stream != nullptr) cuda.end_stream(d.stream);
     if (d.done != nullptr) cuda.end_event(d.done);
-    const CudaAddress held[] = {d.arena, d.scratch, d.progress, d.weights, d.calls, d.operands};
+    const CudaAddress held[] = {d.arena, d.scratch, d.progress, d.weights, d.calls, d.operands, d.launches};
     for (CudaAddress at : held)
       if (at != 0) cuda.free(at);
     if (d.stamps_here != nullptr) cuda.free_host(d.stamps_here);

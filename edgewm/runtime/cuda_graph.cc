@@ -33,19 +33,6 @@ bool walk(const ewm_model& m, uint32_t at, uint32_t end, Visit& visit) {
   return true;
 }
 
-// Rows of a call in section "launches", which is in the order of calls.
-const GpuLaunch* first_launch(const ewm_model& m, uint32_t call) {
-  uint32_t low = 0, high = m.gpu->launches;
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (m.launches[middle].call < call)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return m.launches + low;
-}
-
 // Puts what it is told of on the stream that is captured.
 struct Recorder {
   const ewm_model& m;
@@ -53,6 +40,7 @@ struct Recorder {
   CudaAddress stamps;  // 0: none
   ewm_fault* fault;
   int error = EWM_OK;
+  uint32_t first = 0, count = 0;  // launches that wait to be run as one
 
   bool good(const char* call, CudaResult result) {
     if (result == 0) return true;
@@ -76,14 +64,16 @@ struct Recorder {
     return single(function, &parameter);
   }
 
+  Launch launch(uint32_t call, uint32_t phase) const {
+    return {reinterpret_cast<const Call*>(d.calls),
+            reinterpret_cast<const Operand*>(d.operands),
+            {reinterpret_cast<char*>(d.arena), reinterpret_cast<char*>(d.scratch), reinterpret_cast<char*>(d.weights)},
+            reinterpret_cast<const uint32_t*>(stop()),
+            call,
+            phase};
+  }
   bool phase(const GpuLaunch& l) {
-    Launch parameter{reinterpret_cast<const Call*>(d.calls),
-                     reinterpret_cast<const Operand*>(d.operands),
-                     {reinterpret_cast<char*>(d.arena), reinterpret_cast<char*>(d.scratch),
-                      reinterpret_cast<char*>(d.weights)},
-                     reinterpret_cast<const uint32_t*>(stop()),
-                     l.call,
-                     l.phase};
+    Launch parameter = launch(l.call, l.phase);
     void* parameters[] = {&parameter};
     const CudaFunction function = d.functions[l.function];
     const unsigned threads = m.gpu->threads;
@@ -94,21 +84,53 @@ struct Recorder {
                                         nullptr));
   }
 
+  // Where no time is noted between them, launches that follow on each other are one, of blocks that are all resident.
+  bool is_persistent() const { return m.gpu->persistent != EWM_NONE && stamps == 0; }
+
+  bool flush() {
+    const uint32_t rows = count;
+    count = 0;
+    if (rows == 0) return true;
+    if (rows == 1) return phase(m.launches[first]);
+    uint32_t blocks = 1, shared_bytes = 0;
+    for (uint32_t i = first; i < first + rows; i++) {
+      if (m.launches[i].blocks > blocks) blocks = m.launches[i].blocks;
+      if (m.launches[i].shared_bytes > shared_bytes) shared_bytes = m.launches[i].shared_bytes;
+    }
+    if (blocks > d.together) blocks = d.together;
+    Persistent parameter{launch(0, 0), reinterpret_cast<const GpuLaunch*>(d.launches), first, rows,
+                         reinterpret_cast<uint32_t*>(d.progress + __builtin_offsetof(Progress, barrier))};
+    void* parameters[] = {&parameter};
+    return good("launch_cooperative",
+                d.cuda.launch_cooperative(d.functions[m.gpu->persistent], blocks, 1, 1, m.gpu->threads, 1, 1,
+                                          shared_bytes, d.stream, parameters));
+  }
+
   bool region(uint32_t step) {
     const Step& s = m.steps[step];
     for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++) {
-      for (const GpuLaunch* l = first_launch(m, call); l < m.launches + m.gpu->launches && l->call == call; l++)
-        if (!phase(*l)) return false;
+      for (const GpuLaunch* l = first_launch(m, call); l < m.launches + m.gpu->launches && l->call == call; l++) {
+        if (!is_persistent() || l->cooperative) {
+          if (!flush() || !phase(*l)) return false;
+          continue;
+        }
+        const uint32_t row = static_cast<uint32_t>(l - m.launches);
+        if (count != 0 && row != first + count && !flush()) return false;
+        if (count == 0) first = row;
+        count++;
+      }
       if (!stamp()) return false;
     }
     return true;
   }
   bool round(const Step& loop, uint32_t round) {
+    if (!flush()) return false;
     if (loop.anytime && !pace(m.gpu->round, round, loop.count)) return false;
     return good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
   }
   // What follows a loop runs, however it was left.
   bool left(const Step& loop) {
+    if (!flush()) return false;
     if (!loop.anytime) return true;
     return pace(m.gpu->round, loop.count, loop.count) && good("fill_words", d.cuda.fill_words(stop(), 0, 1, d.stream));
   }
@@ -145,7 +167,7 @@ struct Recorder {
 
   bool entry(const Entry& e) {
     return pace(m.gpu->begin, 0, 0) && ports(e, true) && stamp() &&
-           walk(m, e.first_step, e.first_step + e.steps, *this) && ports(e, false);
+           walk(m, e.first_step, e.first_step + e.steps, *this) && flush() && ports(e, false);
   }
 };
 

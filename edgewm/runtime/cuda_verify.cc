@@ -25,7 +25,8 @@ int verify_gpu(const ewm_model& m, ewm_fault* fault) {
          Text("%u threads", g.threads), "a multiple of 32 up to 1024");
   EXPECT(g.begin < g.functions && g.round < g.functions && g.stamp < g.functions, "gpu",
          Text("functions %u, %u and %u", g.begin, g.round, g.stamp), Text("below %u", g.functions));
-  EXPECT(g.reserved == 0, "gpu", Text("reserved %u", g.reserved), "0");
+  EXPECT(g.persistent == EWM_NONE || g.persistent < g.functions, "gpu", Text("persistent function %u", g.persistent),
+         Text("below %u, or none", g.functions));
   return EWM_OK;
 }
 
@@ -40,23 +41,29 @@ int verify_functions(const ewm_model& m, ewm_fault* fault) {
 }
 
 int verify_launches(const ewm_model& m, ewm_fault* fault) {
-  uint32_t call = 0, phase = 0;  // the least that may come next
   for (uint32_t i = 0; i < m.gpu->launches; i++) {
-    const GpuLaunch& l = m.launches[i];
+    const GpuLaunch &l = m.launches[i], *before = i > 0 ? &m.launches[i - 1] : nullptr;
     Text where("launch %u", i);
-    if (i > 0 && l.call == call + 1) call++, phase = 0;
-    EXPECT(l.call == call && l.phase == phase, where, Text("call %u, phase %u", l.call, l.phase),
-           Text("call %u, phase %u%s", call, phase, i > 0 ? ", or the next call's first" : ""));
-    phase++;
+    EXPECT(l.call < m.sizes->calls, where, Text("call %u", l.call), Text("below %u", m.sizes->calls));
+    const bool same = before != nullptr && l.call == before->call;
+    EXPECT(before == nullptr || l.call >= before->call, where, Text("call %u after call %u", l.call, before->call),
+           "calls in their order");
+    EXPECT(l.phase == (same ? before->phase + 1 : 0), where, Text("call %u, phase %u", l.call, l.phase),
+           Text("phase %u", same ? before->phase + 1 : 0));
     EXPECT(l.function < m.gpu->functions, where, Text("function %u", l.function), Text("below %u", m.gpu->functions));
     EXPECT(l.blocks >= 1 && l.blocks <= MAX_BLOCKS, where, Text("%u blocks", l.blocks), "1 to 2147483647");
     EXPECT(l.shared_bytes <= MAX_SHARED_BYTES, where, Text("%u bytes of shared memory", l.shared_bytes),
            Text("at most %u", MAX_SHARED_BYTES));
     EXPECT(l.cooperative <= 1, where, Text("cooperative %u", l.cooperative), "0 or 1");
   }
-  EXPECT(m.gpu->launches > 0 && call + 1 == m.sizes->calls, "launches",
-         Text("%u launches, the last of call %u", m.gpu->launches, call),
-         Text("at least one for each of %u calls", m.sizes->calls));
+  for (uint32_t i = 0; i < m.sizes->steps; i++) {
+    const Step& s = m.steps[i];
+    if (s.kind != REGION || s.calls == 0) continue;
+    const uint32_t last = s.first_call + s.calls - 1;
+    const GpuLaunch* l = first_launch(m, last);
+    EXPECT(l < m.launches + m.gpu->launches && l->call == last, Text("step %u", i),
+           Text("no launch of call %u", last), "at least one of a region's last call");
+  }
   return EWM_OK;
 }
 
@@ -81,6 +88,19 @@ int verify_cubin(ewm_model& m, ewm_fault* fault) {
 }
 
 }  // namespace
+
+// Section "launches" is in the order of calls.
+const GpuLaunch* first_launch(const ewm_model& m, uint32_t call) {
+  uint32_t low = 0, high = m.gpu->launches;
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (m.launches[middle].call < call)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return m.launches + low;
+}
 
 const char* const engine_sections[] = {"gpu", "functions", "launches", "cubin", "ptx"};
 const uint32_t engine_section_count = 5;

@@ -131,7 +131,7 @@ struct Gpu {
   uint32_t threads;  // of each block
   uint32_t functions, launches;
   uint32_t begin, round, stamp;  // functions that start a run, stand before a round of an anytime loop, note the time
-  uint32_t reserved;
+  uint32_t persistent;  // function that runs any launches in turn, as one cooperative launch; ~0: each is launched
 };
 static_assert(sizeof(Gpu) == 40, "");
 
@@ -141,7 +141,8 @@ struct Function {
 };
 static_assert(sizeof(Function) == 40, "");
 
-// Section "launches": in the order of calls, each call in phases 0, 1, 2, ...
+// Section "launches": in the order of calls, each call in phases 0, 1, 2, ... A launch may run the calls of its region
+// up to its own too; so the last call of each region has one, those before it may have none.
 struct GpuLaunch {
   uint32_t call, phase;
   uint32_t function;

@@ -22,7 +22,7 @@ struct Pace {
 // On the device.
 struct Progress {
   uint64_t began_ns, round_began_ns, longest_ns;
-  uint32_t stop, reserved;
+  uint32_t stop, barrier;
 };
 
 // Of `ewm_begin`, which starts a run, and of `ewm_round`, which stands before each round of an anytime loop and, with
@@ -31,6 +31,15 @@ struct Round {
   Pace* pace;
   Progress* progress;
   uint32_t round, count;
+};
+
+// Of `ewm_persistent`: rows [first, first + count) of section "launches" in turn, in a cooperative launch with the most
+// shared memory that any of them wants. `launch.call` and `launch.phase` are not read.
+struct Persistent {
+  Launch launch;
+  const GpuLaunch* rows;
+  uint32_t first, count;
+  uint32_t* barrier;  // a word that is 0 before the first such launch
 };
 
 // Of `ewm_stamp`, which notes the time.

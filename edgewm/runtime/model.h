@@ -65,5 +65,7 @@ bool good_text(const char* name, uint32_t size, F allowed) {
 extern const char* const engine_sections[];
 extern const uint32_t engine_section_count;
 int verify_engine(ewm_model& model, ewm_fault* fault);
+// Of a file for a GPU: where the launches of a call begin, or those of the next call that has some.
+const GpuLaunch* first_launch(const ewm_model& model, uint32_t call);
 
 }  // namespace ewm

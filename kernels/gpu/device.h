@@ -16,6 +16,8 @@ typedef unsigned long long uintptr_t;
 
 // A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
 #define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
+// The same with up to 255 registers, where few blocks have much to do.
+#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 1) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
 
 namespace ewm {
@@ -30,22 +32,18 @@ inline char* shared_memory() {  // of the block, as many bytes as it was launche
 }
 
 inline void block_sync() { __syncthreads(); }
+inline void warp_sync() { __syncwarp(); }
 inline uint32_t ballot(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 inline void count_shared(uint32_t* counter) { atomicAdd(counter, 1u); }
 
-// All blocks of a cooperative launch wait for each other. barrier: { arrived, generation }.
+// All blocks of a cooperative launch wait for each other. Each adds what makes 2^31 of all: the highest bit of `barrier`
+// turns when the last one comes, and nothing has to be reset. It was 0 before the first launch.
 inline void grid_sync(uint32_t* barrier) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    const uint32_t before = *static_cast<volatile uint32_t*>(barrier + 1);
-    if (atomicAdd(barrier, 1u) == gridDim.x - 1) {
-      barrier[0] = 0;
-      __threadfence();
-      atomicAdd(barrier + 1, 1u);
-    } else {
-      while (*static_cast<volatile uint32_t*>(barrier + 1) == before) {
-      }
+    const uint32_t before = atomicAdd(barrier, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
+    while (((before ^ *static_cast<volatile uint32_t*>(barrier)) & 0x80000000u) == 0) {
     }
     __threadfence();
   }

@@ -160,8 +160,21 @@ inline Spread spread(uint32_t lanes, uint32_t count) {
   return {BLOCK_THREADS / others, others};
 }
 
+// What runs one block of a call.
+using BlockOfCall = void(const Call&, const Operand*, const Frame&, uint32_t);
+
+// Blocks of several calls, one behind the other: those that end with call `c`, of which each reads what its own block has
+// written (edgewm/cuda/schedule.py).
+template <BlockOfCall... runs>
+inline void chain(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
+  const Call* const first = &c - (sizeof...(runs) - 1);
+  const Call* call = first;
+  const Operand* const all = o - c.first_operand;
+  ((call > first ? block_sync() : void(), runs(*call, all + call->first_operand, f, block), call++), ...);
+}
+
 // The body of a call's kernel: `run` is one family's function of a block.
-template <void (*run)(const Call&, const Operand*, const Frame&, uint32_t)> inline void launched(const Launch& l) {
+template <BlockOfCall run> inline void launched(const Launch& l) {
   if (*l.stop) return;
   const Call& c = l.calls[l.call];
   run(c, l.operands + c.first_operand, Frame{{l.base[0], l.base[1], l.base[2]}}, block_index());

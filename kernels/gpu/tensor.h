@@ -65,8 +65,7 @@ inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, ui
         for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
     }
   }
-  async_wait<0>();
-  block_sync();
+  block_sync();  // of copies only empty groups are left
 }
 
 // shared[column][row] = the block's sums.
@@ -84,6 +83,70 @@ template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
   block_sync();
 }
 
+// Where a call has too few tiles of BAND x COLUMNS for all processors, a block multiplies NARROW x NARROW instead, and its
+// eight warps share k: each has strips of its own, which it brings and multiplies by itself.
+constexpr uint32_t NARROW = 32, FEW_TILES = 64, WARPS_OF_BLOCK = BLOCK_THREADS / 32;
+constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
+
+inline bool is_narrow(const Rows& rows, uint32_t width) {
+  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, COLUMNS) < FEW_TILES;
+}
+
+// shared[warp][column][row] = the sums over each warp's strips.
+template <class Sum>
+inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, uint32_t bytes) {
+  const uint32_t lane = thread_index() % 32, warp = thread_index() / 32, strips = bytes / STRIP;
+  char* const mine = shared_memory() + warp * STRIPS * NARROW_BYTES;
+  auto bring = [&](uint32_t turn) {
+    const uint32_t strip = turn * WARPS_OF_BLOCK + warp;
+    if (strip < strips) {
+      char* const to = mine + turn % STRIPS * NARROW_BYTES;
+      const uint32_t chunk = lane % 4;
+#pragma unroll
+      for (uint32_t u = 0; u < NARROW / 8; u++) {
+        const uint32_t row = u * 8 + lane / 4, from = row < rows_left ? row : rows_left - 1;
+        const uint32_t at = strip * STRIP + chunk * CHUNK;
+        async_copy(to + chunk_at(row, chunk), x + static_cast<int64_t>(from) * bytes + at);
+        async_copy(to + NARROW * STRIP + chunk_at(row, chunk), w + static_cast<int64_t>(row) * bytes + at);
+      }
+    }
+    async_commit();
+  };
+  Sums<Sum> sums = {};
+  const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  bring(0);
+  bring(1);
+  for (uint32_t turn = 0; turn * WARPS_OF_BLOCK + warp < strips; turn++) {
+    async_wait<1>();
+    warp_sync();
+    bring(turn + 2);
+    const char* const at = mine + turn % STRIPS * NARROW_BYTES;
+#pragma unroll
+    for (uint32_t half = 0; half < STRIP / 32; half++) {
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++) load_matrices(a[i], at + chunk_at(16 * i + a_row, 2 * half + a_chunk));
+#pragma unroll
+      for (uint32_t j = 0; j < 2; j++)
+        load_matrices(b[j], at + NARROW * STRIP + chunk_at(16 * j + b_row, 2 * half + b_chunk));
+#pragma unroll
+      for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
+    }
+  }
+  block_sync();
+  Sum* const out = reinterpret_cast<Sum*>(shared_memory()) + warp * NARROW * NARROW_STEP;
+#pragma unroll
+  for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++)
+#pragma unroll
+      for (uint32_t s = 0; s < 4; s++)
+        out[(lane % 4 * 2 + 8 * j + s % 2) * NARROW_STEP + lane / 4 + 16 * i + s / 2 * 8] = sums.sum[i][j][s];
+  block_sync();
+}
+
 // M: `Sum`, bytes of a number, `own` operands between weights and epilogue, and a row's end: Row(workspace, rows, row,
 // bytes) and end(sum, own operands, n).
 template <class M, class E, int inputs>
@@ -92,28 +155,40 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const Rows rows(c, weights);
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
-  const uint32_t column_tiles = ceil_div(width, COLUMNS), row_tiles = ceil_div(rows.each, BAND);
-  const uint32_t n0 = block % column_tiles * COLUMNS, r0 = block / column_tiles % row_tiles * BAND;
+  const bool narrow = is_narrow(rows, width);
+  const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : COLUMNS;
+  const uint32_t column_tiles = ceil_div(width, tile_columns), row_tiles = ceil_div(rows.each, tile_rows);
+  const uint32_t n0 = block % column_tiles * tile_columns, r0 = block / column_tiles % row_tiles * tile_rows;
   const uint32_t batch = block / column_tiles / row_tiles;
   const char* const workspace = begin_of(o[c.operands - 1], f);
-  const Index first = rows.index(c, weights, batch, 0);
-  Sums<typename M::Sum> sums = {};
-  multiply_strips(workspace + static_cast<int64_t>(batch * rows.each + r0) * bytes, rows.each - r0,
-                  view(weights, f, first, 0, along_n).at + static_cast<int64_t>(n0) * bytes, bytes, sums);
-  spill_sums(sums);
+  const char* const x = workspace + static_cast<int64_t>(batch * rows.each + r0) * bytes;
+  const char* const w = view(weights, f, rows.index(c, weights, batch, 0), 0, along_n).at +
+                        static_cast<int64_t>(n0) * bytes;
+  if (narrow) {
+    multiply_slices<typename M::Sum>(x, rows.each - r0, w, bytes);
+  } else {
+    Sums<typename M::Sum> sums = {};
+    multiply_strips(x, rows.each - r0, w, bytes, sums);
+    spill_sums(sums);
+  }
 
-  const uint32_t mine = t % BAND, row = r0 + mine, part = t / BAND;
+  const uint32_t mine = t % tile_rows, row = r0 + mine, part = t / tile_rows;
   if (row >= rows.each) return;
   const Index index = rows.index(c, weights, batch, row);
   const typename M::Row end(workspace + static_cast<int64_t>(rows.all()) * bytes, rows.all(), batch * rows.each + row);
   const Views<E::operands> e(epilogue, f, index, row % c.lanes, along_n);
   const Views<M::operands> beside(own, f, index, 0, along_n);
   const auto* const shared = reinterpret_cast<const typename M::Sum*>(shared_memory());
-  constexpr uint32_t count = COLUMNS * BAND / BLOCK_THREADS;
+  const uint32_t count = tile_columns * tile_rows / BLOCK_THREADS;
 #pragma unroll 4
   for (uint32_t i = 0; i < count; i++) {
     const uint32_t column = part * count + i, n = n0 + column;
-    if (n < width) E::store(e.v, n, 0, ONE_LANE, end.value(shared[column * BAND_STEP + mine], beside.v, n));
+    typename M::Sum sum = shared[narrow ? column * NARROW_STEP + mine : column * BAND_STEP + mine];
+    if (narrow) {
+#pragma unroll
+      for (uint32_t k = 1; k < WARPS_OF_BLOCK; k++) sum += shared[(k * NARROW + column) * NARROW_STEP + mine];
+    }
+    if (n < width) E::store(e.v, n, 0, ONE_LANE, end.value(sum, beside.v, n));
   }
 }
 

@@ -15,6 +15,7 @@ extern Here here;
 // What a fiber asks of the scheduler. `site` tells calls apart: the address that the call returns to.
 void wait_block(const void* site);
 void wait_warp(const void* site);
+void order_warp(const void* site);  // the same, and what lanes did before comes before what they do next
 void wait_grid(const void* site);
 void issue_copy(char* to, const char* from);
 void commit_copies();
@@ -39,6 +40,7 @@ struct Registered {
     name(*static_cast<const Params*>(parameter));                                           \
   });                                                                                       \
   static void name(const Params& l)
+#define EWM_WIDE_KERNEL EWM_KERNEL
 #define EWM_THREAD EWM_KERNEL
 
 inline uint32_t thread_index() { return here.thread; }
@@ -48,6 +50,7 @@ inline char* shared_memory() { return here.shared; }
 
 #define EWM_SITE __builtin_return_address(0)
 __attribute__((noinline, convergent)) inline void block_sync() { wait_block(EWM_SITE); }
+__attribute__((noinline, convergent)) inline void warp_sync() { order_warp(EWM_SITE); }
 __attribute__((noinline, convergent)) inline void grid_sync(uint32_t*) { wait_grid(EWM_SITE); }
 inline void async_copy(char* to, const char* from) { issue_copy(to, from); }
 inline void async_commit() { commit_copies(); }

@@ -64,7 +64,7 @@ struct Fiber {
   void* stack;
   const void* site;
   State state;
-  uint32_t committed, copies;
+  uint32_t committed, copies, grids;  // of copies: groups, those on their way; grid barriers met
   Copy copy[MOST_COPIES];
 };
 struct Block {
@@ -133,14 +133,15 @@ void make_fiber(uint32_t i) {
   frame[RETURN] = reinterpret_cast<void*>(main_of_fiber);
   f.stack = frame;
   f.state = READY;
-  f.copies = f.committed = 0;
+  f.copies = f.committed = f.grids = 0;
 }
 
 // ------------------------------------------------------------------------------------------------ planted faults
 
-const void* sites[3][256];
-uint32_t site_count[3], broken_site;
-int broken = -1;  // index in sites: a barrier of that site is missing; or WRONG_LANE
+const void* sites[4][256];
+uint32_t site_count[4], broken_site;
+constexpr int WRONG_LANE = 4;
+int broken = -1;  // index in sites: a barrier or wait of that site is missing; or WRONG_LANE
 
 bool is_broken(int kind, const void* site) {
   uint32_t i = 0;
@@ -187,8 +188,14 @@ void wait_warp(const void* site) {
   back();
 }
 
+void order_warp(const void* site) {
+  if (is_broken(3, site)) return;
+  wait_warp(site);
+  race::next_warp_epoch(self / WARP, self % WARP);
+}
+
 void wait_grid(const void* site) {
-  if (is_broken(1, site)) return wait_block(site);
+  if (broken == 1 && broken_site == fibers[self].grids++) return wait_block(site);
   rest(AT_GRID, site);
   if (++at_grid == live) {
     at_grid = 0;
@@ -237,7 +244,7 @@ uint64_t clock_ns() {
 
 void count_shared(uint32_t* counter) { __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED); }
 
-uint32_t lane_of(uint32_t lane) { return broken == 3 ? (lane + 1) % WARP : lane; }
+uint32_t lane_of(uint32_t lane) { return broken == WRONG_LANE ? (lane + 1) % WARP : lane; }
 
 namespace race {
 Access now() { return {self, block_of(self), threads}; }
@@ -394,11 +401,12 @@ EXPORT void cuda_cpu_clock(uint64_t (*ns)(void*), void* state) { given_clock = n
 // Bytes that kernels may use (or, where `forbidden`, may not); bytes 0 at first forgets all.
 EXPORT void cuda_cpu_watch(const void* at, uint64_t bytes, bool forbidden) { race::watch(at, bytes, forbidden); }
 
-// Plants a fault: 0 the block barrier of a site left out, 1 the grid barrier, 2 a wait that is one group late, 3 warps
-// that read their neighbour's lane; -1 none. Returns how many sites of that kind were met since the last call.
-EXPORT uint32_t cuda_cpu_break(int kind, uint32_t site) {
-  const uint32_t met = kind >= 0 && kind < 3 ? site_count[kind] : 0;
+// Plants a fault: 0 the block barrier of a site left out, 1 the grid barrier that comes as `site`th, 2 a wait that is one group late, 3 a
+// warp's barrier left out, 4 warps that read their neighbour's lane; -1 none, and no site met yet.
+EXPORT void cuda_cpu_break(int kind, uint32_t site) {
   broken = kind, broken_site = site;
-  return met;
+  if (kind < 0) memset(site_count, 0, sizeof(site_count));
 }
+// How many sites of a kind were met.
+EXPORT uint32_t cuda_cpu_sites(int kind) { return kind < WRONG_LANE ? site_count[kind] : 1; }
 #pragma clang attribute pop

@@ -145,16 +145,31 @@ static bool check_parameter(const Node& n) {
     if (memory_of(r.pace, sizeof(*r.pace), HOST, true) == nullptr) fault("%s: the pace is not in mapped memory", name);
     return there(r.pace, sizeof(*r.pace), "pace") && there(r.progress, sizeof(*r.progress), "progress");
   }
+  const auto call_is_there = [&](const ewm::Launch& l) {
+    if (!there(l.calls, (l.call + 1) * sizeof(ewm::Call), "calls") || !there(l.stop, 4, "stop")) return false;
+    const ewm::Call& c = l.calls[l.call];
+    if (!there(l.operands, (c.first_operand + c.operands) * sizeof(ewm::Operand), "operands")) return false;
+    for (uint32_t i = 0; i < c.operands; i++) {
+      const ewm::Operand& o = l.operands[c.first_operand + i];
+      if (!there(l.base[o.space] + o.offset, o.bytes, "an operand")) return false;
+    }
+    return true;
+  };
+  if (strcmp(name, "ewm_persistent") == 0) {
+    ewm::Persistent p;
+    memcpy(&p, n.parameter, sizeof(p));
+    if (!there(p.rows, (p.first + p.count) * sizeof(ewm::GpuLaunch), "rows") || !there(p.barrier, 4, "barrier"))
+      return false;
+    for (uint32_t i = p.first; i < p.first + p.count; i++) {
+      p.launch.call = p.rows[i].call;
+      if (p.rows[i].shared_bytes > n.shared) fault("%s: row %u wants more shared memory than is there", name, i);
+      if (!call_is_there(p.launch)) return false;
+    }
+    return true;
+  }
   ewm::Launch l;
   memcpy(&l, n.parameter, sizeof(l));
-  if (!there(l.calls, (l.call + 1) * sizeof(ewm::Call), "calls") || !there(l.stop, 4, "stop")) return false;
-  const ewm::Call& c = l.calls[l.call];
-  if (!there(l.operands, (c.first_operand + c.operands) * sizeof(ewm::Operand), "operands")) return false;
-  for (uint32_t i = 0; i < c.operands; i++) {
-    const ewm::Operand& o = l.operands[c.first_operand + i];
-    if (!there(l.base[o.space] + o.offset, o.bytes, "an operand")) return false;
-  }
-  return true;
+  return call_is_there(l);
 }
 
 static int run_node(Node& n) {
@@ -193,6 +208,25 @@ int run_pending(Handle* stream) {
       }
   }
   stream->pending.count = 0;
+  return SUCCESS;
+}
+
+bool on_device(const void* at, uint64_t bytes, const char* name) {
+  if (memory_of(at, bytes, DEVICE, false) || memory_of(at, bytes, HOST, true)) return true;
+  fault("%s: not memory of the device", name);
+  return false;
+}
+bool on_host(const void* at, uint64_t bytes, const char* name) {
+  if (memory_of(at, bytes, HOST, false)) return true;
+  fault("%s: not memory that stays in place", name);
+  return false;
+}
+
+int end(const void* handle, What what, const char* name) {
+  Handle* h = checked(handle, what, name);
+  if (h == nullptr) return INVALID_HANDLE;
+  if (h->pending.count != 0) fault("%s: work is still under way", name);
+  h->live = false;
   return SUCCESS;
 }
 

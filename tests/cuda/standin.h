@@ -62,7 +62,7 @@ struct Node {
   struct Handle* function;
   uint32_t grid, block, shared;
   bool cooperative;
-  unsigned char parameter[sizeof(ewm::Launch)];
+  unsigned char parameter[sizeof(ewm::Persistent)];
   char *to, *from;
   uint64_t bytes;
   uint32_t value;
@@ -114,5 +114,13 @@ Handle* checked(const void* handle, What what, const char* where);
 // Everything that waits on the stream, in order.
 int run_pending(Handle* stream);
 void check_closed();
+bool on_device(const void* at, uint64_t bytes, const char* name);
+bool on_host(const void* at, uint64_t bytes, const char* name);
+int end(const void* handle, What what, const char* name);
 
 }  // namespace standin
+
+#define API extern "C" __attribute__((visibility("default"))) int
+#define API_OF(type) extern "C" __attribute__((visibility("default"))) type
+#define ENTER(context, capture) \
+  if (int refused = enter(__func__, context, capture)) return refused  // 1: needs a context; may be called in a capture

@@ -1,0 +1,29 @@
+// Many launches as one, for programs whose kernels take less time than it takes to launch them: blocks that are all
+// resident run the launches' blocks in turn, and wait for each other after each launch.
+#pragma once
+#include "lanes_cuda.h"
+
+namespace ewm {
+
+// Not inlined: one kernel holds the functions of all.
+template <BlockOfCall run>
+__attribute__((noinline)) void apart(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
+  run(c, o, f, block);
+}
+
+// run_function(function, call, operands, frame, block) is generated for each bundle.
+template <class RunFunction> inline void run_rows(const Persistent& l, RunFunction run_function) {
+  if (*l.launch.stop) return;
+  const Frame frame{{l.launch.base[0], l.launch.base[1], l.launch.base[2]}};
+  for (uint32_t i = l.first; i < l.first + l.count; i++) {
+    const GpuLaunch row = l.rows[i];
+    const Call& c = l.launch.calls[row.call];
+    for (uint32_t block = block_index(); block < row.blocks; block += block_count()) {
+      run_function(row.function, c, l.launch.operands + c.first_operand, frame, block);
+      block_sync();  // shared memory is used again
+    }
+    if (i + 1 < l.first + l.count) grid_sync(l.barrier);
+  }
+}
+
+}  // namespace ewm

@@ -1,0 +1,133 @@
+"""Compiled kernels of every family, executed as PTX, are the oracle to the bit; planted faults are caught."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import programs
+import ptx
+import pytest
+import test_cuda_kernels as cases
+import tiny
+from ptx_bundle import Interpreted
+
+from edgewm import interp
+from edgewm.program import Program
+
+# Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
+NAMES = (
+    "product_direct23", "product_gathered23", "product_norm23", "product_norm24", "product_of_each1", "attention1",
+    "attention3", "attention6", "attention7", "sum2", "max2", "map1", "best2", "best4",
+)  # fmt: skip
+
+
+@cache
+def program() -> Program:
+    return cases.program({name: cases.GRAPHS[name] for name in NAMES})
+
+
+@cache
+def bundle() -> Interpreted:
+    return Interpreted(program())
+
+
+def differences(name: str) -> list[str]:
+    graph = program().entries[name]
+    inputs = programs.inputs_of(graph)
+    return programs.differing(bundle().run(name, **inputs), interp.run(graph, inputs, program().weights))
+
+
+@pytest.mark.parametrize("part", ["fp32_product", "w8a8", "bf16", "fp32_attention", "fp32_sum", "fp32_max", "fp32_map",
+                                  "fp32_best"])  # fmt: skip
+def test_compiled_kernels_are_the_oracle_to_the_bit(part):
+    found = {name: differences(name) for name in program().entries if name.startswith(part)}
+    assert found and {n: d for n, d in found.items() if d} == {}
+
+
+def test_a_compiled_plan_is_the_oracles():
+    whole = tiny.lowered("w8a8")
+    inputs = programs.inputs_of(whole.entries["plan"])
+    found = Interpreted(whole).run("plan", **inputs)
+    assert programs.differing(found, interp.run(whole.entries["plan"], inputs, whole.weights)) == []
+
+
+# ---------------------------------------------------------------------------------------------- planted faults
+
+NOTHING = ptx.Instruction("", ("membar", "gl"), (), "membar.gl")
+SITES = 4  # of each kernel, where there are more
+
+
+def moved(instruction: ptx.Instruction, operand: int, bytes_: int) -> ptx.Instruction:
+    """The same at an address that many bytes on."""
+    at = instruction.operands[operand]
+    name, offset = re.fullmatch(r"\[([^+\]]+)(?:\+(-?\d+))?\]", at).groups()
+    own = list(instruction.operands)
+    own[operand] = f"[{name}+{int(offset or 0) + bytes_}]"
+    return replace(instruction, operands=tuple(own))
+
+
+def dropped_barrier(i: ptx.Instruction) -> ptx.Instruction | None:
+    return NOTHING if i.op[:2] == ("bar", "sync") else None
+
+
+def late_wait(i: ptx.Instruction) -> ptx.Instruction | None:
+    return replace(i, operands=(str(int(i.operands[0]) + 1),)) if i.op[-1] == "wait_group" else None
+
+
+def next_row(i: ptx.Instruction) -> ptx.Instruction | None:
+    return moved(i, 1, 16) if i.op[0] == "ldmatrix" else None
+
+
+def next_place(i: ptx.Instruction) -> ptx.Instruction | None:
+    return moved(i, 0, 4) if i.op in (("st", "global", "f32"), ("st", "global", "u32")) else None
+
+
+def swapped_fragment(i: ptx.Instruction) -> ptx.Instruction | None:
+    if i.op[0] != "mma":
+        return None
+    first, second = i.operands[2].strip("{}").split(",")
+    return replace(i, operands=(*i.operands[:2], f"{{{second}, {first}}}", i.operands[3]))
+
+
+TENSOR = ("w8a8_product_norm23", "bf16_product_norm23")  # every strip of k is of use in some step
+PROBES = {
+    # The last barrier of the tensor cores' products parts lanes of one warp, which step together here: fibers see it.
+    dropped_barrier: ("fp32_product_norm24", "fp32_attention3", "fp32_best4"), late_wait: TENSOR, next_row: TENSOR,
+    next_place: ("fp32_sum2", "fp32_best2"), swapped_fragment: TENSOR,
+}  # fmt: skip
+
+
+def executed(name: str) -> dict[str, list[int]]:
+    """Kernels that an entry launches, and which of their instructions some thread comes to."""
+    machines = bundle().memory.module.machines
+    machines.clear()
+    assert differences(name) == []
+    return {how[0]: [at for at, step in enumerate(m.steps) if step is not None] for how, m in machines.items()}
+
+
+def is_caught(name: str) -> bool:
+    try:
+        return bool(differences(name))
+    except ptx.Fault:
+        return True
+
+
+@pytest.mark.parametrize("fault", [dropped_barrier, late_wait, next_row, next_place, swapped_fragment],
+                         ids=lambda f: f.__name__)  # fmt: skip
+def test_planted_faults_are_caught(fault):
+    module, sites, missed = bundle().memory.module, 0, []
+    for name in PROBES[fault]:
+        for kernel, places in executed(name).items():
+            whole = module.kernels[kernel]
+            own = [(at, m) for at in places if (m := fault(whole.code[at])) is not None]
+            for at, mutant in own[:: -(-len(own) // SITES) or 1]:
+                module.kernels[kernel] = replace(whole, code=(*whole.code[:at], mutant, *whole.code[at + 1 :]))
+                module.machines.clear()
+                sites += 1
+                if not is_caught(name):
+                    missed.append((kernel, at, whole.code[at].text))
+            module.kernels[kernel] = whole
+    module.machines.clear()
+    assert sites and missed == []
