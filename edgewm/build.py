@@ -25,10 +25,10 @@ from .bundle import compile_bundle, pack
 from .emit import schedule_program
 from .errors import EdgewmError
 from .estimate.counts import plan_counts
-from .estimate.verb import SECTION, estimate_ms
+from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
 from .golden import record
 from .ops import graph_flops
-from .options import CALIBRATED, PRECISIONS, Progress
+from .options import AUTO, CALIBRATED, PRECISIONS, Progress, part
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
@@ -66,10 +66,11 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `options.PRECISIONS` or `options.CALIBRATED`, or a JSON file of one's own recipe; `calibration` is a file of
-    recorded data to choose weights of 4 bits by, for a model that brings no contexts. `estimate_ms` is what `edgewm
-    estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a dry run
-    `bytes` is an estimate: the weights, which are nearly all of a file.
+    of `options.PRECISIONS` or `options.CALIBRATED`, `auto`, or a JSON file of one's own recipe; `calibration` is a file
+    of recorded data to choose weights of 4 bits or auto's formats by, for a model that brings no contexts. After a dry
+    run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
+    says of a plan {point, low, high, source}, null where nothing is known of the board; `auto` is what
+    `quantize.search.chosen` found, null for other precisions.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
@@ -85,21 +86,28 @@ def build(
     say("passes", 0.3)
     program = run(program, EXACT)
     exact = flops_of(program)
-    recipe = recipe_of(program, precision)
-    if calibration is not None and not set(recipe.values()) & set(CALIBRATED):
+    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
+    found = None
+    if precision == AUTO:
+        from .quantize.search import chosen
+
+        machine = machine_or_refusal(board, power, cores, None)
+        found = chosen(program, model, calibration, board, machine, cores, rate, seed, part(progress, 0.3, 0.2))
+    recipe = found["recipe"] if found else recipe_of(program, precision)
+    if calibration is not None and not found and not set(recipe.values()) & set(CALIBRATED):
         raise EdgewmError(
             f"nothing of {precision} is calibrated", f"--calibration {calibration}",
-            f"leave it out, or build {', '.join(CALIBRATED)}",
+            f"leave it out, or build {', '.join((*CALIBRATED, AUTO))}",
         )  # fmt: skip
-    if precision not in (*PRECISIONS, *CALIBRATED):
+    if precision not in (*PRECISIONS, *CALIBRATED, AUTO):
         precision = "recipe"  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
     if not dry_run:
         program = calibrated(program, model, calibration, seed)
     program = run(program, LOWERING)
     say("schedule", 0.5)
-    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files)
+    manifest |= {AUTO: found} if found else {}
     schedule = schedule_program(program, board.isa)
     weight_bytes = sum(a.nbytes for a in schedule.constants.values())
     counts = plan_counts(schedule, board.isa)
@@ -109,7 +117,7 @@ def build(
         "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
         "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
         "weight_bytes": weight_bytes, "place": "cpu",
-        "estimate_ms": estimate_ms(counts, board, power, cores),
+        "estimate_ms": estimate_ms(counts, board, power, cores), AUTO: found,
     }  # fmt: skip
     if not dry_run:
         say("compile", 0.55)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 SUITES = ("plan", "physics", "causality", "horizon", "general", "closed-loop")
 PRECISIONS = ("fp32", "bf16", "bf16_all", "w8a8", "w8a8_all")  # recipes by name; with _all the encoder's products too
+AUTO = "auto"  # the recipe is chosen by planning and by the clock
 CALIBRATED = ("w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that need something to plan from
 PRESETS = ("strict", "default", "explore")  # of the judge's gates
 SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
