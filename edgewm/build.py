@@ -78,6 +78,8 @@ def build(
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
     _refuse_options(board, place, threads)
+    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
+    machine = machine_or_refusal(board, power, cores, None) if precision == AUTO else None
     if not dry_run:
         check_out(out)
     say("load", 0.0)
@@ -86,12 +88,10 @@ def build(
     say("passes", 0.3)
     program = run(program, EXACT)
     exact = flops_of(program)
-    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     found = None
-    if precision == AUTO:
+    if machine is not None:
         from .quantize.search import chosen
 
-        machine = machine_or_refusal(board, power, cores, None)
         found = chosen(program, model, calibration, board, machine, cores, rate, seed, part(progress, 0.3, 0.2))
     recipe = found["recipe"] if found else recipe_of(program, precision)
     if calibration is not None and not found and not set(recipe.values()) & set(CALIBRATED):

@@ -71,10 +71,10 @@ def chosen(
     """
     say = progress or (lambda stage, done: None)
     names = sorted(n for n in products_of(program.entries["score"]) if program.weights[n].shape[-2] >= SMALLEST_K)
-    say("precision: prices", 0.0)
-    saved = {key: -ms for key, ms in own_prices(program, names, FORMS, board, machine, threads).items()}
-    say("precision: each product alone", 0.1)
+    say("precision: each product alone", 0.0)
     tried = sensitivities(program, model, data, names, seed)
+    say("precision: prices", 0.4)
+    saved = {key: -ms for key, ms in own_prices(program, names, FORMS, board, machine, threads).items()}
     steps = steps_of(names, saved, tried)
     recipes = recipes_of(program, names, steps)
 
