@@ -28,11 +28,11 @@ from .emit import schedule_program
 from .errors import EdgewmError
 from .estimate.counts import plan_counts
 from .estimate.placed import Placement, choose, estimate_gpu
-from .estimate.verb import SECTION, estimate_ms
+from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
 from .golden import record
 from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
-from .options import CALIBRATED, NATIVE, PRECISIONS, Progress
+from .options import AUTO, CALIBRATED, NATIVE, PRECISIONS, Progress, part
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
@@ -71,11 +71,12 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `options.PRECISIONS` or `options.CALIBRATED`, or a JSON file of one's own recipe; `calibration` is a file of
-    recorded data to choose weights of 4 bits by, for a model that brings no contexts. `backend` is one of
-    `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). `estimate_ms` is
-    what `edgewm estimate` says of a plan {point, low, high, source}, null where nothing is known of the board. After a
-    dry run `bytes` is an estimate: the weights, which are nearly all of a file.
+    of `options.PRECISIONS` or `options.CALIBRATED`, `auto`, or a JSON file of one's own recipe; `calibration` is a file
+    of recorded data to choose weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
+    one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
+    run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
+    says of a plan {point, low, high, source}, null where nothing is known of the board; `auto` is what
+    `quantize.search.chosen` found, null for other precisions.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
@@ -92,6 +93,10 @@ def build(
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
     _refuse_options(board, place, threads)
+    if precision == AUTO:
+        place = _priced(place)
+    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
+    machine = machine_or_refusal(board, power, cores, None) if precision == AUTO else None
     if not dry_run:
         check_out(out)
     say("load", 0.0)
@@ -100,25 +105,30 @@ def build(
     say("passes", 0.3)
     program = run(program, EXACT)
     exact = flops_of(program)
-    recipe = recipe_of(program, precision)
-    if calibration is not None and not set(recipe.values()) & set(CALIBRATED):
+    found = None
+    if machine is not None:
+        from .quantize.search import chosen
+
+        found = chosen(program, model, calibration, board, machine, cores, rate, seed, part(progress, 0.3, 0.2))
+    recipe = found["recipe"] if found else recipe_of(program, precision)
+    if calibration is not None and not found and not set(recipe.values()) & set(CALIBRATED):
         raise EdgewmError(
             f"nothing of {precision} is calibrated", f"--calibration {calibration}",
-            f"leave it out, or build {', '.join(CALIBRATED)}",
+            f"leave it out, or build {', '.join((*CALIBRATED, AUTO))}",
         )  # fmt: skip
-    if precision not in (*PRECISIONS, *CALIBRATED):
+    if precision not in (*PRECISIONS, *CALIBRATED, AUTO):
         precision = "recipe"  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
     if not dry_run:
         program = calibrated(program, model, calibration, seed)
     program = run(program, LOWERING)
     say("schedule", 0.5)
-    cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
     schedule, counts, placed = place_program(program, board, power, place, cores)
     cores = cores if placed.place == "cpu" else 1
     if placed.place == "gpu" and not dry_run:
         check_gpu_tools(board, place)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files, placed)
+    manifest |= {AUTO: found} if found else {}
     weight_bytes = sum(a.nbytes for a in schedule.constants.values())
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,
@@ -126,7 +136,7 @@ def build(
         "calls": calls_of(schedule), "flops": {"upstream": upstream, "exact": exact},
         "rate_hz": rate, "planner": asdict(program.planner), "threads": cores,
         "weight_bytes": weight_bytes, "place": placed.place, "why": placed.why,
-        "estimate_ms": placed.cpu_ms if placed.place == "cpu" else placed.gpu_ms,
+        "estimate_ms": placed.cpu_ms if placed.place == "cpu" else placed.gpu_ms, AUTO: found,
     }  # fmt: skip
     if not dry_run:
         say("compile", 0.55)
@@ -294,6 +304,15 @@ def _refuse_options(board: Target, place: str, threads: int | None) -> None:
         check_gpu_tools(board, place)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
+
+
+def _priced(place: str) -> str:
+    """Where a plan goes whose formats are chosen by their price: calls of a GPU have none of their own."""
+    if place == "gpu":
+        raise EdgewmError(
+            "formats are priced by a CPU's calls", "--precision auto --place gpu", "name a precision, or give --place cpu"
+        )
+    return "cpu"
 
 
 def _refuse_kernels(backend: str, isa: str | None, place: str) -> None:

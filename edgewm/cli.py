@@ -125,10 +125,11 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", callback=check_precision, default="fp32", show_default=True,
-              metavar="fp32|bf16[_all]|w8a8[_all]|w4a8|w4a16_g64|FILE",
+              metavar="fp32|bf16[_all]|w8a8[_all]|w4a8|w4a16_g64|auto|FILE",
               help="fp32 is exact; bf16 and w8a8 hold weights and activations in that, with _all the encoder's too; "
-              "w4 (g: 32, 64 or 128 inputs share a step) chooses weights by planning; FILE is a recipe.")  # fmt: skip
-@click.option("--calibration", type=PATH, help="Recorded data to choose 4-bit weights by, as of validate --data.")
+              "w4 (g: 32, 64 or 128 inputs share a step) chooses weights by planning; auto chooses for each product "
+              "what plans best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
+@click.option("--calibration", type=PATH, help="Recorded data for 4-bit weights and auto, as of validate --data.")
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True,

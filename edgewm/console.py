@@ -51,7 +51,7 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
-def build_table(result: Result) -> Table:
+def build_table(result: Result) -> Table | Group:
     made = table("would build" if result.get("sha256") is None else "built", "", "")
     flops = result.get("flops") or {}
     for name, text in (
@@ -69,7 +69,25 @@ def build_table(result: Result) -> Table:
         ("took", number(result.get("seconds"), "s")),
     ):
         made.add_row(name, text)
-    return made
+    return Group(made, *_auto_tables(result["auto"])) if result.get("auto") else made
+
+
+def _auto_tables(found: Result) -> Iterator[Table | Text]:
+    """The front that `--precision auto` chose from, and what stayed above its fastest format."""
+    title = f"precision: a plan has {number(found['budget_ms'], 'ms')} at {number(found['rate_hz'], 'Hz')}"
+    front = table(title, "", "ms", "up to", "cost error", "least rank", "elites", "regret", "products")
+    for i, point in enumerate(found["front"]):
+        own = ", ".join(f"{n} {form}" for form, n in point["forms"].items())
+        figures = (point[key] for key in ("error", "spearman_min", "elite_overlap", "regret"))
+        name = f"{'> ' if i == found['chosen'] else ''}{point['name']}"
+        front.add_row(name, *(number(point["plan_ms"][key]) for key in ("point", "high")), *map(number, figures), own)
+    yield front
+    high = [node for node in found["nodes"] if node["why"]]
+    if high:
+        stayed = table("products above their fastest format", "", "held as", "why")
+        for node in high:
+            stayed.add_row(node["name"], node["form"], node["why"])
+        yield stayed
 
 
 def _backend(result: Result) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 SUITES = ("plan", "physics", "causality", "horizon", "general", "closed-loop")
 PRECISIONS = ("fp32", "bf16", "bf16_all", "w8a8", "w8a8_all")  # recipes by name; with _all the encoder's products too
+AUTO = "auto"  # the recipe is chosen by planning and by the clock
 CALIBRATED = ("w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that need something to plan from
 NATIVE = "native"
 BACKENDS = (NATIVE, "onnxruntime", "tensorrt")  # edgewm's own kernels, or a file in edgewm/backends

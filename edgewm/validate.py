@@ -23,7 +23,7 @@ from .judge.recorded import wanted, wanted_rollouts
 from .judge.sides import compiled, upstream
 from .judge.sources import Source, source_of
 from .manifest import Manifest, read_manifest
-from .options import NATIVE, SUITES, Progress
+from .options import AUTO, NATIVE, SUITES, Progress
 from .program import Port
 
 VERDICT = "verdict.json"
@@ -175,7 +175,10 @@ def add_layers(
         return
     if manifest.precision == EXACT_PRECISION:
         return
-    recipe = recipe_of(passed(capture_model(model, manifest.planner), EXACT), manifest.precision)
+    if AUTO in manifest.raw:
+        recipe = manifest.raw[AUTO]["recipe"]
+    else:
+        recipe = recipe_of(passed(capture_model(model, manifest.planner), EXACT), manifest.precision)
     pairs = source.contexts(min(layers.CONTEXTS, result["contexts"]), seed + 2)
     result["plan"]["layers"] = layers.run(model, manifest.planner, recipe, pairs, seed, progress)
 

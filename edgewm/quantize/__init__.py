@@ -39,9 +39,9 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
         return {}
     if precision in PRECISIONS or precision in CALIBRATED:
         form, whole, _ = precision.partition(WHOLE)
-        taken = set().union(*map(_products, program.entries.values()))
+        taken = set().union(*map(products_of, program.entries.values()))
         if not whole and "encode" in program.entries:
-            taken -= _products(program.entries["encode"])
+            taken -= products_of(program.entries["encode"])
         taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
         narrow = straits(program) if form != "bf16" else frozenset()
         return {name: "bf16" if name in narrow else form for name in sorted(taken)}
@@ -91,7 +91,8 @@ def _reaches(graph: Graph, without: str) -> bool:
     return False
 
 
-def _products(graph: Graph) -> set[str]:
+def products_of(graph: Graph) -> set[str]:
+    """Names of the weights that products read in a graph and in the loops in it."""
     return {name for g in walk_graphs(graph) for node in g.order() if (name := _weight_of(node)) is not None}
 
 
@@ -108,7 +109,7 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
         raise EdgewmError(f"not JSON: {fault}", str(path), 'write {"weight name": "w8a8", ...}') from fault
     if not isinstance(recipe, dict):
         raise EdgewmError(f"the recipe is a {type(recipe).__name__}", str(path), 'write {"weight name": "w8a8", ...}')
-    products = set().union(*map(_products, program.entries.values()))
+    products = set().union(*map(products_of, program.entries.values()))
     for name, kind in recipe.items():
         if name not in products:
             raise EdgewmError(

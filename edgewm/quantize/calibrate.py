@@ -7,10 +7,10 @@ second moments. Everything is drawn from the seed of the build, so two builds gi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from .. import interp
 from ..errors import EdgewmError
 from ..passes.quantize_products import HOLD
 from ..program import Graph, Node, Program
+
+if TYPE_CHECKING:
+    from ..judge.sides import Search, Side
 
 CONTEXTS = 8  # to plan from
 MOST_ITERATIONS = 8  # of a search: later ones only draw closer together
@@ -68,6 +71,17 @@ def second_moments(
 
 def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
     """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
+    rng, planner = np.random.default_rng([_NOISE, seed]), program.planner
+    for given, _, found in searches(program, model, data, CONTEXTS, rng, "weights of 4 bits are"):
+        everyone = found.candidates.reshape(-1, *found.candidates.shape[2:])
+        yield given | {"candidates": everyone[rng.choice(len(everyone), planner.samples, replace=False)]}
+
+
+def searches(
+    program: Program, model: str, data: Path | None, count: int, rng: np.random.Generator, what: str
+) -> Iterator[tuple[dict[str, Array], Array, Search]]:
+    """Searches of the full model from `count` contexts, of MOST_ITERATIONS at most: the inputs of the entry `score` but
+    the candidates, the noise, what was looked at. EdgewmError, which says for `what`, where nothing is to plan from."""
     from .. import models
     from ..judge.sides import in_context, search, upstream
     from ..judge.sources import source_of
@@ -76,20 +90,20 @@ def searched(program: Program, model: str, data: Path | None, seed: int) -> Iter
     contexts = source_of(model, loaded, data).contexts
     if contexts is None:
         raise EdgewmError(
-            "weights of 4 bits are chosen on the planner's own candidates, and there is nothing to plan from", model,
+            f"{what} chosen on the planner's own candidates, and there is nothing to plan from", model,
             "give recorded observations with --calibration FILE (the file that validate --data takes)",
         )  # fmt: skip
     planner = replace(program.planner, iterations=min(program.planner.iterations, MOST_ITERATIONS))
-    side, rng = upstream(loaded, planner), np.random.default_rng([_NOISE, seed])
+    side, older = upstream(loaded, planner), planner.history - 1
     shape = (planner.iterations, planner.samples, planner.horizon, loaded.action_dim)
-    for observation, goal in contexts(CONTEXTS, int(rng.integers(2**31))):  # not those a judge draws by the same seed
+    for observation, goal in contexts(count, int(rng.integers(2**31))):  # not those a judge draws by the same seed
         z, target = side.encode(observation), side.encode(goal)
-        tried = search(_cost(side, z, target), planner, rng.standard_normal(shape, np.float32)).candidates
-        everyone = tried.reshape(-1, *tried.shape[2:])
-        chosen = everyone[rng.choice(len(everyone), planner.samples, replace=False)]
-        latents, actions = in_context(planner, z, chosen)
-        yield {"z": latents, "goal": target[None], "candidates": actions}
+        noise = rng.standard_normal(shape, np.float32)
+        found = search(_cost(side, z, target), planner, noise)
+        latents, actions = in_context(planner, z, found.candidates[0])
+        past = {"past_actions": actions[0, :older]} if older else {}
+        yield {"z": latents, "goal": target[None], **past}, noise, found
 
 
-def _cost(side: Any, z: Array, target: Array) -> Any:
+def _cost(side: Side, z: Array, target: Array) -> Callable[[Array], Array]:
     return lambda candidates: side.score(z, target, candidates)
