@@ -16,7 +16,7 @@ from typing import Any
 
 from . import report
 from .errors import EdgewmError
-from .judge import causality, exact, gates, general, horizon, loops, own, physics, picture, plan
+from .judge import causality, exact, gates, general, horizon, lift, loops, own, physics, picture, plan
 from .judge.imagine import Subjects
 from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
@@ -65,6 +65,9 @@ def validate(
     clock = [0]
     with Runtime(bundle, threads or manifest.threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
         subjects = subjects_of(manifest, model, runtime)
+        if source.contexts is not None:
+            seen = (observation for observation, _ in source.contexts(lift.PICTURES, seed + 3))
+            subjects = replace(subjects, compressed=lift.in_space_of(*subjects.both, seen))
         result = judge(
             subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
             episodes=episodes or limits.episodes, contexts=contexts or limits.contexts, latency=late, seed=seed,
