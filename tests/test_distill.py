@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 
 from edgewm.distill import losses, prune, states, targets, train, verb
 from edgewm.distill.fake_quant import rounded
-from edgewm.distill.shapes import Shape, as_model, board_of, chosen, config_of, considered, of_teacher, shapes
+from edgewm.distill.shapes import (
+    Shape,
+    as_model,
+    board_of,
+    chosen,
+    config_of,
+    considered,
+    of_teacher,
+    planners,
+    shapes,
+)
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
 from edgewm.distill.train import Settings
@@ -431,17 +441,23 @@ def test_options_that_make_no_run(options, what):
         verb.distill("distill_world:make", target="orin", rate_hz=10.0, **options)
 
 
+def test_smaller_planners_halve_samples_and_iterations_by_turns():
+    found = [(p.samples, p.iterations, p.elites) for p in planners(replace(PLANNER, samples=64, elites=8))]
+    assert found == [(64, 2, 8), (32, 2, 4), (32, 1, 4), (16, 1, 2)]
+
+
 def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate():
-    model, board = own.from_module(make(), "spot"), board_of("orin", None, 1, None)
-    with pytest.raises(EdgewmError, match=r"no student plans .* bound by \w+") as fault:
-        chosen(considered(model, board, 1e6, "fp32"), 1e6, board)
-    assert "ask for at most" in fault.value.fix
     teacher, _ = lewm_teacher(depth=1)
+    board = board_of("orin", None, 1, None)
     found = considered(teacher.model, board, 50.0, "w8a8")
     best = chosen(found, 50.0, board)
     assert best.shape.step_weights == max(c.shape.step_weights for c in found if c.tick_ms["high"] <= 20.0)
     ticks = {(c.shape.width, c.shape.window): c.tick_ms["point"] for c in found}
-    assert ticks[16, 2] > ticks[16, 1] > ticks[8, 1]
+    assert len(found) == 4 and ticks[16, 2] > ticks[16, 1] > ticks[8, 1]
+    with pytest.raises(EdgewmError, match=r"no student plans .* bound by \w+") as fault:
+        chosen(found, 1e6, board)
+    fastest = min(c.tick_ms["high"] for c in found)
+    assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
 
 
 def test_the_whole_verb(tmp_path, cache):

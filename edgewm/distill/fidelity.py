@@ -13,26 +13,33 @@ from .teacher import Teacher, encoded, noise, searched
 Array = np.ndarray
 
 
-def look(teacher: Teacher, student: Side, held: Mapping[str, Array], seed: int) -> dict[str, float]:
-    """Of `teacher.held_out(teacher, n, seed)`: rank correlation of the bank (least and median) and within iterations
-    (mean), overlap of elites, and regret over what planning gains."""
+def by_context(teacher: Teacher, student: Side, held: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Of `teacher.held_out(teacher, n, seed)`, each (n,): `spearman` over all that the teacher's planner looked at,
+    `rank`, the same within an iteration (mean), `elites` kept, and what the student's plan `lost` of what planning
+    `gained`."""
     planner, action = teacher.planner, teacher.model.action_dim
     z, goal = (encoded(student, teacher.camera, held[key]) for key in ("observation", "goal"))
-    bank, within, overlap, lost, gained = [], [], [], [], []
+    rows = []
     for i, (candidates, costs) in enumerate(zip(held["candidates"], held["costs"], strict=True)):
         flat = np.array(candidates).reshape(-1, *candidates.shape[2:])
         own = student.score(z[i], goal[i], flat).reshape(costs.shape)
-        bank.append(statistics.spearman(costs.ravel(), own.ravel()))
-        within += [statistics.spearman(a, b) for a, b in zip(costs, own, strict=True)]
-        pairs = [(elites_of(a, planner.elites), elites_of(b, planner.elites)) for a, b in zip(costs, own, strict=True)]
-        overlap.append(np.mean([len(np.intersect1d(a, b)) / planner.elites for a, b in pairs]))
+        pairs = list(zip(costs, own, strict=True))
+        shared = [len(np.intersect1d(*(elites_of(c, planner.elites) for c in pair))) for pair in pairs]
         plan = searched(student, planner, z[i], goal[i], noise(planner, action, seed, i)).mean
         from_to = (np.array(held[key][i]) for key in ("latent", "goal_latent"))
         cost = float(teacher.side.score(*from_to, plan[None])[0])
-        lost.append(cost - held["plan_cost"][i])
-        gained.append(held["blind_cost"][i] - held["plan_cost"][i])
+        rows.append((
+            statistics.spearman(costs.ravel(), own.ravel()), np.mean([statistics.spearman(*pair) for pair in pairs]),
+            np.mean(shared) / planner.elites, cost - held["plan_cost"][i], held["blind_cost"][i] - held["plan_cost"][i],
+        ))  # fmt: skip
+    return dict(zip(("spearman", "rank", "elites", "lost", "gained"), np.array(rows, np.float64).T, strict=True))
+
+
+def look(teacher: Teacher, student: Side, held: Mapping[str, Array], seed: int) -> dict[str, float]:
+    """The same over contexts: least and median Spearman, mean rank and elites, regret."""
+    found = by_context(teacher, student, held, seed)
     return {
-        "spearman_min": float(np.min(bank)), "spearman_median": float(np.median(bank)),
-        "rank": float(np.mean(within)), "elite_overlap": float(np.mean(overlap)),
-        "regret": float(np.sum(lost) / np.sum(gained)),
+        "spearman_min": float(found["spearman"].min()), "spearman_median": float(np.median(found["spearman"])),
+        "rank": float(found["rank"].mean()), "elite_overlap": float(found["elites"].mean()),
+        "regret": float(found["lost"].sum() / found["gained"].sum()),
     }  # fmt: skip

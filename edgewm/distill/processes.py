@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class Processes:
-    """This process is number `rank` of `count`; in a `with` block they know each other (gloo, or nccl on a GPU)."""
+    """This process is number `rank` of `count`; in a `with` block they know each other (gloo: a run is on CPUs)."""
 
     rank: int = 0
     count: int = 1
@@ -33,7 +33,7 @@ class Processes:
 
     def __enter__(self) -> Processes:
         if self.count > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("gloo")
         return self
 
     def __exit__(self, *fault: Any) -> None:

@@ -115,7 +115,8 @@ def planners(teacher: Planner) -> Iterator[Planner]:
     while True:
         yield planner
         samples, iterations = planner.samples, planner.iterations
-        if turn % 2 == 0 and samples // 2 >= max(LEAST_SAMPLES, 2):
+        can_halve = samples // 2 >= LEAST_SAMPLES
+        if can_halve and (turn % 2 == 0 or iterations == 1):
             samples //= 2
         elif iterations > 1:
             iterations = -(-iterations // 2)

@@ -51,8 +51,8 @@ def distill(
     The target's time is what `edgewm estimate` says (the upper end), `measured` as there. `planner` holds fields of
     `program.Planner`; where any is given, that planner is kept. `without` names terms of `losses.TERMS` to leave out;
     `training` fields of `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`.
-    `judged` are the judge's contexts. EdgewmError for a rate that no student meets, too little data, a teacher that cannot
-    foresee, losses that are no numbers, a full disk, another run in OUT.
+    `judged` are the judge's contexts. EdgewmError for a rate that no student meets, too little data, a teacher that
+    cannot foresee, losses that are no numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
     first = Processes.here().is_first
