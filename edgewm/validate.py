@@ -20,7 +20,7 @@ from .judge import causality, exact, gates, general, horizon, lift, loops, own, 
 from .judge.imagine import Subjects
 from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
-from .judge.sides import compiled, upstream
+from .judge.sides import compiled, upstream, window_of
 from .judge.sources import Source, source_of
 from .manifest import Manifest, read_manifest
 from .options import SUITES, Progress
@@ -107,7 +107,8 @@ def subjects_of(manifest: Manifest, model: Any, runtime: Any) -> Subjects:
     """The full model, run by torch, and the bundle opened as `runtime`."""
     planner = manifest.planner
     camera, action = model.ports_of("observation")[0].name, model.ports_of("action")[0]
-    return Subjects(upstream(model, planner), compiled(runtime, model, planner), planner, camera, action)
+    bundle = compiled(runtime, model, planner, window_of(runtime))
+    return Subjects(upstream(model, planner), bundle, planner, camera, action)
 
 
 def judge(
