@@ -310,8 +310,9 @@ def _priced(place: str) -> str:
     """Where a plan goes whose formats are chosen by their price: calls of a GPU have none of their own."""
     if place == "gpu":
         raise EdgewmError(
-            "formats are priced by a CPU's calls", "--precision auto --place gpu", "name a precision, or give --place cpu"
-        )
+            "formats are priced by a CPU's calls", "--precision auto --place gpu",
+            "name a precision, or give --place cpu",
+        )  # fmt: skip
     return "cpu"
 
 

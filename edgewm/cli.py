@@ -23,11 +23,13 @@ from .cli_options import (
     DEVICE,
     PATH,
     PLANNER,
+    TRAINING,
     Listed,
     Rate,
     check_cpus,
     check_precision,
     check_slo,
+    distill_options,
     planner_options,
 )
 from .errors import EdgewmError
@@ -139,9 +141,11 @@ def _write_json(file: Path, result: Mapping[str, Any]) -> None:
 @click.option("--backend", type=click.Choice(BACKENDS), default=NATIVE, show_default=True,
               help="What runs it: our own kernels, or the program as ONNX files by another runtime, in fp32 or w8a8 "
               "(constant steps, calibrated); tensorrt builds its engines on the device.")  # fmt: skip
+@click.option("--student", default="none", show_default=True, metavar="none|auto|DIRECTORY",
+              help="Build a student in its place; auto distils one for --rate-hz, beside OUT.")  # fmt: skip
 @click.option("-o", "--out", type=PATH, default=Path("out"), show_default=True, help="Where the bundle goes.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built and estimate its time; write nothing.")
-def build(model: str, **options: Any) -> tuple[dict, Any, int]:
+def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
     """Compile a model for a board.
 
     The bundle needs nothing but libc where it runs.
@@ -157,8 +161,32 @@ def build(model: str, **options: Any) -> tuple[dict, Any, int]:
 
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
+        if student != "none":
+            from .distill.verb import student_for
+
+            model = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
         result = compile_bundle(model, planner=planner, progress=progress, **options)
     return result, build_table(result), 0
+
+
+@verb(cli, seed=True)
+@click.argument("model")
+@planner_options
+@distill_options
+def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
+    """Find and train a student that plans at a rate.
+
+    The largest whose plan takes at most a period on the target. OUT is then a MODEL for `edgewm build`.
+    """
+    from .console import distill_table, progress_bar
+    from .distill import distill as distilled
+
+    training = {field: given for field in TRAINING if (given := options.pop(field)) is not None}
+    options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}
+    with progress_bar() as progress:
+        result = distilled(model, progress=progress, notice=lambda text: click.echo(text, err=True), **options)
+    status = {True: 0, False: 1, None: 2}[result["verdict"]["passed"]] if result["verdict"] else 0
+    return result, distill_table(result), status
 
 
 @verb(cli)

@@ -77,6 +77,47 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+# field of distill.train.Settings -> what it takes; help
+TRAINING: dict[str, tuple[click.ParamType, str]] = {
+    "steps": (COUNT, "Of training.  [default: 4000]"),
+    "learning_rate": (click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003]"),
+    "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
+    "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256]"),
+    "round_contexts": (COUNT, "New ones for the student's planner, each round.  [default: 64]"),
+}
+
+
+DISTILL: dict[str, dict[str, Any]] = {
+    "--rate-hz": {"type": Rate(), "required": True, "help": "How many plans a second the student is to make."},
+    "--target": {"default": "host", "show_default": True, "help": "Board, by any name of `edgewm targets`."},
+    "--mode": {"help": "Power mode of the board.  [default: as it boots]"},
+    "--precision": {
+        "type": click.Choice(PRECISIONS), "default": "fp32", "show_default": True,
+        "help": "Of the student's bundle; it is trained with its products rounded so.",
+    },
+    "--threads": {"type": COUNT, "help": "Threads that plan.  [default: the mode's cores]"},
+    "--measured": {"type": PATH, "help": "Facts that `targets probe --out` wrote on such a machine."},
+    "--data": {"type": PATH, "help": "Recorded data, as of validate.  [default: the model's own]"},
+    "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
+    "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
+    "--without": {"type": Listed(), "default": "", "metavar": "LOSS[,...]", "help": "Losses to leave out."},
+    "--judged": {"type": COUNT, "help": "Contexts of the judge.  [default: what the preset's claim takes]"},
+    "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
+    "--dry-run": {"is_flag": True, "help": "Show the shapes considered, and the time of a plan of each."},
+}  # fmt: skip
+
+
+def distill_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """For what and on what a student is trained, how long, and which losses not."""
+    for field, (kind, help) in reversed(TRAINING.items()):
+        command = click.option(f"--{field.replace('_', '-')}", field, type=kind, help=help)(command)
+    where = {"type": PATH, "default": Path("student"), "show_default": True, "help": "Where the student goes."}
+    command = click.option("-o", "--out", **where)(command)
+    for flag, settings in reversed(DISTILL.items()):
+        command = click.option(flag, **settings)(command)
+    return command
+
+
 def check_slo(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and not SLO.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not like 'p99=20ms' (p50, p99, p99.9 or max; us, ms or s).")

@@ -106,6 +106,25 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
     return f"{number(found['point'], 'ms')}, {between}; {found['source']}"
 
 
+def distill_table(result: Result) -> Table:
+    """Every shape considered, the chosen one marked; what the judge said of it, where it did."""
+    made = table("considered", "", "width", "layers", "window", "planner", "ms a plan", "at most", "bound by")
+    for found in result["considered"]:
+        shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
+        made.add_row(
+            "chosen" if found == result["chosen"] else "", *(str(shape[key]) for key in ("width", "depth", "window")),
+            f"{planner['samples']} x {planner['iterations']}", number(tick["point"]), number(tick["high"]),
+            found["bound"],
+        )  # fmt: skip
+    if result["verdict"] is not None:
+        plan = result["verdict"]["plan"]
+        made.caption = (
+            f"{result['student']}: least Spearman {plan['spearman_min']:.3f}, elites kept {plan['elite_overlap']:.3f}, "
+            f"regret {100 * plan['regret']:.2f} %"
+        )
+    return made
+
+
 def profile_table(result: Result) -> Group:
     title = f"{result['device']}: {result['target']}, mode {result['mode']}, {number(result['rate_hz'], 'Hz')}"
     made = table(f"{title}, {number(result['ticks'])} ticks", "milliseconds", "p50", "p99", "p99.9", "max")

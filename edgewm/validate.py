@@ -16,11 +16,11 @@ from typing import Any
 
 from . import report
 from .errors import EdgewmError
-from .judge import causality, exact, gates, general, horizon, loops, own, physics, picture, plan
+from .judge import causality, exact, gates, general, horizon, lift, loops, own, physics, picture, plan
 from .judge.imagine import Subjects
 from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
-from .judge.sides import compiled, upstream
+from .judge.sides import compiled, upstream, window_of
 from .judge.sources import Source, source_of
 from .manifest import Manifest, read_manifest
 from .options import AUTO, NATIVE, SUITES, Progress
@@ -65,6 +65,9 @@ def validate(
     clock = [0]
     with opened(bundle, manifest, threads or manifest.threads, period_of(manifest), lambda: clock[0]) as runtime:
         subjects = subjects_of(manifest, model, runtime)
+        if source.contexts is not None:
+            seen = (observation for observation, _ in source.contexts(lift.PICTURES, seed + 3))
+            subjects = replace(subjects, compressed=lift.in_space_of(*subjects.both, seen))
         result = judge(
             subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
             episodes=episodes or limits.episodes, contexts=contexts or limits.contexts, latency=late, seed=seed,
@@ -104,7 +107,8 @@ def subjects_of(manifest: Manifest, model: Any, runtime: Any) -> Subjects:
     """The full model, run by torch, and the bundle opened as `runtime`."""
     planner = manifest.planner
     camera, action = model.ports_of("observation")[0].name, model.ports_of("action")[0]
-    return Subjects(upstream(model, planner), compiled(runtime, model, planner), planner, camera, action)
+    bundle = compiled(runtime, model, planner, window_of(runtime))
+    return Subjects(upstream(model, planner), bundle, planner, camera, action)
 
 
 def judge(

@@ -14,7 +14,7 @@ from edgewm import cli, console
 from edgewm.cli import cli as group
 from edgewm.errors import EdgewmError
 
-VERBS = ("build", "profile", "validate", "run", "show", "targets", "estimate", "doctor", "demo")
+VERBS = ("build", "distill", "profile", "validate", "run", "show", "targets", "estimate", "doctor", "demo")
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> list[str]:
@@ -46,7 +46,7 @@ def test_every_verb_takes_json_and_those_that_draw_a_seed() -> None:
     options = {c.name: {o for p in c.params for o in p.opts} for c in commands}
     assert all("--json" in found for found in options.values())
     drawing = {name for name, found in options.items() if "--seed" in found}
-    assert drawing == {"build", "validate", "run", "demo"}
+    assert drawing == {"build", "distill", "validate", "run", "demo"}
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 gates.py        what must hold, as data; presets; three-valued decisions
 sides.py        the two models behind one set of functions, and the planner both are judged with
 imagine.py      futures of many latents at once, by either model
+lift.py         a student of fewer latents, seen in the full model's space
 
 plan.py         suite `plan`: the same costs, ranks, elites and plan on the same noise
 own.py            and the bundle's own plans are those that were judged

@@ -199,8 +199,15 @@ def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
     return Side(encode, predict, score, plan, model.window)
 
 
-def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
-    """The bundle opened as `runtime` (an `edgewm.Runtime`), asked through its entries; `model` says what ports mean."""
+def window_of(runtime: Any) -> int:
+    """The most latents that a bundle's predictor looks at: a student may look at fewer than its teacher."""
+    return next(p.shape[1] for p in runtime.ports("predict") if p.name == "z")
+
+
+def compiled(runtime: Any, model: Any, planner: Planner, window: int | None = None) -> Side:
+    """The bundle opened as `runtime` (an `edgewm.Runtime`), asked through its entries; `model` says what ports mean,
+    and, unless it is given, how many latents the predictor looks at."""
+    window = window or model.window
     observations, goals = model.ports_of("observation"), model.ports_of("goal")
     unplanned = _reset_state(runtime, model, planner)
 
@@ -209,7 +216,7 @@ def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
 
     def predict(z: Array, actions: Array) -> Array:
         length = z.shape[1]
-        entry = "predict" if length == model.window else f"predict_{length}"
+        entry = "predict" if length == window else f"predict_{length}"
         parts = [
             runtime.run_entry(entry, z=z_part, actions=a_part)["z_next"]
             for z_part, a_part in zip(_filled(z, planner.samples), _filled(actions, planner.samples), strict=True)
@@ -231,7 +238,7 @@ def compiled(runtime: Any, model: Any, planner: Planner) -> Side:
         given = named(observations, observation, observations) | named(goals, goal, observations)
         return runtime.run_entry("plan_with_noise", **given, **unplanned, noise=_f32(noise))["actions"]
 
-    return Side(encode, predict, score, plan, model.window)
+    return Side(encode, predict, score, plan, window)
 
 
 def in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_world.losses.sigreg import SIGReg
 from torch_world.models import LeWM
 from torch_world.nn import CLSEncoder
+from torch_world.nn.transformer import MLP
 
 from edgewm.errors import EdgewmError
 
@@ -45,10 +46,14 @@ MODEL = {
 
 
 def build(config: dict[str, Any]) -> LeWM:
-    """A freshly initialised model for `config["model"]`; one model action is `action_block` environment actions."""
-    m = config["model"]
-    encoder = CLSEncoder(m["image_px"], m["patch_px"], m["embed_dim"], **m["encoder"])
-    return LeWM(
+    """A freshly initialised model for `config["model"]`; one model action is `action_block` environment actions.
+
+    The encoder section may state an `embed_dim` and a `proj_dim` of its own: a small predictor behind a large encoder.
+    """
+    m, sizes = config["model"], dict(config["model"]["encoder"])
+    seen, proj = sizes.pop("embed_dim", m["embed_dim"]), sizes.pop("proj_dim", m["proj_dim"])
+    encoder = CLSEncoder(m["image_px"], m["patch_px"], seen, **sizes)
+    model = LeWM(
         encoder,
         action_dim=m["action_block"] * m["env_action_dim"],
         embed_dim=m["embed_dim"],
@@ -59,6 +64,9 @@ def build(config: dict[str, Any]) -> LeWM:
         lamb=m["sigreg"]["lamb"],
         sigreg=SIGReg(m["sigreg"]["num_slices"]),
     )
+    if (seen, proj) != (m["embed_dim"], m["proj_dim"]):
+        model.projector = MLP([seen, proj, m["embed_dim"]], norm=torch.nn.BatchNorm1d)
+    return model
 
 
 def normalise(pixels: Tensor) -> Tensor:

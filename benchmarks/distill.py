@@ -1,0 +1,185 @@
+"""Students of a model: what each is worth beside its teacher, and what each loss adds.
+
+    python benchmarks/distill.py students DIRECTORY... [--model reference] [--precisions fp32,w8a8] [--episodes 70]
+    python benchmarks/distill.py losses [--model reference] [--steps 400] [--width 32] [--cache FOLDER]
+
+students   directories that `edgewm distill` wrote. Bundles of teacher and student are judged by the judge's own suites
+           `plan` and `closed-loop` (pairs of episodes side by side from the same starts, at most `--episodes`), and
+           timed in one alternating run: the median, and the best round where other work shares the machine.
+losses     the same small student trained on the same answers, with all terms, without each, and with each alone: what
+           held-out contexts say, with 90 % bootstrap intervals over contexts of the difference to all terms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from recording import add_flags, finish
+from timing import alternate
+
+from edgewm import statistics
+from edgewm.binding import Runtime
+from edgewm.build import build
+from edgewm.distill import fidelity, losses
+from edgewm.distill.shapes import as_model, of_teacher, shapes
+from edgewm.distill.teacher import HELD_OUT, teacher_of
+from edgewm.distill.train import Settings, material, train
+from edgewm.judge.sides import named, upstream
+from edgewm.judge.sources import source_of
+from edgewm.models import load
+from edgewm.validate import validate
+
+ROUNDS = 25
+FIGURES = ("spearman", "rank", "elites")
+
+
+# -------------------------------------------------------------------------------------------------------- students
+
+
+def students(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a student and precision; the teacher's in fp32 comes first."""
+    wanted = [(given.model, "fp32"), *((str(d), p) for d in given.directories for p in given.precisions.split(","))]
+    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
+        bundles = [Path(folder) / str(i) for i in range(len(wanted))]
+        built = [
+            build(model, precision=precision, threads=given.threads, out=out)
+            for (model, precision), out in zip(wanted, bundles, strict=True)
+        ]
+        seconds = times(given.model, bundles, given.threads)
+        rows = []
+        for (model, precision), out, facts in zip(wanted, bundles, built, strict=True):
+            rows.append(row(given, model, precision, out, facts, seconds[str(out)], seconds[str(bundles[0])]))
+            print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
+    return rows
+
+
+def times(model: str, bundles: Sequence[Path], threads: int) -> dict[str, list[float]]:
+    """Seconds of a plan of each bundle, round by round, from the same picture to the same goal."""
+    loaded = load(model)
+    observations, goals = loaded.ports_of("observation"), loaded.ports_of("goal")
+    observation, goal = next(iter(source_of(model, loaded).contexts(1, 0)))
+    given = named(observations, observation, observations) | named(goals, goal, observations)
+    runtimes = [Runtime(bundle, threads) for bundle in bundles]
+    try:
+        steps = {}
+        for bundle, runtime in zip(bundles, runtimes, strict=True):
+            inputs = {p.name: np.zeros(p.shape, p.dtype) for p in runtime.ports("plan") if p.is_input} | given
+            steps[str(bundle)] = lambda runtime=runtime, inputs=inputs: runtime.run_entry("plan", **inputs)
+        return alternate(steps, ROUNDS)
+    finally:
+        for runtime in runtimes:
+            runtime.close()
+
+
+def row(
+    given: argparse.Namespace, model: str, precision: str, bundle: Path, built: dict[str, Any], seconds: list[float],
+    teacher_s: list[float],
+) -> dict[str, Any]:  # fmt: skip
+    """What was found of one bundle."""
+    is_teacher = model == given.model
+    asked = {} if is_teacher else json.loads((Path(model) / "distill.json").read_text())
+    shape = asked["chosen"]["shape"] if asked else {}
+    size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}" if asked else ""
+    found: dict[str, Any] = {
+        "table": "students",
+        "name": f"{given.model} {precision}" if is_teacher else f"for {asked['asked']['rate_hz']:g} Hz, {precision}",
+        "predictor": size, "weights_mib": built["weight_bytes"] / 2**20, "plan_ms": 1e3 * median(seconds),
+        "best_plan_ms": 1e3 * min(seconds), "times_faster": min(teacher_s) / min(seconds),
+    }  # fmt: skip
+    if not is_teacher:
+        suites = ["plan", "closed-loop"] if given.episodes else ["plan"]
+        told = validate(
+            bundle, against=given.model, suite=suites, episodes=given.episodes or None, contexts=given.contexts
+        )
+        plan, loop = told["plan"], told["closed_loop"]
+        found |= {
+            "contexts": plan["contexts"], "least_spearman": plan["spearman_min"],
+            "median_spearman": plan["spearman_median"], "elite_overlap": plan["elite_overlap"],
+            "regret": plan["regret"], "first_action_ratio": plan["first_action_ratio"],
+        }  # fmt: skip
+        for who in ("compressed", "full"):
+            found[f"successes_{who}"] = loop and "{} of {} ({:.0%} to {:.0%})".format(
+                loop[who]["successes"], loop[who]["episodes"], *loop[who]["wilson_95"]
+            )
+    return found | {"command": f"python benchmarks/distill.py students ... --episodes {given.episodes}"}
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def ablation(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for all terms, one without each, one with each alone beside what shows pictures."""
+    torch.set_num_threads(1)
+    model = load(given.model)
+    teacher = teacher_of(given.model, model, model.planner, source_of(given.model, model))
+    shape = next(s for s in shapes(of_teacher(model)) if (s.width, s.depth, s.window) == (given.width, 2, 1))
+    base = Settings(shape, model.planner, steps=given.steps, round_steps=given.steps, patience=1)
+    terms = [name for name, weight in losses.WEIGHTS.items() if weight and name != "encode"]
+    variants = {"all terms": dict(losses.WEIGHTS)}
+    variants |= {f"without {name}": {**losses.WEIGHTS, name: 0.0} for name in terms}
+    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in losses.WEIGHTS.items()}
+                 for name in terms if name in ("latent", "rank")}  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    first = None
+    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
+        cache = given.cache or Path(folder) / "cache"
+        held = material(base, teacher, cache, lambda stage, done: None, print).held
+        for name, weights in variants.items():
+            out = Path(folder) / name.replace(" ", "-")
+            train(replace(base, weights=weights), teacher, out, cache=cache)
+            student = load(str(out))
+            side = upstream(as_model(student.torch, model, model.planner), model.planner)
+            found = fidelity.by_context(teacher, side, held, HELD_OUT)
+            first = first or found
+            rows.append(ablated(name, found, first, given))
+            print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
+    return rows
+
+
+def ablated(name: str, found: dict, first: dict, given: argparse.Namespace) -> dict[str, Any]:
+    """Means over contexts, and the interval of what lies between them and those of all terms."""
+    out: dict[str, Any] = {"table": "distillation-losses", "name": name, "contexts": len(found["rank"])}
+    for figure in FIGURES:
+        out[figure] = float(found[figure].mean())
+        if found is not first:
+            low, high = statistics.bootstrap((found[figure] - first[figure])[:, None], lambda d: float(d.mean()), 0.9)
+            out[f"{figure}_to_all"] = f"{low:+.3f} to {high:+.3f}"
+    out["regret"] = float(found["lost"].sum() / found["gained"].sum())
+    return out | {"command": f"python benchmarks/distill.py losses --steps {given.steps} --width {given.width}"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parts = parser.add_subparsers(required=True)
+    one = parts.add_parser("students")
+    one.add_argument("directories", type=Path, nargs="+")
+    one.add_argument("--precisions", default="fp32,w8a8")
+    one.add_argument("--episodes", type=int, default=70)
+    one.add_argument("--contexts", type=int)
+    one.add_argument("--threads", type=int, default=2)
+    one.set_defaults(run=students)
+    other = parts.add_parser("losses")
+    other.add_argument("--steps", type=int, default=400)
+    other.add_argument("--width", type=int, default=32)
+    other.add_argument("--cache", type=Path, help="the teacher's answers")
+    other.set_defaults(run=ablation)
+    for part in (one, other):
+        add_flags(part)
+    given = parser.parse_args()
+    finish(given.run(given), given)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Distillation to a rate: find the student that a target runs fast enough, and train it to plan as its teacher does.
+
+shapes.py      what a student may look like, and how long a plan of each takes on the target
+teacher.py     what a teacher answers: latents, imagined futures, the searches of its planner; and whether it is fit
+targets.py     these answers on disk: made once, memory-mapped, bounded, hashed
+space.py       the student's latents: the teacher's, or the directions of them that hold nearly all of the variance
+prune.py       a start from the teacher: its layers and channels, chosen by what planning loses without them
+losses.py      what is matched, each term by name
+fake_quant.py  products rounded in training as a recipe rounds them in the bundle
+fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle
+states.py      where a run stands, on disk: whole, hashed, the newest two
+train.py       the run: rounds of candidates that the student's own planner drew, steps, looks
+processes.py   one process, or several that torchrun started
+write_student.py  the checkpoint that `build` takes
+verb.py        `edgewm distill`                pareto.py   every candidate as time, fidelity and success
+"""
+
+from .verb import distill
+
+__all__ = ["distill"]

@@ -1,0 +1,71 @@
+"""One process, or several that `torchrun` started: each takes its share of a batch, and gradients are averaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass
+class Processes:
+    """This process is number `rank` of `count`; in a `with` block they know each other (gloo: a run is on CPUs)."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def here(cls) -> Processes:
+        """What torchrun says; alone without it."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> Processes:
+        if self.count > 1:
+            dist.init_process_group("gloo")
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def of(self, index: np.ndarray) -> np.ndarray:
+        """This process's part of what all draw alike."""
+        return index[self.rank :: self.count]
+
+    def meet(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def first_then_all(self, make: Callable[[], T]) -> T:
+        """What the first process writes to disk, the others read."""
+        found = make() if self.is_first else None
+        self.meet()
+        return make() if found is None else found
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """In place, over processes."""
+        if self.count > 1:
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                g.copy_(part.view_as(g) / self.count)
+
+    def mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """Over processes."""
+        if self.count == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(figures, (values / self.count).tolist(), strict=True))

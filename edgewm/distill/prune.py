@@ -1,0 +1,124 @@
+"""A start from the teacher, where it is a LeWM: its encoder whole, and of its predictor what planning misses most.
+
+A student of any width takes the encoder: its last linear layer gives latents in the student's space at once, so what
+the student sees is what its teacher sees, to rounding. A predictor as wide as the teacher's begins with those layers,
+heads and hidden channels that planning loses most without; a narrower one begins at random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..judge.sides import elites_of, upstream
+from ..models import torch_world
+from .shapes import as_model
+from .space import Space
+from .teacher import Teacher
+
+Array = np.ndarray
+CONTEXTS = 4  # to measure what a layer is worth
+EVERY = 3  # iterations of a search
+
+
+def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
+    """Give `module` the teacher's encoder, in its own latent space; False, with nothing done, where it has no use for
+    it: another family, sizes or preprocessing."""
+    if teacher.model.family != torch_world.FAMILY:
+        return False
+    source, camera = teacher.model.torch, teacher.model.ports_of("observation")[0]
+    student = as_model(module, teacher.model, teacher.planner)
+    kept = ("encoder.", "projector.")
+    own = {k: v for k, v in source.state_dict().items() if k.startswith(kept)}
+    last = f"projector.{len(source.projector) - 1}"
+    axes, mean = torch.from_numpy(space.axes), torch.from_numpy(space.mean)
+    own[f"{last}.weight"] = space.scale * (axes.T @ own[f"{last}.weight"])
+    own[f"{last}.bias"] = space.scale * ((own[f"{last}.bias"] - mean) @ axes)
+    wanted = {k: v.shape for k, v in module.state_dict().items() if k.startswith(kept)}
+    is_alike = student.ports[0].preprocessing == camera.preprocessing
+    if not is_alike or wanted != {k: v.shape for k, v in own.items()}:
+        return False
+    module.load_state_dict(own, strict=False)
+    return True
+
+
+def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapping[str, Array]) -> list[float]:
+    """Give `module` what is worth most of the teacher's predictor, where both see the same latents: the share of elites
+    lost without each of its layers, empty where nothing was done."""
+    source = teacher.model.torch
+    is_same = np.array_equal(space.axes, np.eye(*space.axes.shape)) and space.scale == 1.0
+    if teacher.model.family != torch_world.FAMILY or not is_same:
+        return []
+    kept, worth = layers(teacher, held, len(module.predictor.blocks))
+    with torch.no_grad():
+        module.action_encoder.load_state_dict(source.action_encoder.state_dict())
+        module.predictor.norm.load_state_dict(source.predictor.norm.state_dict())
+        module.pos_embed.copy_(source.pos_embed[:, : module.history])
+        for target, index in zip(module.predictor.blocks, kept, strict=True):
+            narrow(target, source.predictor.blocks[index])
+        _narrow_mlp(module.pred_proj, source.pred_proj)
+    return worth
+
+
+def layers(teacher: Teacher, held: Mapping[str, Array], count: int) -> tuple[list[int], list[float]]:
+    """The `count` layers of the predictor to keep, in order, and the share of elites lost without each alone."""
+    total = len(teacher.model.torch.predictor.blocks)
+    worth = [lost_without(teacher, held, [i]) for i in range(total)]
+    left = list(range(total))
+    while len(left) > count:  # one by one: what a layer is worth depends on those that are there
+        gone = [i for i in range(total) if i not in left]
+        left.remove(min(left, key=lambda i: lost_without(teacher, held, [*gone, i])))
+    return left, worth
+
+
+def lost_without(teacher: Teacher, held: Mapping[str, Array], gone: Sequence[int]) -> float:
+    """Mean share of elites that the teacher's planner would not choose without these layers of its predictor."""
+    planner, model = teacher.planner, teacher.model
+    cut = copy.deepcopy(model.torch)
+    cut.predictor.blocks = nn.ModuleList(b for i, b in enumerate(cut.predictor.blocks) if i not in gone)
+    side = upstream(as_model(cut, model, planner), planner)
+    lost = []
+    for i in range(min(CONTEXTS, len(held["costs"]))):
+        z, goal = np.array(held["latent"][i]), np.array(held["goal_latent"][i])
+        for candidates, costs in zip(held["candidates"][i][::EVERY], held["costs"][i][::EVERY], strict=True):
+            own = side.score(z, goal, np.array(candidates))
+            shared = np.intersect1d(elites_of(own, planner.elites), elites_of(costs, planner.elites))
+            lost.append(1 - len(shared) / planner.elites)
+    return float(np.mean(lost))
+
+
+def narrow(target: nn.Module, source: nn.Module) -> None:
+    """A block from a wider one: the heads whose values reach furthest, the hidden channels that weigh most."""
+    target.modulation.load_state_dict(source.modulation.state_dict())
+    dim = source.attn.head_dim
+    if target.attn.head_dim != dim:
+        return
+    out = source.attn.proj.weight.unflatten(1, (source.attn.num_heads, dim))
+    values = source.attn.qkv.weight.unflatten(0, (3, source.attn.num_heads, dim))
+    reach = torch.einsum("ohd,hdi->hoi", out, values[2]).flatten(1).norm(dim=1)
+    heads = reach.argsort(descending=True)[: target.attn.num_heads].sort().values
+    bias = source.attn.qkv.bias.unflatten(0, (3, source.attn.num_heads, dim))
+    target.attn.qkv.weight.copy_(values[:, heads].flatten(0, 2))
+    target.attn.qkv.bias.copy_(bias[:, heads].flatten())
+    target.attn.proj.weight.copy_(out[:, heads].flatten(1))
+    target.attn.proj.bias.copy_(source.attn.proj.bias)
+    _narrow_mlp(target.mlp, source.mlp)
+
+
+def _narrow_mlp(target: nn.Sequential, source: nn.Sequential) -> None:
+    """Linear, (norm,) activation, linear: the hidden channels of the largest weights in and out."""
+    first, last = source[0], source[-1]
+    weigh = first.weight.norm(dim=1) * last.weight.norm(dim=0)
+    taken = weigh.argsort(descending=True)[: target[0].out_features].sort().values
+    target[0].weight.copy_(first.weight[taken])
+    target[0].bias.copy_(first.bias[taken])
+    for new, old in zip(target[1:-1], source[1:-1], strict=True):
+        if isinstance(old, nn.BatchNorm1d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(new, name).copy_(getattr(old, name)[taken])
+    target[-1].weight.copy_(last.weight[:, taken])
+    target[-1].bias.copy_(last.bias)

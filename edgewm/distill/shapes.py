@@ -1,0 +1,261 @@
+"""What a student may look like, and how long its plan takes on a target.
+
+A student is torch-world's LeWM, whatever its teacher is: one frame to one latent, a causal transformer over the last
+`window` latents. Smaller ones are the teacher's sizes in halves and quarters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_world.nn.transformer import Transformer
+
+from ..emit import schedule_program
+from ..errors import EdgewmError
+from ..estimate.counts import plan_counts
+from ..estimate.cpu import price_plan
+from ..estimate.machine import Machine
+from ..estimate.verb import machine_or_refusal
+from ..models import Model, capture_model, torch_world
+from ..options import Progress
+from ..passes import EXACT, LOWERING, run
+from ..program import Planner
+from ..quantize import recipe_of
+from ..reference.model import PREPROCESSING, build
+from ..target import Mode, Target, resolve
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)  # of the teacher's
+LEAST_SAMPLES = 16  # of a planner that is made smaller
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LeWM: `width` of latents and of the predictor, `window` the latents it looks at; and its encoder's."""
+
+    width: int
+    depth: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    proj_dim: int
+    window: int
+    encoder_width: int
+    encoder_depth: int
+    encoder_heads: int
+    encoder_mlp_ratio: float
+    encoder_proj_dim: int
+    patch_px: int
+
+    @property
+    def step_weights(self) -> int:
+        """Numbers that one imagined step of one candidate goes through, but for those of its action."""
+        inner = self.heads * self.head_dim
+        attention = self.width * inner * (4 if self.window > 1 else 2)  # over one key, only values and the way out
+        return self.depth * (attention + 2 * self.width * self.mlp_dim) + 2 * self.width * self.proj_dim
+
+
+def of_teacher(model: Model) -> Shape:
+    """The shape of a LeWM of torch-world; of another family's, one with as wide a latent."""
+    width = model.latent_dim
+    if model.family != torch_world.FAMILY:
+        heads = max(1, width // 32)
+        side = camera_px(model)
+        sizes = (3, heads, width // heads, 2 * width, 2 * width, model.window)
+        return Shape(width, *sizes, width, 3, heads, 2.0, 2 * width, max(1, side // 4))
+    module = model.torch
+    blocks, seen = module.predictor.blocks, encoder_blocks(module)
+    first = blocks[0]
+    patch = next(m for m in module.encoder.modules() if isinstance(m, torch.nn.Conv2d)).kernel_size[0]
+    return Shape(
+        width, len(blocks), first.attn.num_heads, first.attn.head_dim, first.mlp[0].out_features,
+        module.pred_proj[0].out_features, module.history, module.encoder.embed_dim, len(seen), seen[0].attn.num_heads,
+        seen[0].mlp[0].out_features / module.encoder.embed_dim, module.projector[0].out_features, patch,
+    )  # fmt: skip
+
+
+def encoder_blocks(module: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer blocks of a LeWM's encoder, in order."""
+    return next(m for m in module.encoder.modules() if isinstance(m, Transformer)).blocks
+
+
+def camera_px(model: Model) -> int:
+    """Side of the one square colour picture that the model sees. EdgewmError where it sees anything else."""
+    (camera, *more) = model.ports_of("observation")
+    if more or camera.dtype != "u8" or len(camera.shape) != 4 or camera.shape[0] != 1 or camera.shape[3] != 3:
+        ports = ", ".join(f"{p.name} {p.dtype} {tuple(p.shape)}" for p in model.ports_of("observation"))
+        raise EdgewmError(
+            f"the teacher sees {ports}", "MODEL", "a student sees one uint8 colour picture: distil a model that does"
+        )
+    if camera.shape[1] != camera.shape[2]:
+        raise EdgewmError(f"pictures of {camera.shape[1]} x {camera.shape[2]}", "MODEL", "give it square ones")
+    return camera.shape[1]
+
+
+def shapes(teacher: Shape) -> Iterator[Shape]:
+    """Every shape considered, the teacher's own first. The encoder stays: it runs twice a plan, not thousands of times,
+    and a student that has its teacher's sees what its teacher sees."""
+    for window in dict.fromkeys((teacher.window, 1)):
+        for share in WIDTHS:
+            heads = round(share * teacher.heads)
+            if heads != share * teacher.heads or round(share * teacher.width) != share * teacher.width:
+                continue
+            scaled = {key: round(share * getattr(teacher, key)) for key in ("width", "mlp_dim", "proj_dim")}
+            for depth in range(teacher.depth, 0, -1):
+                yield replace(teacher, **scaled, heads=heads, window=window, depth=depth)
+
+
+def planners(teacher: Planner) -> Iterator[Planner]:
+    """The teacher's planner, then smaller ones: fewer samples and fewer iterations by turns."""
+    planner, turn = teacher, 0
+    while True:
+        yield planner
+        samples, iterations = planner.samples, planner.iterations
+        can_halve = samples // 2 >= LEAST_SAMPLES
+        if can_halve and (turn % 2 == 0 or iterations == 1):
+            samples //= 2
+        elif iterations > 1:
+            iterations = -(-iterations // 2)
+        else:
+            return
+        elites = max(2, min(round(planner.elites * samples / planner.samples), samples))
+        planner, turn = replace(planner, samples=samples, iterations=iterations, elites=elites), turn + 1
+
+
+def config_of(shape: Shape, model: Model) -> dict[str, Any]:
+    """`config.json` of a student of this shape for the teacher `model`: a checkpoint of torch-world's LeWM."""
+    side, block = camera_px(model), model.planner.action_block
+    if side % shape.patch_px:
+        raise EdgewmError(f"patches of {shape.patch_px} in pictures of {side} px", "MODEL", "distil a model of others")
+    return {
+        "schema_version": 1,
+        "model": {
+            "family": "lewm", "image_px": side, "patch_px": shape.patch_px, "embed_dim": shape.width,
+            "encoder": {
+                "depth": shape.encoder_depth, "num_heads": shape.encoder_heads, "mlp_ratio": shape.encoder_mlp_ratio,
+                "embed_dim": shape.encoder_width, "proj_dim": shape.encoder_proj_dim,
+            },
+            "predictor": {
+                "depth": shape.depth, "num_heads": shape.heads, "head_dim": shape.head_dim, "mlp_dim": shape.mlp_dim,
+            },
+            "proj_dim": shape.proj_dim, "history": shape.window, "env_action_dim": model.action_dim // block,
+            "action_block": block, "sigreg": {"lamb": 0.0, "num_slices": 1},
+        },
+        "preprocessing": PREPROCESSING | {"input": f"uint8 HWC RGB {side}x{side}"},
+    }  # fmt: skip
+
+
+def as_model(module: torch.nn.Module, model: Model, planner: Planner) -> Model:
+    """A student's module with the ports of its teacher `model`, in memory."""
+    side = camera_px(model)
+    pixels = {key: PREPROCESSING[key] for key in ("scale", "mean", "std")}
+    made = torch_world.lewm(module, (side, side), model.action_dim, planner, model.ports_of("action")[0], **pixels)
+    renamed = zip(made.ports, (*model.ports_of("observation"), *model.ports_of("goal")), strict=False)
+    ports = tuple(replace(p, name=t.name, rate_hz=t.rate_hz, max_age_ns=t.max_age_ns) for p, t in renamed)
+    return replace(made, ports=(*ports, made.ports[-1]))
+
+
+# ------------------------------------------------------------------------------------------------------- the tick
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape with a planner, and what a plan takes on the target: `tick_ms` {point, low, high} and its `bound`."""
+
+    shape: Shape
+    planner: Planner
+    tick_ms: dict[str, float]
+    bound: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "shape": asdict(self.shape), "planner": asdict(self.planner), "tick_ms": self.tick_ms, "bound": self.bound,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where a student is to run: what `target.resolve` gave, the machine's prices, and the threads that plan."""
+
+    target: Target
+    mode: Mode
+    machine: Machine
+    threads: int
+
+
+def board_of(target: str, mode: str | None, threads: int | None, measured: Path | None) -> Board:
+    """EdgewmError for an unknown target, and for one of which nothing is known of how fast it is."""
+    board, power = resolve(target, mode)
+    cores = threads or power.cpu_cores or board.cpu.cores
+    return Board(board, power, machine_or_refusal(board, power, cores, measured), cores)
+
+
+def tick(shape: Shape, planner: Planner, model: Model, board: Board, precision: str) -> Candidate:
+    """What `edgewm estimate` would say of a student of this shape; its weights do not matter."""
+    counts = _counts(shape, planner, model, board.target, precision)
+    found = price_plan(counts, board.machine, board.threads)
+    return Candidate(shape, planner, found["plan_ms"], found["bound"])
+
+
+@cache
+def _counts(shape: Shape, planner: Planner, model: Model, target: Target, precision: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    module = build(config_of(shape, model)).eval().requires_grad_(False)
+    for name, weight in module.named_parameters():
+        if ".modulation." in name:  # zero at first, which a pass would fold away
+            torch.nn.init.normal_(weight, std=0.1)
+    program = capture_model(as_model(module, model, planner), planner)
+    timed = ("plan", "encode", "score")  # recipes ask for the latter two
+    program = run(program.with_(entries={name: program.entries[name] for name in timed}), EXACT)
+    program = run(program.with_(recipe=recipe_of(program, precision), target=target), LOWERING)
+    return plan_counts(schedule_program(program, target.isa), target.isa)
+
+
+def considered(
+    model: Model, board: Board, rate_hz: float, precision: str, planner: Planner | None = None,
+    progress: Progress | None = None,
+) -> list[Candidate]:  # fmt: skip
+    """The candidates with their ticks: all shapes under the first planner that any of them meets the rate with.
+
+    A planner given is the only one. Where none does, the smallest shape with each planner.
+    """
+    say = progress or (lambda stage, done: None)
+    known = list(dict.fromkeys(shapes(of_teacher(model))))
+    smallest = min(known, key=lambda s: s.step_weights)
+    tried = []
+    for budget in [planner] if planner else planners(model.planner):
+        tried.append(tick(smallest, budget, model, board, precision))
+        if meets(tried[-1], rate_hz):
+            found = []
+            for i, shape in enumerate(known):
+                say("shapes", i / len(known))
+                found.append(tick(shape, budget, model, board, precision))
+            return found
+    return tried
+
+
+def meets(candidate: Candidate, rate_hz: float) -> bool:
+    """Whether a plan is made in a control period, by the upper end of what is estimated."""
+    return candidate.tick_ms["high"] * rate_hz <= 1e3
+
+
+def chosen(candidates: Sequence[Candidate], rate_hz: float, board: Board) -> Candidate:
+    """Of those that meet the rate, the one whose predictor has most weights.
+
+    EdgewmError, with what bounds the fastest, and the rate it could hold, where none does.
+    """
+    fit = [c for c in candidates if meets(c, rate_hz)]
+    if not fit:
+        best = min(candidates, key=lambda c: c.tick_ms["high"])
+        rate = 1e3 / best.tick_ms["high"]
+        raise EdgewmError(
+            f"no student plans {rate_hz:g} times a second: the fastest takes {best.tick_ms['high']:.3g} ms "
+            f"(estimated, upper end), bound by {best.bound}",
+            f"--rate-hz {rate_hz:g} on {board.target.name}, mode {board.mode.name}, {board.threads} threads",
+            f"ask for at most {rate:.3g} Hz, or give a faster mode, more threads or a narrower --precision",
+        )  # fmt: skip
+    return max(fit, key=lambda c: (c.shape.step_weights, -c.tick_ms["point"]))

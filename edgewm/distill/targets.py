@@ -1,0 +1,110 @@
+"""A teacher's answers on disk: shards of arrays, memory-mapped, made once.
+
+    FOLDER/of.json           what they are answers to; another teacher's or other settings' folder is refused
+    FOLDER/NAME/*.npy        one shard; it appears whole, by a rename, with the SHA-256 of each array in sums.json
+
+A shard that was cut off, or whose bytes are not those that were written, is made again: it is a function of the teacher
+and its seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EdgewmError
+
+Array = np.ndarray
+Arrays = dict[str, Array]
+SUMS = "sums.json"
+OF = "of.json"
+
+
+def open_folder(folder: Path, of: Mapping[str, Any]) -> None:
+    """Begin or go on with the answers to `of`. EdgewmError where the folder holds answers to something else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, text = folder / OF, json.dumps(of, indent=1, sort_keys=True) + "\n"
+    if not file.is_file():
+        write_bytes(file, text.encode())
+    elif file.read_text() != text:
+        raise EdgewmError(
+            "the folder holds another teacher's targets, or those of other settings", str(folder),
+            "give --cache another folder, or remove this one",
+        )  # fmt: skip
+
+
+def shard(
+    folder: Path, name: str, make: Callable[[], Arrays], notice: Callable[[str], None] = lambda text: None
+) -> Arrays:
+    """The arrays of one shard, memory-mapped; made where there is none, or where it is damaged."""
+    place = folder / name
+    fault = damage(place)
+    if fault is not None:
+        if place.exists():
+            notice(f"{place}: {fault}; made again")
+        partial = folder / f".{name}.partial"
+        for stale in (partial, place):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir(parents=True)
+        arrays = make()
+        for key, value in arrays.items():
+            with (partial / f"{key}.npy").open("wb") as out:
+                np.save(out, value, allow_pickle=False)
+                out.flush()
+                os.fsync(out.fileno())
+        sums = {f"{key}.npy": digest(partial / f"{key}.npy") for key in arrays}
+        write_bytes(partial / SUMS, (json.dumps(sums, indent=1) + "\n").encode())
+        partial.rename(place)
+    return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(place.glob("*.npy"))}
+
+
+def damage(place: Path) -> str | None:
+    """What is wrong with a shard; None where it is whole."""
+    if not (place / SUMS).is_file():
+        return "an interrupted shard" if place.exists() else "none yet"
+    try:
+        sums = json.loads((place / SUMS).read_text())
+        changed = [name for name, sum in sums.items() if digest(place / name) != sum]
+    except (OSError, ValueError, AttributeError):
+        return "a damaged shard"
+    return f"{changed[0]} is damaged" if changed else None
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return _digest(data)
+
+
+def _digest(data: Any) -> str:
+    found = hashlib.sha256()
+    while part := data.read(1 << 20):
+        found.update(part)
+    return found.hexdigest()
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """The old file or the new one, never half of one."""
+    beside = file.with_name(f".{file.name}.partial")
+    with beside.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    beside.replace(file)
+
+
+def taken(shards: Sequence[Arrays], index: Array) -> Arrays:
+    """Rows `index` of shards of equal length laid end to end."""
+    if not len(index):
+        return {}
+    size = len(next(iter(shards[0].values())))
+    return {
+        key: np.stack([shards[i // size][key][i % size] for i in index.tolist()])
+        for key in shards[0].keys() & shards[-1].keys()
+    }

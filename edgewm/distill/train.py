@@ -1,0 +1,390 @@
+"""The run: rounds, each of new contexts that the student's own planner searched, steps, and a look at what it is worth.
+
+A step is a function of the weights, the optimizer's state and `(seed, step)`; a round's data of the weights that it
+begins with. States are kept between rounds, so a run that was killed and resumed ends in the same bits as one that was
+not, on one thread. Under `torchrun` each process takes its share of a batch, and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import EdgewmError
+from ..judge.sides import upstream
+from ..options import Progress
+from ..program import Planner
+from ..reference.model import build, normalise
+from . import fidelity, losses, prune, states, targets
+from .fake_quant import rounded
+from .processes import Processes
+from .shapes import Shape, as_model, config_of
+from .space import Space, space_of
+from .teacher import CONTEXTS, FRAMES, GROUPS, HELD_OUT, Arrays, Teacher, bank, frames, held_out
+from .write_student import write_student
+
+Array = np.ndarray
+SHARD_FRAMES, SHARD_CONTEXTS = 1024, 32
+RUN, LOG = "run", "log.jsonl"
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the weights at the end are a function of, beside the teacher and its data.
+
+    `contexts` are searched by the teacher's planner once, `round_contexts` by the student's in each round of
+    `round_steps`; a step takes `step_contexts`, half of each, and `step_frames` pictures more. The learning rate goes
+    from the first number to the second along half a cosine. `average` is what the running average of weights, which is
+    the student, keeps of itself in a step. Without a better rank for `patience` rounds the run ends.
+    """
+
+    shape: Shape
+    planner: Planner
+    precision: str = "fp32"
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(losses.WEIGHTS))
+    start: str = "teacher"  # its encoder, and layers of its predictor; encoder: that alone; random: neither
+    steps: int = 4000
+    round_steps: int = 400
+    learning_rate: tuple[float, float] = (3e-3, 3e-5)
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    gradient_clip: float = 1.0
+    average: float = 0.995
+    frames: int = 8192
+    round_frames: int = 1024
+    contexts: int = 256
+    round_contexts: int = 64
+    held_out: int = 24
+    step_contexts: int = 16
+    step_frames: int = 64
+    patience: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: shards of frames and banks on disk, held-out searches, the student's space, facts."""
+
+    frames: list[Arrays]
+    banks: list[Arrays]
+    held: Arrays
+    space: Space
+    facts: losses.Facts
+
+
+# ------------------------------------------------------------------------------------------------------- material
+
+
+def bytes_of(settings: Settings, teacher: Teacher) -> int:
+    """What the teacher's answers take on disk, nearly."""
+    model, planner = teacher.model, settings.planner
+    picture, dim, action = math.prod(model.ports_of("observation")[0].shape), model.latent_dim, model.action_dim
+    group = min(planner.samples, 2 * planner.elites + max(planner.elites // 2, 4)) * GROUPS * planner.horizon
+    searched = planner.iterations * planner.samples * planner.horizon * action * 4
+    each = 2 * picture + group * (4 * action + 2 * dim)
+    return settings.frames * (picture + 4 * dim) + settings.contexts * each + settings.held_out * searched
+
+
+def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progress, notice: Notice) -> Material:
+    """The teacher's answers, made or read."""
+    planner, shape = settings.planner, settings.shape
+    targets.open_folder(cache, {
+        "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "planner": asdict(planner),
+        "seed": settings.seed, "shards": [SHARD_FRAMES, SHARD_CONTEXTS], "held_out": settings.held_out, "version": 1,
+    })  # fmt: skip
+    seed, done = settings.seed * 4096, 0
+    whole = settings.frames // SHARD_FRAMES + settings.contexts // SHARD_CONTEXTS + 1
+
+    def kept(name: str, make: Callable[[], Arrays]) -> Arrays:
+        nonlocal done
+        done += 1
+        progress(f"teacher's answers {done}/{whole + 2}", min(done / (whole + 2), 1.0))
+        return targets.shard(cache, name, make, notice)
+
+    def sizes(n: int, each: int) -> list[int]:
+        return [min(each, n - i) for i in range(0, n, each)]
+
+    seen = [
+        kept(f"frames-{i:04d}-{n}", lambda i=i, n=n: frames(teacher, n, FRAMES + seed + i))
+        for i, n in enumerate(sizes(settings.frames, SHARD_FRAMES))
+    ]
+    banks = [
+        kept(f"contexts-{i:04d}-{n}", lambda i=i, n=n: bank(teacher, n, CONTEXTS + seed + i))
+        for i, n in enumerate(sizes(settings.contexts, SHARD_CONTEXTS))
+    ]
+    held = kept(f"held-out-{settings.held_out}", lambda: held_out(teacher, settings.held_out, HELD_OUT + seed))
+    latents = np.concatenate([s["latents"] for s in seen])
+    first = banks[0]
+    space = space_of(latents, shape.width, first["goal_latent"], first["futures"], first["costs"])
+    own = space.of(latents)
+    probe = None
+    if "states" in seen[0]:
+        probe = _probe(own, np.concatenate([s["states"] for s in seen]))
+    variance = torch.tensor(float(own.var(0).sum()))
+    facts = losses.Facts(variance, planner.elites, None if probe is None else torch.from_numpy(probe))
+    return Material(seen, banks, held, space, facts)
+
+
+def _probe(latents: Array, states: Array) -> Array:
+    """Ridge regression (D, S) from latents to states in units of their spread, no intercept."""
+    x = latents.astype(np.float64) - latents.mean(0)
+    y = (states - states.mean(0)) / np.maximum(states.std(0), np.finfo(np.float32).eps)
+    ridge = 1e-6 * np.trace(x.T @ x) / x.shape[1]
+    return np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------- a step
+
+
+def answers(batch: Arrays, frames_: Arrays, space: Space, side: int) -> tuple[dict[str, Tensor], losses.Seen]:
+    """Inputs of the student and what the teacher says of them, in the student's space."""
+    pictures = [frames_["frames"], batch["observation"], batch["goal"]]
+    given = {
+        "pictures": torch.from_numpy(np.concatenate([p.reshape(-1, side, side, 3) for p in pictures])),
+        "candidates": torch.from_numpy(np.ascontiguousarray(batch["candidates"])),
+    }
+    mapped = {key: torch.from_numpy(space.of(batch[key])) for key in ("latent", "goal_latent", "futures")}
+    costs = torch.from_numpy(np.ascontiguousarray(batch["costs"]))
+    latents = torch.from_numpy(space.of(frames_["latents"]))
+    return given, losses.Seen(latents, mapped["latent"], mapped["goal_latent"], mapped["futures"], costs)
+
+
+def imagined(
+    module: torch.nn.Module, given: Mapping[str, Tensor], theirs: losses.Seen, sees_alike: bool
+) -> losses.Seen:
+    """What the student says of the same; where it has its teacher's encoder, it sees what its teacher sees."""
+    candidates = given["candidates"]
+    contexts, groups, each, *_ = candidates.shape
+    seen, starts, goals = theirs.frames, theirs.starts, theirs.goals
+    if not sees_alike:
+        z = module.encode(normalise(given["pictures"])[:, None])[:, 0]
+        seen, starts, goals = z.split([len(seen), contexts, contexts])
+    flat = candidates.flatten(0, 2)
+    rolled = module.rollout(starts.repeat_interleave(groups * each, 0)[:, None], flat)[:, 1:]
+    futures = rolled.unflatten(0, (contexts, groups, each))
+    costs = (futures[..., -1, :] - goals[:, None, None]).square().mean(-1)
+    return losses.Seen(seen, starts, goals, futures, costs)
+
+
+def rate_at(settings: Settings, step: int) -> float:
+    first, last = settings.learning_rate
+    rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return rate * min(1.0, (step + 1) / settings.warmup_steps)
+
+
+def drawn(settings: Settings, step: int, made: Material, fresh: tuple[Arrays, Arrays], share: Processes) -> Any:
+    """The batch of a step: one group of candidates in each of its contexts, half of which the student searched; frames
+    old and new."""
+    rng = np.random.default_rng([settings.seed, step])
+    n_new = settings.step_contexts // 2 if fresh[1] else 0
+    old = rng.integers([settings.contexts, GROUPS], size=(settings.step_contexts - n_new, 2))
+    new = rng.integers([settings.round_contexts, GROUPS], size=(n_new, 2))
+    seen = share.of(rng.integers(settings.frames + len(fresh[0].get("frames", ())), size=settings.step_frames))
+    pictures = [
+        targets.taken(made.frames, seen[seen < settings.frames]),
+        targets.taken([fresh[0]], seen[seen >= settings.frames] - settings.frames),
+    ]
+    return _joined([_one_group(made.banks, share.of(old)), _one_group([fresh[1]], share.of(new))]), _joined(pictures)
+
+
+def _one_group(banks: list[Arrays], index: Array) -> Arrays:
+    """Of banks, contexts and a group of each, `index` (n, 2)."""
+    found = targets.taken(banks, index[:, 0])
+    rows = np.arange(len(index))
+    return {
+        k: v[rows, index[:, 1]][:, None] if k in ("candidates", "futures", "costs") else v for k, v in found.items()
+    }
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    found = [p for p in parts if p and len(next(iter(p.values())))]
+    return {key: np.concatenate([p[key] for p in found]) for key in found[0]}
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Run:
+    """What changes: the student, the running average of its weights, the optimizer, and the best average so far."""
+
+    module: torch.nn.Module
+    average: torch.nn.Module
+    optimizer: torch.optim.AdamW
+    best: dict[str, Tensor]
+    facts: dict[str, Any]
+    sees_alike: bool = False  # its encoder is the teacher's, and stays so
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"student.{k}": v for k, v in self.module.state_dict().items()}
+        found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        found |= {f"best.{k}": v for k, v in self.best.items()}
+        for name, p in self.module.named_parameters():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                found[f"adam.{key}.{name}"] = value
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.module.load_state_dict(part("student."))
+        self.average.load_state_dict(part("average."))
+        self.best = part("best.")
+        for name, p in self.module.named_parameters():
+            moments = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] is not None:
+                self.optimizer.state[p] = moments
+        self.facts = dict(facts)
+
+
+def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
+    """A fresh student."""
+    torch.manual_seed(settings.seed)
+    module = build(config_of(settings.shape, teacher.model)).eval()
+    facts: dict[str, Any] = {"step": 0, "best_rank": -math.inf, "best_round": 0, "elapsed_s": 0.0, "history": []}
+    sees_alike = settings.start != "random" and prune.take_encoder(module, teacher, made.space)
+    if settings.start == "teacher":
+        facts["lost_without_layer"] = prune.take_predictor(module, teacher, made.space, made.held)
+    if sees_alike:
+        module.encoder.requires_grad_(False)
+        module.projector.requires_grad_(False)
+    learning = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in learning if p.ndim >= 2]
+    rest = [p for p in learning if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    average = copy.deepcopy(module).requires_grad_(False)
+    return Run(module, average, torch.optim.AdamW(groups, betas=(0.9, 0.99)), {}, facts, sees_alike)
+
+
+def train(
+    settings: Settings, teacher: Teacher, out: Path, *, cache: Path | None = None, resume: bool = False,
+    progress: Progress | None = None, notice: Notice | None = None, stop_after: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
+
+    `stop_after` ends the run after so many steps, as a kill would. EdgewmError where a run is in the way, where losses
+    are no numbers, and where the disk is full; what was best before stays.
+    """
+    say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
+    share = Processes.here()
+    with share, states.disk(out), states.alone(out / RUN) if share.is_first else nullcontext():
+        if states.kept(out / RUN) and not resume:
+            raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
+        made = share.first_then_all(lambda: material(settings, teacher, cache or out / RUN / "cache", say, tell))
+        run = begun(settings, teacher, made)
+        found = states.newest(out / RUN, tell) if resume else None
+        if found is not None:
+            run.restore(*found)
+        keep_log(out / LOG, run.facts["step"])
+        _rounds(settings, teacher, out, made, run, share, say, stop_after or settings.steps)
+    return run.facts
+
+
+def _rounds(
+    settings: Settings, teacher: Teacher, out: Path, made: Material, run: Run, share: Processes, say: Progress,
+    stop: int,
+) -> None:  # fmt: skip
+    clock, before_s, first_step = time.monotonic(), run.facts["elapsed_s"], run.facts["step"]
+    while run.facts["step"] < min(stop, settings.steps) and not _is_over(settings, run.facts):
+        start = run.facts["step"]
+        index = start // settings.round_steps
+        end = min(start + settings.round_steps, settings.steps)
+        fresh = _fresh(settings, teacher, run, index)
+        sums: dict[str, float] = {}
+        for step in range(start, end):
+            for name, value in _step(settings, run, made, fresh, step, teacher, share, out).items():
+                sums[name] = sums.get(name, 0.0) + value / (end - start)
+            spent_s = time.monotonic() - clock
+            left_s = spent_s / (step + 1 - first_step) * (settings.steps - step - 1)
+            say(f"step {step + 1}/{settings.steps}, {left_s / 60:.0f} min left", (step + 1) / settings.steps)
+        found = fidelity.look(
+            teacher, _side(run.average, teacher, settings), made.held, HELD_OUT + settings.seed * 4096
+        )
+        elapsed_s = before_s + time.monotonic() - clock
+        run.facts |= {"step": end, "elapsed_s": elapsed_s}
+        line = {"step": end, **found, **sums}
+        run.facts["history"] = [*run.facts["history"], line]
+        is_best = not run.best or found["rank"] > run.facts["best_rank"]
+        if is_best:
+            run.best = {k: v.clone() for k, v in run.average.state_dict().items()}
+            run.facts |= {"best_rank": found["rank"], "best_round": index}
+        if share.is_first:
+            states.keep(out / RUN, end, run.tensors(), run.facts)
+            with (out / LOG).open("a") as log:
+                log.write(json.dumps({**line, "elapsed_s": round(elapsed_s, 1)}) + "\n")
+            if is_best:
+                write_student(out, run.best, config_of(settings.shape, teacher.model), teacher.model, settings.planner)
+        share.meet()
+
+
+def _is_over(settings: Settings, facts: Mapping[str, Any]) -> bool:
+    rounds = facts["step"] // settings.round_steps
+    return rounds > 0 and rounds - 1 - facts["best_round"] >= settings.patience
+
+
+def _side(module: torch.nn.Module, teacher: Teacher, settings: Settings) -> Any:
+    return upstream(as_model(module, teacher.model, settings.planner), settings.planner)
+
+
+def _fresh(settings: Settings, teacher: Teacher, run: Run, index: int) -> tuple[Arrays, Arrays]:
+    """New frames, and new contexts that the student's planner searched, never those of another round; none in the
+    first, which has no student yet."""
+    if index == 0:
+        return {}, {}
+    seed = settings.seed * 4096 + 2048 + index
+    student = _side(run.average, teacher, settings)
+    seen = {} if run.sees_alike else frames(teacher, settings.round_frames, FRAMES + seed)
+    return seen, bank(teacher, settings.round_contexts, CONTEXTS + seed, student)
+
+
+def _step(
+    settings: Settings, run: Run, made: Material, fresh: tuple[Arrays, Arrays], step: int, teacher: Teacher,
+    share: Processes, out: Path,
+) -> dict[str, float]:  # fmt: skip
+    side = teacher.model.ports_of("observation")[0].shape[1]
+    batch, seen = drawn(settings, step, made, fresh, share)
+    given, theirs = answers(batch, seen, made.space, side)
+    with rounded(run.module, settings.precision):
+        ours = imagined(run.module, given, theirs, run.sees_alike)
+    loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    share.average([p.grad for p in run.module.parameters() if p.grad is not None])
+    norm = torch.nn.utils.clip_grad_norm_(run.module.parameters(), settings.gradient_clip)
+    found = share.mean(
+        {"loss": loss.item(), **{f"loss_{k}": v.item() for k, v in terms.items()}, "gradient_norm": norm.item()}
+    )
+    if not all(map(math.isfinite, found.values())):
+        bad = next(name for name, value in found.items() if not math.isfinite(value))
+        raise EdgewmError(
+            f"{bad} is {found[bad]} at step {step}", str(out),
+            "the best student before stays there; begin again with a lower --learning-rate",
+        )  # fmt: skip
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate_at(settings, step)
+    run.optimizer.step()
+    with torch.no_grad():
+        keep = min(settings.average, (step + 1) / (step + 10))
+        for a, p in zip(run.average.parameters(), run.module.parameters(), strict=True):
+            a.lerp_(p, 1 - keep)
+    return found
+
+
+def keep_log(path: Path, step: int) -> None:
+    """Drops the lines that a killed run wrote after its last state."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        targets.write_bytes(path, "".join(kept).encode())

@@ -1,0 +1,238 @@
+"""The verb `distill`: choose a student's shape for a target and a rate, train it, judge it.
+
+OUT afterwards holds a checkpoint that `build` takes like any other (config.json, weights.safetensors, robot.json), the
+one file that says how it came to be (distill.json), log.jsonl, pareto.json and .html, the bundle it was judged as
+(bundle/), and what `--resume` needs (run/).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..build import build, with_overrides
+from ..errors import EdgewmError
+from ..judge.sources import source_of
+from ..models import Model, load
+from ..models.checkpoint import sha256
+from ..options import PRECISIONS, Progress, part
+from ..program import Planner
+from ..validate import validate
+from . import losses, pareto, states
+from .processes import Processes
+from .shapes import Board, Candidate, Shape, board_of, chosen, considered
+from .targets import write_bytes
+from .teacher import check_fit, teacher_of
+from .train import RUN, Notice, Settings, bytes_of, train
+
+CONFIG = "distill.json"
+BUNDLE = "bundle"
+MADE = frozenset({
+    CONFIG, BUNDLE, RUN, "config.json", "weights.safetensors", "robot.json", "log.jsonl", pareto.JSON, pareto.HTML,
+})  # fmt: skip
+MIB = 1 << 20
+
+
+def distill(
+    model: str, *, rate_hz: float, target: str = "host", mode: str | None = None, precision: str = "fp32",
+    planner: Mapping[str, Any] | None = None, threads: int | None = None, measured: Path | None = None,
+    out: Path = Path("student"), data: Path | None = None, cache: Path | None = None, cache_mib: int = 2048,
+    without: Sequence[str] = (), training: Mapping[str, Any] | None = None, judged: int | None = None,
+    resume: bool = False, dry_run: bool = False, seed: int = 0, progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Find and train the student of MODEL that plans `rate_hz` times a second on the target; what `--json` prints.
+
+    The target's time is what `edgewm estimate` says (the upper end), `measured` as there. `planner` holds fields of
+    `program.Planner`; where any is given, that planner is kept. `without` names terms of `losses.TERMS` to leave out;
+    `training` fields of `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`.
+    `judged` are the judge's contexts. EdgewmError for a rate that no student meets, too little data, a teacher that
+    cannot foresee, losses that are no numbers, a full disk, another run in OUT.
+    """
+    say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
+    first = Processes.here().is_first
+    if data is not None and not data.is_file():
+        raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
+    board, full = board_of(target, mode, threads, measured), load(model)
+    given = {k: v for k, v in (planner or {}).items() if v is not None}
+    asked = {
+        "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
+        "threads": board.threads, "rate_hz": rate_hz, "precision": precision, "planner": given,
+        "without": list(without), "training": dict(training or {}), "seed": seed,
+        "data": None if data is None else sha256(data)[data.name],
+    }  # fmt: skip
+    _check(precision, without, training or {})
+    known = _asked_before(out, asked) if resume and not dry_run else None
+    if known is None:
+        wanted = with_overrides(full.planner, given) if given else None
+        candidates = considered(full, board, rate_hz, precision, wanted, part(progress, 0.0, 0.1, "shapes"))
+        best = chosen(candidates, rate_hz, board)
+    else:
+        candidates, best = known
+    found = {
+        "schema_version": 1, "asked": asked, "considered": [c.as_json() for c in candidates], "chosen": best.as_json(),
+        "student": None, "run": None, "verdict": None,
+    }  # fmt: skip
+    if dry_run:
+        return found
+    settings = settings_of(best, precision, without, training or {}, seed)
+    teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
+    _check_out(out, resume)
+    if cache is None or not cache.exists():
+        check_room(bytes_of(settings, teacher), cache_mib, cache or out)
+    found["teacher"] = check_fit(teacher)
+    found["settings"] = asdict(settings)
+    if first:
+        with states.disk(out):
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / CONFIG).is_file():
+                write_bytes(out / CONFIG, _json(found))
+    run = train(settings, teacher, out, cache=cache, resume=resume, progress=part(progress, 0.1, 0.8), notice=tell)
+    if not first:
+        return found
+    found |= {"student": str(out), "run": run}
+    say("judge", 0.9)
+    shown = part(progress, 0.9, 0.1)
+    build(str(out), rate_hz=rate_hz, precision=precision, threads=threads, out=out / BUNDLE, seed=seed)
+    verdict = validate(
+        out / BUNDLE, against=model, suite=["plan"], contexts=judged, data=data, seed=seed, progress=shown
+    )
+    found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "gates")}
+    with states.disk(out):
+        pareto.write(out, rows_of(found, full, board, precision), f"Students of {model} for {board.target.name}")
+        write_bytes(out / CONFIG, _json(found))
+    return found
+
+
+def student_for(
+    model: str, student: str, planner: Mapping[str, Any], options: Mapping[str, Any], progress: Progress | None,
+    notice: Notice,
+) -> str:  # fmt: skip
+    """What `build --student` builds in MODEL's place: a directory given, or one distilled beside the bundle, for the
+    options of `build`; a run that was cut off there goes on. EdgewmError where auto lacks a rate."""
+    if student != "auto":
+        return student
+    if options["rate_hz"] is None:
+        raise EdgewmError("no rate to distil for", "--student auto", "give --rate-hz")
+    if options["dry_run"]:
+        raise EdgewmError("there is no student yet", "--student auto --dry-run", "see `edgewm distill --dry-run`")
+    out = Path(options["out"])
+    same = ("rate_hz", "target", "mode", "precision", "threads", "seed")
+    found = distill(
+        model, planner=planner, out=out.with_name(f"{out.name}-student"), resume=True, progress=progress, notice=notice,
+        **{key: options[key] for key in same},
+    )  # fmt: skip
+    return found["student"]
+
+
+def settings_of(
+    best: Candidate, precision: str, without: Sequence[str], training: Mapping[str, Any], seed: int
+) -> Settings:
+    weights = {name: 0.0 if name in without else weight for name, weight in losses.WEIGHTS.items()}
+    given = dict(training)
+    if isinstance(first := given.get("learning_rate"), (int, float)):
+        given["learning_rate"] = (first, first / 100)
+    return replace(Settings(best.shape, best.planner, precision, weights, seed=seed), **given)
+
+
+def rows_of(found: Mapping[str, Any], full: Model, board: Board, precision: str) -> list[dict[str, Any]]:
+    """Of the Pareto page: the teacher, every shape considered, the one chosen with what the judge found."""
+    own = found["considered"][0]
+    rows = [pareto.row("teacher", own["tick_ms"]["point"], "estimated", "teacher", spearman_min=1.0, elite_overlap=1.0,
+                       regret=0.0)]  # fmt: skip
+    figures = found["verdict"]["plan"] if found["verdict"] else {}
+    for candidate in found["considered"]:
+        is_chosen = candidate == found["chosen"]
+        name = name_of(candidate, precision)
+        told = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret")} if is_chosen else {}
+        state = "chosen" if is_chosen else "considered"
+        rows.append(pareto.row(name, candidate["tick_ms"]["point"], "estimated", state, **told))
+    return rows
+
+
+def name_of(candidate: Mapping[str, Any], precision: str) -> str:
+    """A candidate in a few words."""
+    shape, planner = candidate["shape"], candidate["planner"]
+    return (
+        f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}, "
+        f"{planner['samples']} x {planner['iterations']}, {precision}"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) -> None:
+    if precision not in PRECISIONS:
+        raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {', '.join(PRECISIONS)}")
+    unknown = [name for name in without if name not in losses.TERMS]
+    if unknown or set(without) >= set(losses.TERMS):
+        what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
+        raise EdgewmError(what, "--without", f"leave out some of {', '.join(losses.TERMS)}")
+    for name, value in training.items():
+        if isinstance(value, (int, float)) and not value > (-1 if name in ("warmup_steps", "weight_decay") else 0):
+            raise EdgewmError(f"{name} is {value}", f"--{name.replace('_', '-')}", "give a positive number")
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise EdgewmError("the output is a file", str(out), "give -o a directory")
+    strange = sorted({p.name for p in out.iterdir()} - MADE) if out.is_dir() else []
+    strange = [name for name in strange if not name.startswith(".")]
+    if strange:
+        raise EdgewmError(
+            f"the output directory holds other files: {', '.join(strange[:3])}", str(out), "give -o an empty directory"
+        )
+    if not resume and (out / CONFIG).is_file() and states.kept(out / RUN):
+        raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
+
+
+def check_room(wanted: int, cache_mib: int, folder: Path) -> None:
+    """EdgewmError where the teacher's answers take more than they may, or than there is."""
+    if wanted > cache_mib * MIB:
+        raise EdgewmError(
+            f"the teacher's answers take {math.ceil(wanted / MIB)} MiB, {cache_mib} are allowed", "--cache-mib",
+            "allow more, or ask for fewer --frames or --contexts",
+        )  # fmt: skip
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if wanted > free:
+        raise EdgewmError(
+            f"the teacher's answers take {math.ceil(wanted / MIB)} MiB, {free // MIB} are free", str(there),
+            "free some space, or give --cache a folder on another disk",
+        )  # fmt: skip
+
+
+def _asked_before(out: Path, asked: Mapping[str, Any]) -> tuple[list[Candidate], Candidate] | None:
+    """What a run that is to go on had considered and chosen. EdgewmError where it was asked for something else."""
+    file = out / CONFIG
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        before, seen, best = found["asked"], found["considered"], found["chosen"]
+        known = [_candidate(c) for c in seen], _candidate(best)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise EdgewmError(f"{CONFIG} is damaged: {fault}", str(file), "begin again in another directory") from fault
+    same = json.loads(json.dumps(asked))
+    differing = [key for key in same if before.get(key) != same[key]]
+    if differing:
+        key = differing[0]
+        raise EdgewmError(
+            f"the run to go on had {key} {before.get(key)!r}, this has {same[key]!r}", str(file),
+            "give the options it was begun with, or another -o",
+        )  # fmt: skip
+    return known
+
+
+def _candidate(found: Mapping[str, Any]) -> Candidate:
+    return Candidate(Shape(**found["shape"]), Planner(**found["planner"]), found["tick_ms"], found["bound"])
+
+
+def _json(found: Mapping[str, Any]) -> bytes:
+    return (json.dumps(found, indent=1, allow_nan=False, default=str) + "\n").encode()

@@ -1,0 +1,508 @@
+"""Distillation: what is matched, what is kept on disk, a run that is killed and goes on, and every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distill_world import LATENT, PLANNER, SIDE, Spot, contexts, make, rollouts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgewm.distill import losses, prune, states, targets, train, verb
+from edgewm.distill.fake_quant import rounded
+from edgewm.distill.shapes import (
+    Shape,
+    as_model,
+    board_of,
+    chosen,
+    config_of,
+    considered,
+    of_teacher,
+    planners,
+    shapes,
+)
+from edgewm.distill.space import space_of
+from edgewm.distill.teacher import Teacher, check_fit, teacher_of
+from edgewm.distill.train import Settings
+from edgewm.errors import EdgewmError
+from edgewm.judge.lift import in_space_of
+from edgewm.judge.sides import upstream
+from edgewm.judge.sources import Source
+from edgewm.models import load, own, torch_world
+from edgewm.program import Planner
+from edgewm.reference.model import build
+
+SHAPE = Shape(LATENT, 1, 1, 8, 16, 16, 1, 8, 1, 1, 2.0, 16, 4)
+TRAINING = {
+    "steps": 24, "round_steps": 6, "frames": 48, "round_frames": 12, "contexts": 8, "round_contexts": 6, "held_out": 3,
+    "step_contexts": 4, "step_frames": 8,
+}  # fmt: skip
+SPOTS = Source(contexts=contexts, rollouts=rollouts)
+
+
+def quiet(stage: str, done: float) -> None:
+    assert 0 <= done <= 1
+
+
+def spot(source: Source = SPOTS, planner: Planner = PLANNER) -> Teacher:
+    return teacher_of("spot", own.from_module(make(), "spot"), planner, source)
+
+
+def small(**given) -> Settings:
+    usual = {
+        "shape": SHAPE, "planner": PLANNER, **TRAINING, "warmup_steps": 4,
+    }  # fmt: skip
+    return Settings(**{**usual, **given})
+
+
+def sha(folder: Path) -> str:
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("distill") / "cache"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache) -> Path:
+    """A run that nobody disturbed."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("distill") / "straight"
+    train.train(small(), spot(), out, cache=cache, progress=quiet)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------ the losses
+
+
+def seen(seed: int, contexts: int = 2, each: int = 9, horizon: int = 3) -> losses.Seen:
+    g = torch.Generator().manual_seed(seed)
+    goals, futures = (torch.randn(s, generator=g) for s in ((contexts, 4), (contexts, 2, each, horizon, 4)))
+    costs = (futures[..., -1, :] - goals[:, None, None]).square().mean(-1)
+    return losses.Seen(torch.randn(5, 4, generator=g), torch.randn(contexts, 4, generator=g), goals, futures, costs)
+
+
+FACTS = losses.Facts(torch.tensor(4.0), 3, torch.ones(4, 2))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([n for n in losses.TERMS if n != "elite"]))
+def test_a_perfect_student_loses_nothing_and_another_does(seed, name):
+    t, other = seen(seed), seen(seed + 1)
+    rounding = torch.finfo(torch.float32).eps * t.costs[0, 0].numel() ** 2
+    assert abs(float(losses.TERMS[name](t, t, FACTS))) <= rounding
+    assert float(losses.TERMS[name](other, t, FACTS)) > rounding
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000))
+def test_the_elite_term_falls_when_elites_are_told_apart_and_rises_when_swapped(seed):
+    t = seen(seed)
+    order = t.costs.argsort(-1)
+    swapped = t.costs.clone()
+    first, last = order[..., :1], order[..., -1:]
+    swapped.scatter_(-1, first, t.costs.gather(-1, last)).scatter_(-1, last, t.costs.gather(-1, first))
+    assert losses.elite(replace(t, costs=swapped), t, FACTS) > losses.elite(t, t, FACTS)
+
+
+def test_what_all_candidates_share_is_no_counterfactual():
+    t = seen(0)
+    shifted = replace(t, futures=t.futures + 3.0)
+    assert float(losses.counterfactual(shifted, t, FACTS)) < 1e-6 < float(losses.latent(shifted, t, FACTS))
+
+
+def test_terms_without_weight_are_left_out():
+    t, other = seen(0), seen(1)
+    loss, terms = losses.total(other, t, FACTS, {"rank": 2.0, "latent": 0.0})
+    assert list(terms) == ["rank"] and float(loss) == pytest.approx(2 * float(terms["rank"]))
+
+
+# --------------------------------------------------------------------------------------------- space, start, rounding
+
+
+def test_fewer_latents_keep_the_costs_of_a_teacher_whose_latents_are_flat():
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0][:3]
+    z, goal, futures = rng.normal(size=(80, 3)) @ turn, rng.normal(size=(2, 3)) @ turn, rng.normal(size=(2, 3, 5, 4, 3))
+    futures = futures @ turn
+    costs = 7.0 * np.square(futures[:, :, :, -1] - goal[:, None, None]).mean(-1)
+    for width in (12, 3):
+        space = space_of(z, width, goal, futures, costs)
+        mine = np.square(space.of(futures)[:, :, :, -1] - space.of(goal)[:, None, None]).mean(-1)
+        assert np.allclose(mine, costs, rtol=1e-4) and space.kept == pytest.approx(1.0)
+
+
+def lewm(width=16, depth=3, window=2, seed=0) -> tuple[torch.nn.Module, Shape]:
+    shape = Shape(width, depth, 2, 8, 2 * width, 2 * width, window, width, 2, 2, 2.0, 2 * width, 4)
+    torch.manual_seed(seed)
+    module = build(config_of(shape, own.from_module(make(), "spot"))).eval()
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.15)
+    return module.requires_grad_(False), shape
+
+
+def lewm_teacher(**sizes) -> tuple[Teacher, Shape]:
+    module, shape = lewm(**sizes)
+    spot_model = own.from_module(make(), "spot")
+    return teacher_of("lewm", as_model(module, spot_model, PLANNER), PLANNER, SPOTS), shape
+
+
+def test_the_teachers_shape_is_read_from_it_and_comes_first():
+    teacher, shape = lewm_teacher()
+    assert of_teacher(teacher.model) == shape == next(shapes(shape))
+    assert all(s.encoder_width == shape.encoder_width for s in shapes(shape))
+
+
+def test_a_narrow_student_sees_what_its_teacher_sees():
+    teacher, shape = lewm_teacher()
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (64, 1, SIDE, SIDE, 3), np.uint8)
+    z = np.stack([teacher.side.encode({"pixels": p}) for p in pictures])
+    space = space_of(z, 8, z[:2], z[None, None, None, :2].repeat(2, 0), np.ones((2, 1, 1)))
+    student = build(config_of(replace(shape, width=8, heads=1, mlp_dim=16, proj_dim=16), teacher.model)).eval()
+    assert prune.take_encoder(student, teacher, space)
+    side = upstream(as_model(student, teacher.model, PLANNER), PLANNER)
+    own_z = np.stack([side.encode({"pixels": p}) for p in pictures])
+    unit = 2 * shape.encoder_proj_dim * np.finfo(np.float32).eps  # the longest sum, on either side
+    assert np.abs(own_z - space.of(z)).max() <= unit * np.abs(z).max() * space.scale * 16**0.5
+
+
+def test_a_whole_predictor_is_taken_over_and_the_least_worthy_layer_left_out():
+    teacher, shape = lewm_teacher()
+    teacher.model.torch.predictor.blocks[1].modulation[-1].weight.zero_()
+    teacher.model.torch.predictor.blocks[1].modulation[-1].bias.zero_()  # a layer that does nothing
+    teacher = teacher_of("lewm", teacher.model, PLANNER, SPOTS)
+    from edgewm.distill.teacher import held_out
+
+    held = held_out(teacher, 2, 0)
+    z = held["latent"]
+    space = space_of(z, 16, z, z[None, None, None].repeat(2, 0), np.full((2, 1, 1), 1.0))
+    space = replace(space, scale=1.0)
+    kept, worth = prune.layers(teacher, held, 2)
+    assert kept == [0, 2] and worth[1] == 0.0
+    student = build(config_of(replace(shape, depth=2), teacher.model)).eval()
+    assert prune.take_encoder(student, teacher, space) and prune.take_predictor(student, teacher, space, held)
+    side = upstream(as_model(student, teacher.model, PLANNER), PLANNER)
+    own = side.score(z[0], z[1], held["candidates"][0][0])
+    assert np.array_equal(own, teacher.side.score(z[0], z[1], held["candidates"][0][0]))
+
+
+def test_heads_and_channels_that_matter_stay():
+    wide, shape = lewm()
+    source = wide.predictor.blocks[0]
+    source.attn.proj.weight[:, :8] = 0.0  # the first head says nothing
+    source.mlp[0].weight[5:] = 0.0
+    source.mlp[0].bias[5:] = 0.0
+    slim = build(config_of(replace(shape, heads=1, mlp_dim=5), own.from_module(make(), "spot"))).eval()
+    target = slim.predictor.blocks[0]
+    with torch.no_grad():
+        prune.narrow(target, source)
+        x, c = torch.randn(3, 2, 16), torch.randn(3, 2, 16)
+        assert torch.allclose(target(x, c, is_causal=True), source(x, c, is_causal=True), atol=1e-5)
+
+
+def test_rounding_in_training_is_in_levels_and_lets_gradients_pass():
+    module, _ = lewm(width=64)
+    module.requires_grad_(True)
+    layer = module.predictor.blocks[0].mlp[0]
+    x = torch.randn(5, 64)
+    exact = layer(x)
+    with rounded(module, "w8a8"):
+        inside = layer(x)
+        inside.sum().backward()
+    assert torch.equal(layer(x), exact) and not torch.equal(inside, exact)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    levels = layer.weight.abs().amax(-1, keepdim=True) / 127
+    by_hand = torch.nn.functional.linear(
+        (x / step).round() * step, (layer.weight / levels).round() * levels, layer.bias
+    )
+    assert torch.allclose(inside, by_hand, atol=1e-5) and float(layer.weight.grad.abs().sum()) > 0
+    with rounded(module, "fp32"):
+        assert torch.equal(layer(x), exact)
+
+
+# ------------------------------------------------------------------------------------------------------- on disk
+
+
+def test_a_shard_is_made_once_and_again_where_it_was_cut_off_or_changed(tmp_path):
+    made, told = [], []
+
+    def make_it():
+        made.append(1)
+        return {"x": np.arange(6.0)}
+
+    targets.open_folder(tmp_path, {"of": 1})
+    for _ in range(2):
+        found = targets.shard(tmp_path, "a", make_it, told.append)
+    assert isinstance(found["x"], np.memmap) and len(made) == 1 and not told
+    (tmp_path / "a" / targets.SUMS).unlink()  # cut off before its end
+    targets.shard(tmp_path, "a", make_it, told.append)
+    assert len(made) == 2 and "interrupted" in told[-1]
+    file = tmp_path / "a" / "x.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert np.array_equal(targets.shard(tmp_path, "a", make_it, told.append)["x"], np.arange(6.0))
+    assert len(made) == 3 and "damaged" in told[-1]
+    with pytest.raises(EdgewmError, match="another teacher's targets"):
+        targets.open_folder(tmp_path, {"of": 2})
+
+
+def test_a_damaged_state_is_passed_over_and_two_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        states.keep(tmp_path, step, {"w": torch.full((3,), float(step))}, {"note": step})
+    assert [p.name for p in states.kept(tmp_path)] == ["state-000002", "state-000003"]
+    told = []
+    assert states.newest(tmp_path, told.append)[1] == {"note": 3, "step": 3} and not told
+    with (tmp_path / "state-000003" / states.TENSORS).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x07")
+    tensors, facts = states.newest(tmp_path, told.append)
+    assert facts["step"] == 2 and float(tensors["w"][0]) == 2.0 and "damaged" in told[0]
+
+
+# -------------------------------------------------------------------------------------------------------- the run
+
+
+def run_and_die(settings: Settings, out: Path, cache: Path, after_s: float) -> bool:
+    """Goes on with the run in a child that is killed after so long; whether it had ended before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            train.train(settings, spot(), out, cache=cache, resume=True)
+            os._exit(0)
+        except BaseException:
+            os._exit(3)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFEXITED(status)
+
+
+def test_a_run_killed_at_drawn_moments_ends_in_the_same_bits(tmp_path, straight, cache):
+    rng = np.random.default_rng(5)
+    out = tmp_path / "killed"
+    for _ in range(10):
+        if run_and_die(small(), out, cache, float(rng.uniform(0.02, 0.5))):
+            break
+    train.train(small(), spot(), out, cache=cache, resume=True)
+    assert sha(out) == sha(straight)
+    assert [json.loads(x)["step"] for x in (out / "log.jsonl").read_text().splitlines()] == [6, 12, 18, 24]
+
+
+def test_the_seed_matters_and_so_would_a_forgotten_moment(tmp_path, straight, cache):
+    train.train(small(), spot(), tmp_path / "a", cache=cache, stop_after=12)
+    _, facts = states.newest(tmp_path / "a" / train.RUN, pytest.fail)
+    tensors, _ = states.newest(tmp_path / "a" / train.RUN, pytest.fail)
+    forgotten = {k: torch.zeros_like(v) if "exp_avg_sq" in k else v for k, v in tensors.items()}
+    states.keep(tmp_path / "a" / train.RUN, 12, forgotten, facts)
+    train.train(small(), spot(), tmp_path / "a", cache=cache, resume=True)
+    assert sha(tmp_path / "a") != sha(straight)
+
+
+def test_it_learns_and_is_a_checkpoint(straight):
+    history = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
+    assert history[-1]["loss_encode"] < history[0]["loss_encode"]
+    model = load(str(straight))
+    assert model.family == torch_world.FAMILY and model.planner == PLANNER
+    assert model.ports_of("action")[0].safe == (0.0, 0.0)
+
+
+def test_it_stops_when_the_rank_no_longer_rises(tmp_path, cache, monkeypatch):
+    ranks = iter([0.5, 0.4, 0.3, 0.6])
+    figures = {"spearman_min": 0.0, "spearman_median": 0.0, "elite_overlap": 0.0, "regret": 0.0}
+    monkeypatch.setattr(train.fidelity, "look", lambda *a: {**figures, "rank": next(ranks)})
+    facts = train.train(small(patience=2), spot(), tmp_path / "x", cache=cache)
+    assert facts["step"] == 18 and facts["best_rank"] == 0.5
+
+
+def test_losses_that_are_no_numbers_stop_the_run_and_the_best_stays(tmp_path, cache, monkeypatch):
+    out = tmp_path / "nan"
+    train.train(small(), spot(), out, cache=cache, stop_after=6)
+    before, state = sha(out), [p.name for p in states.kept(out / train.RUN)]
+    monkeypatch.setattr(losses, "total", lambda s, *a: (s.futures.sum() * float("nan"), {}))
+    with pytest.raises(EdgewmError, match="loss is nan at step 6"):
+        train.train(small(), spot(), out, cache=cache, resume=True)
+    assert sha(out) == before and [p.name for p in states.kept(out / train.RUN)] == state
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_afterwards(tmp_path, straight, cache, monkeypatch):
+    out, real = tmp_path / "full", os.fsync
+    calls = iter(range(1000))
+
+    def fsync(handle):
+        if next(calls) == 9:  # in the second state
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(EdgewmError, match="No space left"):
+        train.train(small(), spot(), out, cache=cache)
+    monkeypatch.setattr(os, "fsync", real)
+    train.train(small(), spot(), out, cache=cache, resume=True)
+    assert sha(out) == sha(straight)
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
+    with pytest.raises(EdgewmError, match="already holds a run"):
+        train.train(small(), spot(), straight, cache=cache)
+    with states.alone(tmp_path / "run"), pytest.raises(EdgewmError, match="another run is at work"):
+        train.train(small(), spot(), tmp_path, cache=cache)
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, straight, cache):
+    """Rounding alone lies between them: a batch's sums are taken in two parts."""
+    children = []
+    for rank in range(2):
+        if (child := os.fork()) == 0:
+            try:
+                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29781"}
+                os.environ.update(at)
+                torch.set_num_threads(1)
+                train.train(small(), spot(), tmp_path / "two", cache=cache)
+                os._exit(0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(3)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    curves = [
+        [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+        for out in (straight, tmp_path / "two")
+    ]
+    rows = 4 * 3 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, groups, candidates, steps
+    assert np.allclose(*curves, rtol=rows * small().steps * np.finfo(np.float32).eps)
+
+
+# ---------------------------------------------------------------------------------------------- refusals and the verb
+
+
+def test_a_teacher_that_cannot_foresee_is_refused(monkeypatch):
+    assert check_fit(spot())["explained_at_horizon"] > 0.9
+    monkeypatch.setattr(Spot, "predict", lambda self, z, a: 3 * z[:, -1])
+    with pytest.raises(EdgewmError, match="foresees too little"):
+        check_fit(spot())
+
+
+@pytest.mark.parametrize(
+    ("source", "planner", "what"),
+    [
+        (Source(contexts=contexts), PLANNER, "brings no rollouts"),
+        (SPOTS, replace(PLANNER, history=2), "looks at 2 frames"),
+        (SPOTS, replace(PLANNER, objective="path"), "the objective is path"),
+    ],
+)
+def test_teachers_that_cannot_be_distilled(source, planner, what):
+    with pytest.raises(EdgewmError, match=what):
+        spot(source, planner)
+
+
+def test_too_little_data_says_how_much_is_needed(tmp_path):
+    few = Source(contexts=lambda n, seed: contexts(min(n, 5), seed), rollouts=rollouts)
+    with pytest.raises(EdgewmError, match="5 contexts, 8 are needed"):
+        train.train(small(), spot(few), tmp_path, cache=tmp_path / "cache")
+
+
+def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(EdgewmError, match="take 5 MiB, 1 are allowed"):
+        verb.check_room(5 * verb.MIB, 1, tmp_path)
+    free = type("Usage", (), {"free": 3 * verb.MIB})
+    monkeypatch.setattr(verb.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(EdgewmError, match="take 5 MiB, 3 are free"):
+        verb.check_room(5 * verb.MIB, 100, tmp_path / "not" / "there")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"precision": "w4a8"}, "no student is trained for 'w4a8'"),
+        ({"without": ["sharpness"]}, "no loss 'sharpness'"),
+        ({"without": list(losses.TERMS)}, "no loss is left"),
+        ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
+        ({"training": {"learning_rate": float("nan")}}, "learning_rate is nan"),
+    ],
+)
+def test_options_that_make_no_run(options, what):
+    with pytest.raises(EdgewmError, match=what):
+        verb.distill("distill_world:make", target="orin", rate_hz=10.0, **options)
+
+
+def test_smaller_planners_halve_samples_and_iterations_by_turns():
+    found = [(p.samples, p.iterations, p.elites) for p in planners(replace(PLANNER, samples=64, elites=8))]
+    assert found == [(64, 2, 8), (32, 2, 4), (32, 1, 4), (16, 1, 2)]
+
+
+def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate():
+    teacher, _ = lewm_teacher(depth=1)
+    board = board_of("orin", None, 1, None)
+    found = considered(teacher.model, board, 50.0, "w8a8")
+    best = chosen(found, 50.0, board)
+    assert best.shape.step_weights == max(c.shape.step_weights for c in found if c.tick_ms["high"] <= 20.0)
+    ticks = {(c.shape.width, c.shape.window): c.tick_ms["point"] for c in found}
+    assert len(found) == 4 and ticks[16, 2] > ticks[16, 1] > ticks[8, 1]
+    with pytest.raises(EdgewmError, match=r"no student plans .* bound by \w+") as fault:
+        chosen(found, 1e6, board)
+    fastest = min(c.tick_ms["high"] for c in found)
+    assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
+
+
+def test_the_whole_verb(tmp_path, cache):
+    asked = {
+        "target": "orin", "rate_hz": 20.0, "out": tmp_path / "student", "judged": 4, "training": TRAINING,
+    }  # fmt: skip
+    dry = verb.distill("distill_world:make", dry_run=True, **asked)
+    assert dry["student"] is None and not (tmp_path / "student").exists() and dry["chosen"] in dry["considered"]
+    found = verb.distill("distill_world:make", progress=quiet, **asked)
+    assert found["verdict"]["plan"]["contexts"] == 4 and (tmp_path / "student" / "bundle" / "model.ewm").is_file()
+    kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
+    assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
+    page = json.loads((tmp_path / "student" / "pareto.json").read_text())
+    assert {r["state"] for r in page["rows"]} == {"teacher", "chosen"} and "teacher" in page["front"]
+    with pytest.raises(EdgewmError, match="already holds a run"):
+        verb.distill("distill_world:make", **asked)
+    with pytest.raises(EdgewmError, match=r"the run to go on had rate_hz 20.0, this has 25.0"):
+        verb.distill("distill_world:make", resume=True, **{**asked, "rate_hz": 25.0})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(EdgewmError, match=r"holds other files: thesis\.txt"):
+        verb.distill("distill_world:make", **{**asked, "out": tmp_path / "other"})
+
+
+# ------------------------------------------------------------------------------------------------- the judge's view
+
+
+def test_a_student_of_fewer_latents_is_judged_in_the_full_models_space():
+    full = spot().side
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))[0]
+    flat = np.linalg.svd(Spot().turn.numpy(), full_matrices=False)[2].T  # (4, 2): where its latents lie
+    turn = flat @ axes
+
+    narrow = replace(
+        full, encode=lambda o: 0.5 * full.encode(o) @ turn,
+        predict=lambda z, a: 0.5 * full.predict((2 * z @ turn.T).astype(np.float32), a) @ turn,
+        score=lambda z, goal, c: 0.5 * full.score(
+            (2 * z @ turn.T).astype(np.float32), (2 * goal @ turn.T).astype(np.float32), c
+        ),
+    )  # fmt: skip
+    pictures = [o for o, _ in contexts(40, 0)]
+    lifted = in_space_of(full, narrow, iter(pictures))
+    assert in_space_of(full, full, iter(pictures)) is full
+    z = full.encode(pictures[0])
+    actions = np.random.default_rng(1).uniform(-1, 1, (6, 1, 2))
+    assert np.allclose(lifted.encode(pictures[0]), z, atol=1e-3)
+    given = np.repeat(z[None, None], 6, 0)
+    assert np.allclose(lifted.predict(given, actions), full.predict(given, actions), atol=1e-3)
