@@ -51,11 +51,12 @@ def test_a_compiled_bf16_product_is_the_real_one_within_rounding():
     assert cases.is_within_rounding(bundle(), program(), "bf16_product_direct23", *cases.PRODUCTS[23][:2])
 
 
-def test_a_compiled_plan_is_the_oracles():
+def test_a_compiled_prediction_of_a_whole_model_is_the_oracles():
     whole = tiny.lowered()
-    inputs = programs.inputs_of(whole.entries["plan"])
-    found = Interpreted(whole).run("plan", **inputs)
-    assert programs.differing(found, interp.run(whole.entries["plan"], inputs, whole.weights)) == []
+    predict = whole.entries["predict"]
+    inputs = programs.inputs_of(predict)
+    found = Interpreted(whole.with_(entries={"predict": predict})).run("predict", **inputs)
+    assert programs.differing(found, interp.run(predict, inputs, whole.weights)) == []
 
 
 # ---------------------------------------------------------------------------------------------- planted faults
