@@ -159,6 +159,13 @@ class Bundle:
         self.walk(first, first + int(entry["steps"]))
         return {name: here.copy() for name, here in results.items()}
 
+    def rows_of(self, entry: int) -> list[int]:
+        """Launches of an entry, by index."""
+        row = self.table("entries", ewm.ENTRY)[entry]
+        steps = self.table("steps", ewm.STEP)[int(row["first_step"]) :][: int(row["steps"])]
+        calls = {c for s in steps for c in range(int(s["first_call"]), int(s["first_call"]) + int(s["calls"]))}
+        return [i for i, call in enumerate(self.rows["call"]) if int(call) in calls]
+
     def walk(self, at: int, end: int) -> None:
         """Steps [at, end), loops round by round."""
         steps, arena = self.table("steps", ewm.STEP), self.memory.spaces[0]

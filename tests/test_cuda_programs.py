@@ -46,7 +46,7 @@ def test_a_whole_plan_is_the_oracles(tmp_path: Path) -> None:
 
 
 def test_drawn_programs_are_the_oracles(tmp_path: Path) -> None:
-    graphs = {f"g{i}": programs.salted(g, f"s{i}") for i, g in enumerate(programs.drawn(6, 3))}
+    graphs = {f"g{i}": programs.salted(g, f"s{i}") for i, g in enumerate(programs.drawn(4, 3))}
     program = run(run(programs.program_of(graphs), EXACT), LOWERING)
     bundle = Bundle(program, tmp_path, watched=True)
     found = {}
