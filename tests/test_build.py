@@ -211,7 +211,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(full_disk: Path, monkeypatch: p
     before = digests(out)
     (full_disk / "other").touch()
     if os.path.ismount(full_disk):
-        monkeypatch.setattr(driver, "record", lambda *_: bytes(10**6))  # a file that does not fit
+        monkeypatch.setattr(driver, "record", lambda *_: {"golden": bytes(10**6)})  # a file that does not fit
     with pytest.raises(EdgewmError) as fault:
         small_write(out, seed=1)
     assert "No space left on device" in fault.value.what and "nothing was changed" in fault.value.fix
