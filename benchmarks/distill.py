@@ -87,12 +87,10 @@ def row(
 ) -> dict[str, Any]:  # fmt: skip
     """What was found of one bundle."""
     is_teacher = model == given.model
-    asked = {} if is_teacher else json.loads((Path(model) / "distill.json").read_text())
-    shape = asked["chosen"]["shape"] if asked else {}
-    size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}" if asked else ""
+    size = "" if is_teacher else predictor_of(Path(model))
     found: dict[str, Any] = {
         "table": "students",
-        "name": f"{given.model} {precision}" if is_teacher else f"for {asked['asked']['rate_hz']:g} Hz, {precision}",
+        "name": f"{given.model if is_teacher else Path(model).name} {precision}",
         "predictor": size, "weights_mib": built["weight_bytes"] / 2**20, "plan_ms": 1e3 * median(seconds),
         "best_plan_ms": 1e3 * min(seconds), "times_faster": min(teacher_s) / min(seconds),
     }  # fmt: skip
@@ -112,6 +110,12 @@ def row(
                 loop[who]["successes"], loop[who]["episodes"], *loop[who]["wilson_95"]
             )
     return found | {"command": f"python benchmarks/distill.py students ... --episodes {given.episodes}"}
+
+
+def predictor_of(student: Path) -> str:
+    """A student's predictor in a few words."""
+    m = json.loads((student / "config.json").read_text())["model"]
+    return f"{m['embed_dim']} wide, {m['predictor']['depth']} deep, window {m['history']}"
 
 
 # ---------------------------------------------------------------------------------------------------------- losses

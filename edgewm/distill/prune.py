@@ -116,7 +116,7 @@ def _narrow_mlp(target: nn.Sequential, source: nn.Sequential) -> None:
     taken = weigh.argsort(descending=True)[: target[0].out_features].sort().values
     target[0].weight.copy_(first.weight[taken])
     target[0].bias.copy_(first.bias[taken])
-    for new, old in zip(target[1:-1], source[1:-1], strict=True):
+    for new, old in zip(list(target)[1:-1], list(source)[1:-1], strict=True):
         if isinstance(old, nn.BatchNorm1d):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(new, name).copy_(getattr(old, name)[taken])
