@@ -128,10 +128,11 @@ def ablation(given: argparse.Namespace) -> list[dict[str, Any]]:
     teacher = teacher_of(given.model, model, model.planner, source_of(given.model, model))
     shape = next(s for s in shapes(of_teacher(model)) if (s.width, s.depth, s.window) == (given.width, 2, 1))
     base = Settings(shape, model.planner, steps=given.steps, round_steps=given.steps, patience=1)
-    terms = [name for name, weight in losses.WEIGHTS.items() if weight and name != "encode"]
-    variants = {"all terms": dict(losses.WEIGHTS)}
-    variants |= {f"without {name}": {**losses.WEIGHTS, name: 0.0} for name in terms}
-    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in losses.WEIGHTS.items()}
+    full = {**losses.WEIGHTS, **losses.MEASURED_WITH}
+    terms = [name for name, weight in full.items() if weight and name != "encode"]
+    variants = {"all terms": full}
+    variants |= {f"without {name}": {**full, name: 0.0} for name in terms}
+    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in full.items()}
                  for name in terms if name in ("latent", "rank")}  # fmt: skip
     rows: list[dict[str, Any]] = []
     first = None

@@ -41,6 +41,7 @@ from edgewm.judge.sources import Source
 from edgewm.models import load, own, torch_world
 from edgewm.program import Planner
 from edgewm.reference.model import build
+from edgewm.student import student_for
 
 SHAPE = Shape(LATENT, 1, 1, 8, 16, 16, 1, 8, 1, 1, 2.0, 16, 4)
 TRAINING = {
@@ -440,6 +441,14 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
 def test_options_that_make_no_run(options, what):
     with pytest.raises(EdgewmError, match=what):
         verb.distill("distill_world:make", target="orin", rate_hz=10.0, **options)
+
+
+def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate():
+    assert student_for("reference", "folder", {}, {}, None, print) == "folder"
+    with pytest.raises(EdgewmError, match="no rate to distil for"):
+        student_for("reference", "auto", {}, {"rate_hz": None}, None, print)
+    with pytest.raises(EdgewmError, match="there is no student yet"):
+        student_for("reference", "auto", {}, {"rate_hz": 20.0, "dry_run": True}, None, print)
 
 
 def test_smaller_planners_halve_samples_and_iterations_by_turns():

@@ -110,27 +110,6 @@ def distill(
     return found
 
 
-def student_for(
-    model: str, student: str, planner: Mapping[str, Any], options: Mapping[str, Any], progress: Progress | None,
-    notice: Notice,
-) -> str:  # fmt: skip
-    """What `build --student` builds in MODEL's place: a directory given, or one distilled beside the bundle, for the
-    options of `build`; a run that was cut off there goes on. EdgewmError where auto lacks a rate."""
-    if student != "auto":
-        return student
-    if options["rate_hz"] is None:
-        raise EdgewmError("no rate to distil for", "--student auto", "give --rate-hz")
-    if options["dry_run"]:
-        raise EdgewmError("there is no student yet", "--student auto --dry-run", "see `edgewm distill --dry-run`")
-    out = Path(options["out"])
-    same = ("rate_hz", "target", "mode", "precision", "threads", "seed")
-    found = distill(
-        model, planner=planner, out=out.with_name(f"{out.name}-student"), resume=True, progress=progress, notice=notice,
-        **{key: options[key] for key in same},
-    )  # fmt: skip
-    return found["student"]
-
-
 def settings_of(
     best: Candidate, precision: str, without: Sequence[str], training: Mapping[str, Any], seed: int
 ) -> Settings:
@@ -173,7 +152,7 @@ def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) 
     if precision not in PRECISIONS:
         raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {', '.join(PRECISIONS)}")
     unknown = [name for name in without if name not in losses.TERMS]
-    if unknown or set(without) >= set(losses.TERMS):
+    if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
         what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
         raise EdgewmError(what, "--without", f"leave out some of {', '.join(losses.TERMS)}")
     for name, value in training.items():
