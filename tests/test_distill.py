@@ -200,6 +200,27 @@ def test_a_whole_predictor_is_taken_over_and_the_least_worthy_layer_left_out():
     assert np.array_equal(own, teacher.side.score(z[0], z[1], held["candidates"][0][0]))
 
 
+def test_a_fresh_predictor_begins_with_nothing_changes():
+    shape = lewm(width=16)[1]
+    student = build(config_of(shape, own.from_module(make(), "spot"))).eval()
+    latents = np.random.default_rng(0).normal(size=(200, 16)) @ np.diag(np.linspace(2, 0.2, 16))
+    latents = latents.astype(np.float32)
+
+    def missed(module: torch.nn.Module) -> float:
+        with torch.no_grad():
+            z = torch.from_numpy(latents)
+            found = module.predict(z[:, None], torch.ones(len(z), 1, 2))[:, 0]
+        return float((found - z).square().sum() / z.square().sum())
+
+    before = missed(student)
+    prune.stand_still(student, latents)
+    assert missed(student) < 0.2 < 0.5 < before
+    narrow = build(config_of(replace(shape, proj_dim=16), own.from_module(make(), "spot"))).eval()
+    kept = missed(narrow)
+    prune.stand_still(narrow, latents)
+    assert missed(narrow) == kept
+
+
 def test_heads_and_channels_that_matter_stay():
     wide, shape = lewm()
     source = wide.predictor.blocks[0]
