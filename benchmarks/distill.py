@@ -7,8 +7,8 @@ students   directories that `edgewm distill` wrote. Bundles of teacher and stude
            `plan` and `closed-loop` (pairs of episodes side by side from the same starts, at most `--episodes`), and
            timed in one alternating run: the median, and the best round where other work shares the machine.
 losses     the same small student trained on the same answers from a random predictor, with all terms, without each,
-           with one alone, and with all from a predictor that stands still: what held-out contexts say, with 90 % bootstrap
-           intervals over contexts of the difference to all terms.
+           with one alone, and with all from a predictor that stands still: what held-out contexts say, with 90 %
+           bootstrap intervals over contexts of the difference to all terms.
 """
 
 from __future__ import annotations
