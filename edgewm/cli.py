@@ -92,12 +92,11 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
 
     resolve(options["target"], options["mode"], options["isa"])  # refuse before anything heavy is imported
     from .build import build as compile_bundle
+    from .student import student_for
 
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
         if student != "none":
-            from .distill.verb import student_for
-
             model = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
         result = compile_bundle(model, planner=planner, progress=progress, **options)
     return result, build_table(result), 0
