@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import programs
@@ -62,6 +62,13 @@ def arithmetic(outer: int, lanes: int, n: int) -> Graph:
     return Graph({"y": e.select(e.less(a, b), e.gelu(b), y), "u": u, "i": i, "t": e.permute(y, (2, 0, 1))})
 
 
+def clamped(constants: Sequence[float]) -> Graph:
+    """Numbers that compare in odd ways, each beside constants."""
+    x = e.input("edges", (len(EDGES), 1))
+    pairs = [pair for c in constants for pair in ((x, e.const(c)), (e.const(c), x))]
+    return Graph({"y": e.concat([f(*pair) for pair in pairs for f in (e.minimum, e.maximum)], 1)})
+
+
 def best(samples: int, k: int) -> Graph:
     cost, x = e.input("cost", (samples,)), e.input("x", (samples, 3, 5))
     index = e.topk(cost, k)
@@ -75,6 +82,7 @@ ATTENTIONS = [
     (1, 6, 40, 70, 33, 35), (2, 40, 40, 8, 8, 0), (1, 2, 900, 3, 2, 0),
 ]  # fmt: skip
 FOLDS = [(1, 1, 1), (3, 33, 5), (2, 300, 19), (9, 5, 193)]
+EDGES = np.float32([0.0, -0.0, np.nan, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf])
 GRAPHS = (
     {f"product_{form}{i}": product(*shape, form)
      for form in ("direct", "gathered", "norm") for i, shape in enumerate(PRODUCTS)}
@@ -83,6 +91,7 @@ GRAPHS = (
     | {f"attention{i}": attention(*shape) for i, shape in enumerate(ATTENTIONS)}
     | {f"{kind}{i}": folded(kind, *shape) for kind in ("sum", "max") for i, shape in enumerate(FOLDS)}
     | {f"map{i}": arithmetic(*shape) for i, shape in enumerate([(1, 1, 1), (2, 33, 7), (3, 17, 300)])}
+    | {"clamped": clamped((0.0, -0.0, 1.0))}
     | {f"best{i}": best(*shape) for i, shape in enumerate([(1, 1), (5, 2), (300, 30), (300, 300), (513, 40)])}
 )  # fmt: skip
 PRECISIONS = ("fp32", "w8a8", "bf16")
@@ -120,13 +129,17 @@ def named(part: str, precision: str = "") -> list[str]:
             and (p == "fp32" or n.startswith("product"))]  # fmt: skip
 
 
+def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
+    return programs.inputs_of(graph) | ({"edges": EDGES[:, None]} if "edges" in graph.inputs() else {})
+
+
 def differences(bundle: Bundle, whole: Program, name: str, seed: int) -> list[str]:
     bundle.device.seed = seed
-    inputs = programs.inputs_of(whole.entries[name])
+    inputs = inputs_of(whole.entries[name])
     return programs.differing(bundle.run(name, **inputs), interp.run(whole.entries[name], inputs, whole.weights))
 
 
-@pytest.mark.parametrize("part", ["product", "attention", "sum", "max", "map", "best"])
+@pytest.mark.parametrize("part", ["product", "attention", "sum", "max", "map", "clamped", "best"])
 def test_kernels_are_the_oracle_to_the_bit(part: str, bundle: Bundle, whole: Program) -> None:
     """Integers and f32 whatever the schedule; no race, no stray access, nothing used before it is there."""
     found = {}

@@ -19,7 +19,7 @@ from edgewm.program import Program
 # Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
 NAMES = (
     "product_direct23", "product_gathered23", "product_norm23", "product_norm24", "product_of_each1", "attention1",
-    "attention3", "attention6", "attention7", "sum2", "max2", "map1", "best2", "best4",
+    "attention3", "attention6", "attention7", "sum2", "max2", "map1", "clamped", "best2", "best4",
 )  # fmt: skip
 
 
@@ -35,12 +35,12 @@ def bundle() -> Interpreted:
 
 def differences(name: str) -> list[str]:
     graph = program().entries[name]
-    inputs = programs.inputs_of(graph)
+    inputs = cases.inputs_of(graph)
     return programs.differing(bundle().run(name, **inputs), interp.run(graph, inputs, program().weights))
 
 
 @pytest.mark.parametrize("part", ["fp32_product", "w8a8", "bf16", "fp32_attention", "fp32_sum", "fp32_max", "fp32_map",
-                                  "fp32_best"])  # fmt: skip
+                                  "fp32_clamped", "fp32_best"])  # fmt: skip
 def test_compiled_kernels_are_the_oracle_to_the_bit(part):
     found = {name: differences(name) for name in program().entries if name.startswith(part)}
     assert found and {n: d for n, d in found.items() if d} == {}

@@ -95,6 +95,18 @@ inline float quotient(float a, float b) { return __fdiv_rn(a, b); }
 inline float square_root(float a) { return __fsqrt_rn(a); }
 inline float to_even(float a) { return rintf(a); }
 inline float floor_of(float a) { return floorf(a); }
+// a < b ? a : b, spelled out: where b is a constant, the compiler would take min, which puts -0 below 0.
+#define EWM_FIRST_IF(name, compare)                                                                                \
+  inline float name(float a, float b) {                                                                            \
+    float x;                                                                                                       \
+    asm("{\n\t.reg .pred %%first;\n\tsetp." compare ".f32 %%first, %1, %2;\n\tselp.f32 %0, %1, %2, %%first;\n\t}" \
+        : "=f"(x)                                                                                                  \
+        : "f"(a), "f"(b));                                                                                         \
+    return x;                                                                                                      \
+  }
+EWM_FIRST_IF(lesser, "lt")
+EWM_FIRST_IF(greater, "gt")
+#undef EWM_FIRST_IF
 inline int32_t ones(uint32_t x) { return __popc(x); }
 
 }  // namespace ewm

@@ -8,10 +8,6 @@
 #include "kernel.h"
 #include "launch.h"
 
-#include "launch.h"
-
-#include "kernel.h"
-
 namespace ewm {
 
 typedef float f32v;
@@ -69,6 +65,8 @@ inline i32v op_mul(i32v a, i32v b) { return static_cast<i32v>(static_cast<u32v>(
 inline f32v op_div(f32v a, f32v b) { return quotient(a, b); }
 template <class V> inline V op_max(V a, V b) { return a > b ? a : b; }
 template <class V> inline V op_min(V a, V b) { return a < b ? a : b; }
+inline f32v op_max(f32v a, f32v b) { return greater(a, b); }
+inline f32v op_min(f32v a, f32v b) { return lesser(a, b); }
 template <class V> inline i32v op_lt(V a, V b) { return a < b ? -1 : 0; }
 template <class V> inline i32v op_le(V a, V b) { return a <= b ? -1 : 0; }
 template <class V> inline i32v op_eq(V a, V b) { return a == b ? -1 : 0; }

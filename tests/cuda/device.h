@@ -122,6 +122,8 @@ inline float quotient(float a, float b) { return a / b; }
 inline float square_root(float a) { return __builtin_sqrtf(a); }
 inline float to_even(float a) { return __builtin_roundevenf(a); }
 inline float floor_of(float a) { return __builtin_floorf(a); }
+inline float lesser(float a, float b) { return a < b ? a : b; }
+inline float greater(float a, float b) { return a > b ? a : b; }
 inline int32_t ones(uint32_t x) { return __builtin_popcount(x); }
 
 }  // namespace ewm
