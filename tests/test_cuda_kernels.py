@@ -133,32 +133,36 @@ def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
     return programs.inputs_of(graph) | ({"edges": EDGES[:, None]} if "edges" in graph.inputs() else {})
 
 
+def differing(name: str, whole: Program, found: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> list[str]:
+    """Against the oracle: to the bit, or, in bf16, by more than rounding.
+
+    Tensor cores add in an order of their own: each step over k may lose a unit of what has been added up so far.
+    """
+    wanted = interp.run(whole.entries[name], inputs, whole.weights)
+    precision, _, case = name.partition("_")
+    if precision != "bf16":
+        return programs.differing(found, wanted)
+    (product,) = (n for n in programs.salted(GRAPHS[case], precision).order() if n.op == "matmul")
+    sides = {"x": product.sources[0], "w": product.sources[1]}
+    x, w = (np.abs(side) for side in interp.run(Graph(sides), inputs, whole.weights).values())
+    sums = x @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
+    apart = np.abs(found["y"] - wanted["y"]) <= 2 * (x.shape[-1] + 2) * 2.0**-23 * (sums + 4)
+    return [] if np.all(apart) else [f"y: {np.sum(~apart)} of {apart.size} differ by more than rounding"]
+
+
 def differences(bundle: Bundle, whole: Program, name: str, seed: int) -> list[str]:
     bundle.device.seed = seed
     inputs = inputs_of(whole.entries[name])
-    return programs.differing(bundle.run(name, **inputs), interp.run(whole.entries[name], inputs, whole.weights))
+    return differing(name, whole, bundle.run(name, **inputs), inputs)
 
 
 @pytest.mark.parametrize("part", ["product", "attention", "sum", "max", "map", "clamped", "best"])
-def test_kernels_are_the_oracle_to_the_bit(part: str, bundle: Bundle, whole: Program) -> None:
-    """Integers and f32 whatever the schedule; no race, no stray access, nothing used before it is there."""
+def test_kernels_are_the_oracle(part: str, bundle: Bundle, whole: Program) -> None:
+    """Whatever the schedule; no race, no stray access, nothing used before it is there."""
     found = {}
-    for i, name in enumerate(n for n in named(part) if not n.startswith("bf16")):
+    for i, name in enumerate(named(part)):
         found[name] = differences(bundle, whole, name, SEEDS[i % len(SEEDS)])
     assert found and {n: d for n, d in found.items() if d} == {}
-
-
-def test_bf16_is_the_real_product_within_rounding(bundle: Bundle, whole: Program) -> None:
-    """Tensor cores add in an order of their own: each step over k may lose a unit of what has been added up so far."""
-    names = {f"bf16_product_direct{i}": shape for i, shape in enumerate(PRODUCTS)} | {"bf16_product_wide": WIDE}
-    for i, (name, (k, n, *_)) in enumerate(names.items()):
-        bundle.device.seed = SEEDS[i % len(SEEDS)]
-        inputs = programs.inputs_of(whole.entries[name])
-        found = bundle.run(name, **inputs)["y"]
-        wanted = interp.run(whole.entries[name], inputs, whole.weights)["y"]
-        w = np.abs(programs.numbers(f"bf16/w{k}x{n}", (k, n)))
-        sums = np.abs(inputs["x"]) @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
-        assert np.all(np.abs(found - wanted) <= 2 * (k + 2) * 2.0**-23 * (sums + 4)), name
 
 
 # ---------------------------------------------------------------------------------------------- the tests can fail

@@ -18,8 +18,10 @@ STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a funct
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
 STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
 NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they are NARROW x NARROW
+NARROW_STRIPS = 2  # of each warp at once
 FOLD = 256  # terms of each lane in shared memory, in `reduce`
-QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
+QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`
+RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, the least of all boards, is 82,944 bytes
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,15 @@ def _by_rows(call: Facts) -> Shape:
 def _tensor_multiply(call: Facts) -> Shape:
     """Tiles of BAND rows and SIDE columns, or, where those are few, of NARROW and NARROW whose warps share k.
 
-    Shared memory holds STRIPS strips of k of both (for each warp of its own), then the sums (of each warp).
+    Shared memory holds STRIPS strips of k of both (NARROW_STRIPS for each warp of its own), then the sums (of each
+    warp).
     """
     batches, rows = _rows(call)
     width = call.dims[-2]
     tiles = batches * -(-rows // BAND) * -(-width // SIDE)
     if tiles < FEW_TILES:
         tiles = batches * -(-rows // NARROW) * -(-width // NARROW)
-        return Shape(tiles, THREADS // 32 * max(STRIPS * 2 * NARROW * STRIP_BYTES, 4 * NARROW * (NARROW + 4)))
+        return Shape(tiles, THREADS // 32 * max(NARROW_STRIPS * 2 * NARROW * STRIP_BYTES, 4 * NARROW * (NARROW + 4)))
     return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP_BYTES, 4 * SIDE * (BAND + 4)))
 
 

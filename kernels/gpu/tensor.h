@@ -84,8 +84,8 @@ template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
 }
 
 // Where a call has too few tiles of BAND x COLUMNS for all processors, a block multiplies NARROW x NARROW instead, and its
-// eight warps share k: each has strips of its own, which it brings and multiplies by itself.
-constexpr uint32_t NARROW = 32, FEW_TILES = 64, WARPS_OF_BLOCK = BLOCK_THREADS / 32;
+// eight warps share k: each has strips of its own, which it brings and multiplies by itself, one on its way.
+constexpr uint32_t NARROW = 32, FEW_TILES = 64, NARROW_STRIPS = 2, WARPS_OF_BLOCK = BLOCK_THREADS / 32;
 constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
 
 inline bool is_narrow(const Rows& rows, uint32_t width) {
@@ -96,11 +96,11 @@ inline bool is_narrow(const Rows& rows, uint32_t width) {
 template <class Sum>
 inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, uint32_t bytes) {
   const uint32_t lane = thread_index() % 32, warp = thread_index() / 32, strips = bytes / STRIP;
-  char* const mine = shared_memory() + warp * STRIPS * NARROW_BYTES;
+  char* const mine = shared_memory() + warp * NARROW_STRIPS * NARROW_BYTES;
   auto bring = [&](uint32_t turn) {
     const uint32_t strip = turn * WARPS_OF_BLOCK + warp;
     if (strip < strips) {
-      char* const to = mine + turn % STRIPS * NARROW_BYTES;
+      char* const to = mine + turn % NARROW_STRIPS * NARROW_BYTES;
       const uint32_t chunk = lane % 4;
 #pragma unroll
       for (uint32_t u = 0; u < NARROW / 8; u++) {
@@ -115,12 +115,11 @@ inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, ui
   Sums<Sum> sums = {};
   const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
   bring(0);
-  bring(1);
   for (uint32_t turn = 0; turn * WARPS_OF_BLOCK + warp < strips; turn++) {
-    async_wait<1>();
-    warp_sync();
-    bring(turn + 2);
-    const char* const at = mine + turn % STRIPS * NARROW_BYTES;
+    async_wait<0>();
+    warp_sync();  // this strip is there for all lanes, and all are done with the one before
+    bring(turn + 1);
+    const char* const at = mine + turn % NARROW_STRIPS * NARROW_BYTES;
 #pragma unroll
     for (uint32_t half = 0; half < STRIP / 32; half++) {
       uint32_t a[2][4], b[2][4];
