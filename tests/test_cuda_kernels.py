@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE, Bundle,
 
 from edgewm import expr as e
 from edgewm import interp
+from edgewm.cuda import launches
+from edgewm.cuda.source import HEADERS
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Graph, Node, Program, walk_graphs
 
@@ -163,6 +166,14 @@ def test_kernels_are_the_oracle(part: str, bundle: Bundle, whole: Program) -> No
     for i, name in enumerate(named(part)):
         found[name] = differences(bundle, whole, name, SEEDS[i % len(SEEDS)])
     assert found and {n: d for n, d in found.items() if d} == {}
+
+
+def test_the_sizes_of_tiles_stand_once() -> None:
+    """Kernels are compiled with the sizes that grids are made of: a second one that differs would write anywhere."""
+    texts = "".join(text for name, text in HEADERS.items() if name not in ("format.h", "kernel.h", "launch.h"))
+    for name, size in launches.SIZES.items():
+        assert getattr(launches, name) == size
+        assert re.search(rf"\b{name}\b", texts) and not re.search(rf"\b{name} = ", texts), name
 
 
 # ---------------------------------------------------------------------------------------------- the tests can fail

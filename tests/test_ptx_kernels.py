@@ -10,10 +10,11 @@ import programs
 import ptx
 import pytest
 import test_cuda_kernels as cases
-from ptx_bundle import Interpreted
+from ptx_bundle import Interpreted, kernel_text
 from test_cuda_programs import plan
 
 from edgewm import interp
+from edgewm.cuda.source import OWN
 from edgewm.program import Program
 
 # Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
@@ -51,6 +52,23 @@ def test_a_compiled_plan_is_the_oracles():
     inputs = programs.inputs_of(whole.entries["plan"])
     found = Interpreted(whole).run("plan", **inputs)
     assert programs.differing(found, interp.run(whole.entries["plan"], inputs, whole.weights)) == []
+
+
+@pytest.mark.parametrize("family", ["ewm_map", "ewm_product_fill"])
+def test_a_thread_has_loaded_all_it_needs_before_it_stores(family):
+    """For all that the assembler knows, a store changes what a later load reads: each would wait for the last."""
+    for name in (name for name in bundle().functions if name.startswith(family)):
+        text = kernel_text(bundle().text, name)
+        order = re.findall(r"^\s+(?:@\S+ )?(ld(?!\.param)|st)\.", text, re.M)
+        assert order == sorted(order) and "st" in order, name
+
+
+def test_a_call_is_brought_beside_the_word_that_may_stop_it_and_operands_all_at_once():
+    for name in (name for name in bundle().functions[len(OWN) :]):
+        before, after = re.split(r"\n\s*@%\w+ bra", kernel_text(bundle().text, name), maxsplit=1)
+        touched = r"ld\.global\.u32 %touched"
+        assert len(re.findall(touched, before)) == 2 and len(re.findall(r"ld\.global", before)) == 3, name
+        assert re.search(touched, after), name
 
 
 # ---------------------------------------------------------------------------------------------- planted faults

@@ -14,10 +14,10 @@ typedef unsigned long long uintptr_t;
 
 #define __builtin_inff() __int_as_float(0x7f800000)  // NVRTC has no such built-in; functors are written with it
 
-// A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
-#define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
+// A kernel of whose blocks a multiprocessor holds RESIDENT at once (so that a thread has at most 128 registers).
+#define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(ewm::THREADS, ewm::RESIDENT) name(const Params l)
 // The same with up to 255 registers, where few blocks have much to do.
-#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 1) name(const Params l)
+#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(ewm::THREADS, 1) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
 
 namespace ewm {
@@ -80,6 +80,12 @@ inline void multiply_matrices(float* sum, const uint32_t* a, const uint32_t* b) 
       "{%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+constexpr uint32_t SECTOR = 32;  // bytes that are brought together
+// The sector of `at` on its way to where it is near; nothing waits for it.
+inline void touch(const void* at) {
+  asm volatile("{\n\t.reg .u32 %%touched;\n\tld.global.u32 %%touched, [%0];\n\t}" ::"l"(at));
 }
 
 inline uint64_t clock_ns() {

@@ -8,8 +8,8 @@
 
 namespace ewm {
 
-constexpr uint32_t BAND = 128, COLUMNS = 64, STRIP = 64, STRIPS = 3, CHUNK = 16;
-constexpr uint32_t STRIP_BYTES = (BAND + COLUMNS) * STRIP;
+constexpr uint32_t CHUNK = 16;  // bytes of a copy
+constexpr uint32_t STRIP_BYTES = (BAND + SIDE) * STRIP;
 constexpr uint32_t BAND_STEP = BAND + 4;  // between columns of sums, so that a fragment's words are in different banks
 
 inline uint32_t chunk_at(uint32_t row, uint32_t chunk) { return row * STRIP + ((chunk ^ (row >> 1 & 3)) * CHUNK); }
@@ -83,13 +83,13 @@ template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
   block_sync();
 }
 
-// Where a call has too few tiles of BAND x COLUMNS for all processors, a block multiplies NARROW x NARROW instead, and its
+// Where a call has too few tiles of BAND x SIDE for all processors, a block multiplies NARROW x NARROW instead, and its
 // eight warps share k: each has strips of its own, which it brings and multiplies by itself, one on its way.
-constexpr uint32_t NARROW = 32, FEW_TILES = 64, NARROW_STRIPS = 2, WARPS_OF_BLOCK = BLOCK_THREADS / 32;
+constexpr uint32_t WARPS_OF_BLOCK = THREADS / 32;
 constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
 
 inline bool is_narrow(const Rows& rows, uint32_t width) {
-  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, COLUMNS) < FEW_TILES;
+  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, SIDE) < FEW_TILES;
 }
 
 // shared[warp][column][row] = the sums over each warp's strips.
@@ -155,7 +155,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
   const bool narrow = is_narrow(rows, width);
-  const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : COLUMNS;
+  const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : SIDE;
   const uint32_t column_tiles = ceil_div(width, tile_columns), row_tiles = ceil_div(rows.each, tile_rows);
   const uint32_t n0 = block % column_tiles * tile_columns, r0 = block / column_tiles % row_tiles * tile_rows;
   const uint32_t batch = block / column_tiles / row_tiles;
@@ -178,7 +178,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const Views<E::operands> e(epilogue, f, index, row % c.lanes, along_n);
   const Views<M::operands> beside(own, f, index, 0, along_n);
   const auto* const shared = reinterpret_cast<const typename M::Sum*>(shared_memory());
-  const uint32_t count = tile_columns * tile_rows / BLOCK_THREADS;
+  const uint32_t count = tile_columns * tile_rows / THREADS;
 #pragma unroll 4
   for (uint32_t i = 0; i < count; i++) {
     const uint32_t column = part * count + i, n = n0 + column;

@@ -48,6 +48,9 @@ inline uint32_t block_index() { return here.block; }
 inline uint32_t block_count() { return here.blocks; }
 inline char* shared_memory() { return here.shared; }
 
+constexpr uint32_t SECTOR = 32;
+inline void touch(const void*) {}
+
 #define EWM_SITE __builtin_return_address(0)
 __attribute__((noinline, convergent)) inline void block_sync() { wait_block(EWM_SITE); }
 __attribute__((noinline, convergent)) inline void warp_sync() { order_warp(EWM_SITE); }
