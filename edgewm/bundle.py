@@ -79,7 +79,8 @@ def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndar
         )
     ]
     if PERSISTENT in functions:
-        uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, int(rows["shared_bytes"].max()), True))
+        shared_bytes = int(rows["shared_bytes"].max())
+        uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, shared_bytes, True, launches.RESIDENT))
     wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
     gates.check(compiled, uses, wanted, board, mode, {PERSISTENT: PERSISTENT_SPILL_BYTES})
 

@@ -127,13 +127,19 @@ def store_functor(functor: Functor, out_dtype: str, out_mode: Mode) -> str:
 
 
 def run_functor(functor: Functor, out_dtype: str, out_mode: Mode) -> str:
-    """`map`'s E: no core."""
+    """`map`'s E: no core. `run` is `value`, then `put`."""
     lines, result = functor.body()
     n = len(functor.inputs)
+    (root,) = functor.graph.outputs.values()
+    at = "const View* v, int64_t i, int r, Tile t"
     return (
         f"  static constexpr int operands = {n + 1};\n"
-        f"  static inline void run(const View* v, int64_t i, int r, Tile t) {{\n"
-        f"    (void)r, (void)t;\n    {lines}\n    {store(out_dtype, out_mode, n, 'i', result)}\n  }}\n"
+        f"  typedef {REGISTER[root.dtype]} Register;\n"
+        f"  static inline Register value({at}) {{\n"
+        f"    (void)v, (void)i, (void)r, (void)t;\n    {lines}\n    return {result};\n  }}\n"
+        f"  static inline void put({at}, Register y) {{\n"
+        f"    (void)r, (void)t;\n    {store(out_dtype, out_mode, n, 'i', 'y')}\n  }}\n"
+        f"  static inline void run({at}) {{ put(v, i, r, t, value(v, i, r, t)); }}\n"
     )
 
 

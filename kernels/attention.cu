@@ -11,9 +11,8 @@
 
 namespace ewm {
 
-constexpr uint32_t QUERIES = 4, KEYS = 4;  // of a thread's sums
-constexpr uint32_t WARPS = BLOCK_THREADS / 32, ROW = 32;
-constexpr uint32_t GOOD_BYTES = 40 << 10, MOST_BYTES = 96 << 10, SLOTS = 64;
+constexpr uint32_t KEYS = 4;  // of a thread's sums, for each of QUERIES
+constexpr uint32_t WARPS = THREADS / 32, ROW = 32;
 
 // How a call is cut; the same in edgewm/cuda/launches.py.
 struct AttentionCut {

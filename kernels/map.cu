@@ -1,5 +1,6 @@
 // map<E, steps>: an elementwise expression over every index. dims [outer..., I]; operands: E's, all along I.
-// A block runs `steps` steps of the threads that lie along I, at one outer index: as many as registers allow at once.
+// A block runs `steps` steps of the threads that lie along I, at one outer index. A thread computes all of its own before
+// it stores any, so that their loads are on their way together; a step past the end is another look at the first.
 #pragma once
 #include "lanes_cuda.h"
 
@@ -21,12 +22,18 @@ template <class E, uint32_t steps> inline void map(const Call& c, const Operand*
   const Spread across = cut.across;
   const uint32_t lane = block % cut.lane_tiles * across.lanes + thread_index() % across.lanes;
   const uint32_t first = block / cut.lane_tiles % cut.tiles * across.others * steps + thread_index() / across.lanes;
-  if (lane >= c.lanes) return;
+  if (lane >= c.lanes || first >= count) return;
   const Views<E::operands> e(o, f, index_at(c, outer, block / cut.lane_tiles / cut.tiles), lane, outer);
+  typename E::Register y[steps];
 #pragma unroll
   for (uint32_t s = 0; s < steps; s++) {
     const uint32_t i = first + s * across.others;
-    if (i < count) E::run(e.v, i, 0, ONE_LANE);
+    y[s] = E::value(e.v, i < count ? i : first, 0, ONE_LANE);
+  }
+#pragma unroll
+  for (uint32_t s = 0; s < steps; s++) {
+    const uint32_t i = first + s * across.others;
+    if (i < count) E::put(e.v, i, 0, ONE_LANE, y[s]);
   }
 }
 
@@ -45,6 +52,7 @@ template <class E, uint32_t steps> struct Mapped {
 template <class... Maps> inline void beside(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Call* call = &c - (sizeof...(Maps) - 1);
   const Operand* const all = o - c.first_operand;
+  touch_operands(*call, c, all);
   auto ran = [&](auto which) {
     const uint32_t blocks = decltype(which)::blocks(*call);
     if (block < blocks) {

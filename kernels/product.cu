@@ -9,12 +9,13 @@
 
 namespace ewm {
 
-constexpr uint32_t SIDE = 64, SLICE = 16, QUAD = 4;  // of a tile, of the k in shared memory, of a thread's sums
+constexpr uint32_t SLICE = 16, QUAD = 4;  // of the k in shared memory, of a thread's sums
 constexpr uint32_t SUMS_STEP = SIDE + QUAD;          // apart, so that no two columns begin in one bank
+constexpr uint32_t FILL_STEPS = 4;
 
 inline uint32_t row_step(const Rows& rows) { return ceil_div(rows.all(), 32) * 32; }
 
-// A block fills 32 lanes at one outer index.
+// A block fills 32 lanes at one outer index; each thread, FILL_STEPS numbers at a time.
 template <class P> inline void product_fill(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Operand& weights = o[P::inputs];
   const Rows rows(c, weights);
@@ -24,9 +25,18 @@ template <class P> inline void product_fill(const Call& c, const Operand* o, con
   const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
   float* const to = reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + rows.first_row(c, weights, at) + lane;
   const int64_t step = row_step(rows);
-#pragma unroll 4
-  for (uint32_t k = thread_index() / 32; k < depth; k += BLOCK_THREADS / 32)
-    to[k * step] = P::value(p.v, k, 0, ONE_LANE);
+  constexpr uint32_t warps = THREADS / 32;
+  for (uint32_t k0 = thread_index() / 32; k0 < depth; k0 += warps * FILL_STEPS) {
+    float x[FILL_STEPS];
+#pragma unroll
+    for (uint32_t s = 0; s < FILL_STEPS; s++) {
+      const uint32_t k = k0 + s * warps;
+      x[s] = P::value(p.v, k < depth ? k : k0, 0, ONE_LANE);
+    }
+#pragma unroll
+    for (uint32_t s = 0; s < FILL_STEPS; s++)
+      if (k0 + s * warps < depth) to[(k0 + s * warps) * step] = x[s];
+  }
 }
 
 template <class E, int inputs, bool direct>
@@ -56,7 +66,7 @@ inline void product_multiply(const Call& c, const Operand* o, const Frame& f, ui
   const int64_t w_step = column_tiles * SIDE;
 
   float* const shared = reinterpret_cast<float*>(shared_memory());
-  constexpr uint32_t parts = BLOCK_THREADS / SIDE, each = SLICE / parts, slice = SLICE * SIDE;
+  constexpr uint32_t parts = THREADS / SIDE, each = SLICE / parts, slice = SLICE * SIDE;
   float bring_x[each], bring_w[each];
   auto load = [&](uint32_t k0) {
 #pragma unroll

@@ -27,7 +27,7 @@ template <class P> inline void product_bf16_round(const Call& c, const Operand* 
   const uint32_t row = rows.first_row(c, weights, at) + lane;
   char* const to = begin_of(o[c.operands - 1], f) + static_cast<int64_t>(row) * bytes;
   constexpr uint32_t numbers = 8;
-  for (uint32_t k0 = t / 32 * numbers; k0 * 2 < bytes; k0 += BLOCK_THREADS / 32 * numbers) {
+  for (uint32_t k0 = t / 32 * numbers; k0 * 2 < bytes; k0 += THREADS / 32 * numbers) {
     Four packed = {};
 #pragma unroll
     for (uint32_t j = 0; j < numbers; j++)

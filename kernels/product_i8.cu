@@ -18,7 +18,7 @@ template <class P> inline void product_i8_quantize(const Call& c, const Operand*
   const uint32_t depth = c.dim[rows.outer + 1], bytes = row_bytes(depth, 1), t = thread_index();
   const uint32_t lane_tiles = ceil_div(c.lanes, 32), at = block / lane_tiles, group = t / 32;
   const uint32_t own = block % lane_tiles * 32 + t % 32, lane = own < c.lanes ? own : c.lanes - 1;
-  constexpr uint32_t groups = BLOCK_THREADS / 32, numbers = 16;
+  constexpr uint32_t groups = THREADS / 32, numbers = 16;
   const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
 
   i32v high = 0;  // as the order of their bits: NaN is above all in one of the two
@@ -34,12 +34,12 @@ template <class P> inline void product_i8_quantize(const Call& c, const Operand*
   }
   uint32_t* const shared = reinterpret_cast<uint32_t*>(shared_memory());
   shared[t] = as_u32(high);
-  shared[BLOCK_THREADS + t] = low;
+  shared[THREADS + t] = low;
   block_sync();
 #pragma unroll
   for (uint32_t g = 0; g < groups; g++) {
     high = op_max(as_i32(shared[g * 32 + t % 32]), high);
-    low = op_max(shared[BLOCK_THREADS + g * 32 + t % 32], low);
+    low = op_max(shared[THREADS + g * 32 + t % 32], low);
   }
   if (own >= c.lanes) return;
   const f32v above = as_f32(high) * 0.5f, below = as_f32(low) * 0.5f;

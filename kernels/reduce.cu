@@ -8,7 +8,7 @@
 
 namespace ewm {
 
-constexpr uint32_t FOLD = 256;  // numbers of each lane in shared memory
+constexpr uint32_t AT_ONCE = 4;  // steps of a thread whose loads are on their way together
 
 template <class F> inline void reduce(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int outer = static_cast<int>(c.rank) - 1;
@@ -17,16 +17,25 @@ template <class F> inline void reduce(const Call& c, const Operand* o, const Fra
   const Views<F::operands> e(o, f, index_at(c, outer, block / lane_tiles), own < c.lanes ? own : c.lanes - 1, outer);
   typedef typename F::Register Register;
   Register* const shared = reinterpret_cast<Register*>(shared_memory()) + l;
-  constexpr uint32_t chunk = FOLD / F::terms, warps = BLOCK_THREADS / 32;
+  constexpr uint32_t chunk = FOLD / F::terms, warps = THREADS / 32;
   Register acc{};
   for (uint32_t k0 = 0; k0 < depth; k0 += chunk) {
     const uint32_t count = depth - k0 < chunk ? depth - k0 : chunk;
     if (k0) block_sync();
-#pragma unroll 4
-    for (uint32_t k = warp; k < count; k += warps) {
-      const typename F::Terms p = F::at(e.v, k0 + k, 0, ONE_LANE);
+    for (uint32_t first = warp; first < count; first += warps * AT_ONCE) {
+      typename F::Terms p[AT_ONCE];
 #pragma unroll
-      for (uint32_t i = 0; i < F::terms; i++) shared[(k * F::terms + i) * 32] = p.x[i];
+      for (uint32_t s = 0; s < AT_ONCE; s++) {
+        const uint32_t k = first + s * warps;
+        p[s] = F::at(e.v, k0 + (k < count ? k : first), 0, ONE_LANE);
+      }
+#pragma unroll
+      for (uint32_t s = 0; s < AT_ONCE; s++) {
+        const uint32_t k = first + s * warps;
+#pragma unroll
+        for (uint32_t i = 0; i < F::terms; i++)
+          if (k < count) shared[(k * F::terms + i) * 32] = p[s].x[i];
+      }
     }
     block_sync();
     if (warp > 0) continue;

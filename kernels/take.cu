@@ -8,7 +8,7 @@ namespace ewm {
 // Elements are 4 bytes. Indices come from topk, hence lie within the axis.
 inline void take(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int rank = static_cast<int>(c.rank);
-  const uint32_t at = block * BLOCK_THREADS + thread_index();
+  const uint32_t at = block * THREADS + thread_index();
   if (at >= product_of(c, rank)) return;
   Index index = index_at(c, rank, at);
   const char* const to = view(o[2], f, index, 0, 0).at;

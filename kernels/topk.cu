@@ -14,10 +14,10 @@ inline uint32_t rank_key(float x) {
 // Of one number of each thread, the sum of those up to its own; `sums` holds two for each thread.
 inline uint32_t sum_up_to(uint32_t x, uint32_t* sums) {
   const uint32_t t = thread_index();
-  uint32_t *from = sums, *to = sums + BLOCK_THREADS;
+  uint32_t *from = sums, *to = sums + THREADS;
   from[t] = x;
   block_sync();
-  for (uint32_t step = 1; step < BLOCK_THREADS; step *= 2) {
+  for (uint32_t step = 1; step < THREADS; step *= 2) {
     to[t] = from[t] + (t >= step ? from[t - step] : 0);
     block_sync();
     uint32_t* const other = from;
@@ -32,13 +32,13 @@ inline void topk(const Call& c, const Operand* o, const Frame& f, uint32_t) {
   const View cost = view(o[0], f, Index{}, 0, 0), out = view(o[1], f, Index{}, 0, 1);
   auto key = [&](uint32_t i) { return rank_key(load_v<float>(cost, i, 0)); };
   uint32_t* const sums = reinterpret_cast<uint32_t*>(shared_memory());
-  uint32_t* const counts = sums + 2 * BLOCK_THREADS;
-  uint32_t* const found = counts + BLOCK_THREADS;  // a byte of the key, and the keys below it
+  uint32_t* const counts = sums + 2 * THREADS;
+  uint32_t* const found = counts + THREADS;  // a byte of the key, and the keys below it
   uint32_t last = 0, below = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     counts[t] = 0;
     block_sync();
-    for (uint32_t i = t; i < samples; i += BLOCK_THREADS) {
+    for (uint32_t i = t; i < samples; i += THREADS) {
       const uint32_t rank = key(i);
       if (shift == 24 || rank >> (shift + 8) == last >> (shift + 8)) count_shared(counts + (rank >> shift & 255));
     }
@@ -51,7 +51,7 @@ inline void topk(const Call& c, const Operand* o, const Frame& f, uint32_t) {
   }
   const uint32_t ties = k - below;
   uint32_t less_before = 0, equal_before = 0;
-  for (uint32_t begin = 0; begin < samples; begin += BLOCK_THREADS) {
+  for (uint32_t begin = 0; begin < samples; begin += THREADS) {
     const uint32_t i = begin + t, rank = i < samples ? key(i) : 0;
     const uint32_t less = i < samples && rank < last, equal = i < samples && rank == last;
     const uint32_t both = sum_up_to(less << 16 | equal, sums);
@@ -60,8 +60,8 @@ inline void topk(const Call& c, const Operand* o, const Frame& f, uint32_t) {
       store_v<int32_t>(out, smaller + (same < ties ? same : ties), 0, static_cast<int32_t>(i));
     counts[t] = both;
     block_sync();
-    less_before += counts[BLOCK_THREADS - 1] >> 16;
-    equal_before += counts[BLOCK_THREADS - 1] & 0xffff;
+    less_before += counts[THREADS - 1] >> 16;
+    equal_before += counts[THREADS - 1] & 0xffff;
   }
 }
 

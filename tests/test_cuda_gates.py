@@ -77,6 +77,10 @@ def test_a_kernel_that_keeps_to_everything_passes():
             "a block asks for 167936 bytes of shared memory; 166912 is the most",
         ),
         ({"use": replace(USE, threads=1024)}, "a block of 1024 threads with 127 registers each does not fit an SM"),
+        (
+            {"use": replace(USE, shared_bytes=96 << 10, resident=2)},
+            "an SM holds 1 of its blocks at once, limited by shared memory; 2 are wanted",
+        ),
         ({"use": replace(USE, blocks=33)}, "a cooperative grid of 33 blocks; 32 run at once in MAXN"),
         ({"mode": ORIN.mode_named("30W")}, "a cooperative grid of 32 blocks; 16 run at once in 30W"),
         ({"use": replace(USE, kernel="other")}, "no kernel 'other' was compiled"),

@@ -16,13 +16,15 @@ TUNE = "give its threads less to hold: a smaller tile, or fewer outputs a thread
 
 @dataclass(frozen=True)
 class Use:
-    """One launch of a kernel: blocks of the grid, threads a block, dynamic shared bytes a block."""
+    """One launch of a kernel: blocks of the grid, threads a block, dynamic shared bytes a block, and blocks that an SM
+    is to hold at once."""
 
     kernel: str
     blocks: int
     threads: int
     shared_bytes: int
     cooperative: bool = False
+    resident: int = 1
 
 
 def check(
@@ -75,7 +77,7 @@ def check_instruction(facts: KernelFacts, instruction: str) -> None:
 
 
 def check_use(facts: KernelFacts, use: Use, board: Target, mode: Mode) -> None:
-    """A block of it fits an SM, and a cooperative grid fits all SMs of the mode at once."""
+    """As many blocks of it as are wanted fit an SM, and a cooperative grid fits all SMs of the mode at once."""
     where = f"kernel {facts.name} on {board.name}"
     shared = facts.shared_bytes + use.shared_bytes
     if shared > board.gpu.shared_bytes_per_block:
@@ -83,10 +85,16 @@ def check_use(facts: KernelFacts, use: Use, board: Target, mode: Mode) -> None:
             f"a block asks for {shared} bytes of shared memory; {board.gpu.shared_bytes_per_block} is the most", where,
             "take a smaller tile or fewer stages",
         )  # fmt: skip
-    if occupancy(board.gpu, facts.registers, use.threads, shared).blocks == 0:
+    held = occupancy(board.gpu, facts.registers, use.threads, shared)
+    if held.blocks == 0:
         raise EdgewmError(
             f"a block of {use.threads} threads with {facts.registers} registers each does not fit an SM", where, TUNE
         )
+    if held.blocks < use.resident:
+        raise EdgewmError(
+            f"an SM holds {held.blocks} of its blocks at once, limited by {held.limit}; {use.resident} are wanted",
+            where, f"{TUNE}, or build without one launch for all (persistent)",
+        )  # fmt: skip
     if not use.cooperative:
         return
     most = resident_blocks(board, mode, facts.registers, use.threads, shared)

@@ -1,7 +1,7 @@
 """How each kernel of `kernels/*.cu` is launched: blocks and shared memory, from a call's loops and lanes.
 
-Every block has THREADS threads, every grid one dimension, and a block's index is its tile of the call. What a tile is
-stands here and in the kernel: change both together.
+Every block has THREADS threads, every grid one dimension, and a block's index is its tile of the call. The kernels are
+compiled with the sizes that stand here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ THREADS = 256
 TILE = 32  # lanes that a value is padded to, so that rows of lanes begin at whole sectors of memory
 STEPS = 4  # of the innermost loop, by each thread of `map` (or 1, where a functor is long)
 SIDE, BAND = 64, 128  # of a tile of a product: columns (rows too without tensor cores), rows
-STRIP_BYTES, STRIPS = 64, 3  # of k in shared memory, for each row and column; how many at once
+STRIP, STRIPS = 64, 3  # bytes of k in shared memory, for each row and column; how many at once
 NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they are NARROW x NARROW
+NARROW_STRIPS = 2  # of each warp at once
 FOLD = 256  # terms of each lane in shared memory, in `reduce`
-QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 96 << 10, 64  # of `attention`
+QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`
+RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, the least of all boards, is 82,944 bytes
+
+SIZES: dict[str, int] = {
+    "THREADS": THREADS, "TILE": TILE, "SIDE": SIDE, "BAND": BAND, "STRIP": STRIP, "STRIPS": STRIPS, "NARROW": NARROW,
+    "FEW_TILES": FEW_TILES, "NARROW_STRIPS": NARROW_STRIPS, "FOLD": FOLD, "QUERIES": QUERIES, "GOOD_BYTES": GOOD_BYTES,
+    "MOST_BYTES": MOST_BYTES, "SLOTS": SLOTS, "RESIDENT": RESIDENT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,15 +106,16 @@ def _by_rows(call: Facts) -> Shape:
 def _tensor_multiply(call: Facts) -> Shape:
     """Tiles of BAND rows and SIDE columns, or, where those are few, of NARROW and NARROW whose warps share k.
 
-    Shared memory holds STRIPS strips of k of both (for each warp of its own), then the sums (of each warp).
+    Shared memory holds STRIPS strips of k of both (NARROW_STRIPS for each warp of its own), then the sums (of each
+    warp).
     """
     batches, rows = _rows(call)
     width = call.dims[-2]
     tiles = batches * -(-rows // BAND) * -(-width // SIDE)
     if tiles < FEW_TILES:
         tiles = batches * -(-rows // NARROW) * -(-width // NARROW)
-        return Shape(tiles, THREADS // 32 * max(STRIPS * 2 * NARROW * STRIP_BYTES, 4 * NARROW * (NARROW + 4)))
-    return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP_BYTES, 4 * SIDE * (BAND + 4)))
+        return Shape(tiles, THREADS // 32 * max(NARROW_STRIPS * 2 * NARROW * STRIP, 4 * NARROW * (NARROW + 4)))
+    return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP, 4 * SIDE * (BAND + 4)))
 
 
 def _attention(call: Facts) -> Shape:
@@ -149,7 +158,7 @@ def pack_f32(w: np.ndarray) -> np.ndarray:
 
 def _columns(w: np.ndarray) -> np.ndarray:
     """Weights (K, N) as [N padded to SIDE][K padded to whole strips], k innermost."""
-    strip = STRIP_BYTES // w.itemsize
+    strip = STRIP // w.itemsize
     return np.pad(w.T, ((0, -w.shape[1] % SIDE), (0, -w.shape[0] % strip)))
 
 
@@ -178,4 +187,4 @@ def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool
     if family == "product":
         return 0 if direct else 4 * depth * -(-rows // TILE) * TILE
     size, ends = {"product_bf16": (2, 0), "product_i8": (1, 8)}[family]
-    return rows * (-(-depth * size // STRIP_BYTES) * STRIP_BYTES + ends)
+    return rows * (-(-depth * size // STRIP) * STRIP + ends)

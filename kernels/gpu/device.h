@@ -14,10 +14,10 @@ typedef unsigned long long uintptr_t;
 
 #define __builtin_inff() __int_as_float(0x7f800000)  // NVRTC has no such built-in; functors are written with it
 
-// A kernel of 256 threads a block, two blocks a multiprocessor at least (so at most 128 registers a thread).
-#define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 2) name(const Params l)
+// A kernel of whose blocks a multiprocessor holds RESIDENT at once (so that a thread has at most 128 registers).
+#define EWM_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(ewm::THREADS, ewm::RESIDENT) name(const Params l)
 // The same with up to 255 registers, where few blocks have much to do.
-#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(256, 1) name(const Params l)
+#define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(ewm::THREADS, 1) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
 
 namespace ewm {
@@ -82,6 +82,12 @@ inline void multiply_matrices(float* sum, const uint32_t* a, const uint32_t* b) 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+constexpr uint32_t SECTOR = 32;  // bytes that are brought together
+// The sector of `at` on its way to where it is near; nothing waits for it.
+inline void touch(const void* at) {
+  asm volatile("{\n\t.reg .u32 %%touched;\n\tld.global.u32 %%touched, [%0];\n\t}" ::"l"(at));
+}
+
 inline uint64_t clock_ns() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -95,6 +101,18 @@ inline float quotient(float a, float b) { return __fdiv_rn(a, b); }
 inline float square_root(float a) { return __fsqrt_rn(a); }
 inline float to_even(float a) { return rintf(a); }
 inline float floor_of(float a) { return floorf(a); }
+// a < b ? a : b, spelled out: where b is a constant, the compiler would take min, which puts -0 below 0.
+#define EWM_FIRST_IF(name, compare)                                                                                \
+  inline float name(float a, float b) {                                                                            \
+    float x;                                                                                                       \
+    asm("{\n\t.reg .pred %%first;\n\tsetp." compare ".f32 %%first, %1, %2;\n\tselp.f32 %0, %1, %2, %%first;\n\t}" \
+        : "=f"(x)                                                                                                  \
+        : "f"(a), "f"(b));                                                                                         \
+    return x;                                                                                                      \
+  }
+EWM_FIRST_IF(lesser, "lt")
+EWM_FIRST_IF(greater, "gt")
+#undef EWM_FIRST_IF
 inline int32_t ones(uint32_t x) { return __popc(x); }
 
 }  // namespace ewm

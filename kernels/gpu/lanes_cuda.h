@@ -2,15 +2,12 @@
 //
 // A functor's View stands at its own lane, so how lanes lie in memory (V, B or G) makes no difference here. Nothing is
 // contracted (--fmad=false), division and square root are IEEE's: a thread computes what a lane of a CPU computes.
+// How calls are cut into blocks is said by constants that stand before this file: edgewm/cuda/launches.py.
 #pragma once
 #include <device.h>
 
 #include "kernel.h"
 #include "launch.h"
-
-#include "launch.h"
-
-#include "kernel.h"
 
 namespace ewm {
 
@@ -69,6 +66,8 @@ inline i32v op_mul(i32v a, i32v b) { return static_cast<i32v>(static_cast<u32v>(
 inline f32v op_div(f32v a, f32v b) { return quotient(a, b); }
 template <class V> inline V op_max(V a, V b) { return a > b ? a : b; }
 template <class V> inline V op_min(V a, V b) { return a < b ? a : b; }
+inline f32v op_max(f32v a, f32v b) { return greater(a, b); }
+inline f32v op_min(f32v a, f32v b) { return lesser(a, b); }
 template <class V> inline i32v op_lt(V a, V b) { return a < b ? -1 : 0; }
 template <class V> inline i32v op_le(V a, V b) { return a <= b ? -1 : 0; }
 template <class V> inline i32v op_eq(V a, V b) { return a == b ? -1 : 0; }
@@ -90,7 +89,7 @@ inline u32v to_u32(f32v a) { return static_cast<u32v>(a); }
 
 // ------------------------------------------------------------------------------------------------ where operands lie
 
-constexpr uint32_t BLOCK_THREADS = 256;  // of every block of a call's kernels
+static_assert(TILE == 32, "a tile of lanes is a warp");
 constexpr Tile ONE_LANE = {0, 1, 1};  // what functors are handed
 
 inline uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -156,12 +155,20 @@ inline uint32_t power_of_two(uint32_t x, uint32_t most) {  // not below x, at mo
   return p;
 }
 inline Spread spread(uint32_t lanes, uint32_t count) {
-  const uint32_t others = power_of_two(count, BLOCK_THREADS / power_of_two(lanes, 32));
-  return {BLOCK_THREADS / others, others};
+  const uint32_t others = power_of_two(count, THREADS / power_of_two(lanes, 32));
+  return {THREADS / others, others};
 }
 
 // What runs one block of a call.
 using BlockOfCall = void(const Call&, const Operand*, const Frame&, uint32_t);
+
+// The operands of calls, from those of `first` to those of `last`, on their way to where they are near, all at once: what
+// is read of them one by one is then read from there.
+inline void touch_operands(const Call& first, const Call& last, const Operand* all) {
+  const char* const begin = reinterpret_cast<const char*>(all + first.first_operand);
+  const uint32_t bytes = (last.first_operand + last.operands - first.first_operand) * sizeof(Operand);
+  for (uint32_t at = thread_index() * SECTOR; at < bytes; at += THREADS * SECTOR) touch(begin + at);
+}
 
 // Blocks of several calls, one behind the other: those that end with call `c`, of which each reads what its own block has
 // written (edgewm/cuda/schedule.py).
@@ -170,13 +177,16 @@ inline void chain(const Call& c, const Operand* o, const Frame& f, uint32_t bloc
   const Call* const first = &c - (sizeof...(runs) - 1);
   const Call* call = first;
   const Operand* const all = o - c.first_operand;
+  touch_operands(*first, c, all);
   ((call > first ? block_sync() : void(), runs(*call, all + call->first_operand, f, block), call++), ...);
 }
 
 // The body of a call's kernel: `run` is one family's function of a block.
 template <BlockOfCall run> inline void launched(const Launch& l) {
-  if (*l.stop) return;
   const Call& c = l.calls[l.call];
+  touch(&c), touch(&c.dim[MAX_RANK - 1]);  // beside `stop`, not behind it
+  if (*l.stop) return;
+  touch_operands(c, c, l.operands);
   run(c, l.operands + c.first_operand, Frame{{l.base[0], l.base[1], l.base[2]}}, block_index());
 }
 

@@ -8,8 +8,8 @@
 
 namespace ewm {
 
-constexpr uint32_t BAND = 128, COLUMNS = 64, STRIP = 64, STRIPS = 3, CHUNK = 16;
-constexpr uint32_t STRIP_BYTES = (BAND + COLUMNS) * STRIP;
+constexpr uint32_t CHUNK = 16;  // bytes of a copy
+constexpr uint32_t STRIP_BYTES = (BAND + SIDE) * STRIP;
 constexpr uint32_t BAND_STEP = BAND + 4;  // between columns of sums, so that a fragment's words are in different banks
 
 inline uint32_t chunk_at(uint32_t row, uint32_t chunk) { return row * STRIP + ((chunk ^ (row >> 1 & 3)) * CHUNK); }
@@ -83,24 +83,24 @@ template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
   block_sync();
 }
 
-// Where a call has too few tiles of BAND x COLUMNS for all processors, a block multiplies NARROW x NARROW instead, and its
-// eight warps share k: each has strips of its own, which it brings and multiplies by itself.
-constexpr uint32_t NARROW = 32, FEW_TILES = 64, WARPS_OF_BLOCK = BLOCK_THREADS / 32;
+// Where a call has too few tiles of BAND x SIDE for all processors, a block multiplies NARROW x NARROW instead, and its
+// eight warps share k: each has strips of its own, which it brings and multiplies by itself, one on its way.
+constexpr uint32_t WARPS_OF_BLOCK = THREADS / 32;
 constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
 
 inline bool is_narrow(const Rows& rows, uint32_t width) {
-  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, COLUMNS) < FEW_TILES;
+  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, SIDE) < FEW_TILES;
 }
 
 // shared[warp][column][row] = the sums over each warp's strips.
 template <class Sum>
 inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, uint32_t bytes) {
   const uint32_t lane = thread_index() % 32, warp = thread_index() / 32, strips = bytes / STRIP;
-  char* const mine = shared_memory() + warp * STRIPS * NARROW_BYTES;
+  char* const mine = shared_memory() + warp * NARROW_STRIPS * NARROW_BYTES;
   auto bring = [&](uint32_t turn) {
     const uint32_t strip = turn * WARPS_OF_BLOCK + warp;
     if (strip < strips) {
-      char* const to = mine + turn % STRIPS * NARROW_BYTES;
+      char* const to = mine + turn % NARROW_STRIPS * NARROW_BYTES;
       const uint32_t chunk = lane % 4;
 #pragma unroll
       for (uint32_t u = 0; u < NARROW / 8; u++) {
@@ -115,12 +115,11 @@ inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, ui
   Sums<Sum> sums = {};
   const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
   bring(0);
-  bring(1);
   for (uint32_t turn = 0; turn * WARPS_OF_BLOCK + warp < strips; turn++) {
-    async_wait<1>();
-    warp_sync();
-    bring(turn + 2);
-    const char* const at = mine + turn % STRIPS * NARROW_BYTES;
+    async_wait<0>();
+    warp_sync();  // this strip is there for all lanes, and all are done with the one before
+    bring(turn + 1);
+    const char* const at = mine + turn % NARROW_STRIPS * NARROW_BYTES;
 #pragma unroll
     for (uint32_t half = 0; half < STRIP / 32; half++) {
       uint32_t a[2][4], b[2][4];
@@ -156,7 +155,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
   const bool narrow = is_narrow(rows, width);
-  const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : COLUMNS;
+  const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : SIDE;
   const uint32_t column_tiles = ceil_div(width, tile_columns), row_tiles = ceil_div(rows.each, tile_rows);
   const uint32_t n0 = block % column_tiles * tile_columns, r0 = block / column_tiles % row_tiles * tile_rows;
   const uint32_t batch = block / column_tiles / row_tiles;
@@ -179,7 +178,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const Views<E::operands> e(epilogue, f, index, row % c.lanes, along_n);
   const Views<M::operands> beside(own, f, index, 0, along_n);
   const auto* const shared = reinterpret_cast<const typename M::Sum*>(shared_memory());
-  const uint32_t count = tile_columns * tile_rows / BLOCK_THREADS;
+  const uint32_t count = tile_columns * tile_rows / THREADS;
 #pragma unroll 4
   for (uint32_t i = 0; i < count; i++) {
     const uint32_t column = part * count + i, n = n0 + column;

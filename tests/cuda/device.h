@@ -48,6 +48,9 @@ inline uint32_t block_index() { return here.block; }
 inline uint32_t block_count() { return here.blocks; }
 inline char* shared_memory() { return here.shared; }
 
+constexpr uint32_t SECTOR = 32;
+inline void touch(const void*) {}
+
 #define EWM_SITE __builtin_return_address(0)
 __attribute__((noinline, convergent)) inline void block_sync() { wait_block(EWM_SITE); }
 __attribute__((noinline, convergent)) inline void warp_sync() { order_warp(EWM_SITE); }
@@ -122,6 +125,8 @@ inline float quotient(float a, float b) { return a / b; }
 inline float square_root(float a) { return __builtin_sqrtf(a); }
 inline float to_even(float a) { return __builtin_roundevenf(a); }
 inline float floor_of(float a) { return __builtin_floorf(a); }
+inline float lesser(float a, float b) { return a < b ? a : b; }
+inline float greater(float a, float b) { return a > b ? a : b; }
 inline int32_t ones(uint32_t x) { return __builtin_popcount(x); }
 
 }  // namespace ewm
