@@ -141,8 +141,8 @@ def build(
     if not dry_run:
         say("compile", 0.55)
         result |= write(
-            program, schedule, manifest, counts, board, power, out, seed,
-            lambda done: say("compile", 0.55 + 0.45 * done),
+            program, schedule, manifest, counts, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done),
+            power,
         )
     say("done", 1.0)
     return {**result, "seconds": round(time.perf_counter() - begun, 3)}
@@ -267,12 +267,13 @@ def manifest_of(
 
 
 def write(
-    program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping | None, board: Target, mode: Mode,
-    out: Path, seed: int, say: Callable[[float], None],
+    program: Program, schedule: Schedule, manifest: Mapping, counts: Mapping | None, board: Target, out: Path,
+    seed: int, say: Callable[[float], None], mode: Mode | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Emit, compile, record golden answers, and put the bundle in its place; without `counts` it runs on a GPU."""
+    """Emit, compile, record golden answers, and put the bundle in its place; without `counts` it runs on a GPU in
+    `mode`."""
     with staging(out) as folder:
-        if counts is None:
+        if counts is None and mode is not None:
             persistent = manifest["placement"]["persistent"]
             sections, paths = compile_gpu_bundle(program, schedule, manifest, board, mode, folder, persistent)
         else:

@@ -3,10 +3,11 @@
 The threads of many blocks are lanes of numpy vectors, one vector a register. All threads at the smallest program
 counter step together, so that those that went apart meet again where the code does. Memory is checked: an access
 outside what a launch was given, or not aligned to its size, is a `Fault`. A 16-byte asynchronous copy poisons where it
-goes until it is waited for; shared memory starts poisoned. Two warps that touch the same word of shared memory between
-the same barriers, one of them writing, are a fault however they happened to be scheduled. What a GPU would leave
-undefined (a warp's operation without all its lanes, a barrier that some threads of a block reach elsewhere) is one too.
-An unknown instruction raises by name. No tensor memory, no clusters, no timing.
+goes until it is waited for; shared memory starts poisoned. Two warps of a block that touch the same word of shared
+memory between the same barriers, one of them writing, are a fault however they happened to be scheduled, and so is
+reading from global memory what another one wrote there. What a GPU would leave undefined (a warp's operation without
+all its lanes, a barrier that some threads of a block reach elsewhere) is a fault too. An unknown instruction raises by
+name. No races between lanes of a warp, no tensor memory, no clusters, no timing.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ class Memory:
         self.owned = np.zeros(capacity_bytes, np.uint8)  # 0 nobody's, 1 read only, 2 to be written
         self.end = GUARD_BYTES
         self.variables: dict[str, int] = {}
+        self.launches = 0
+        self.written: tuple[np.ndarray, np.ndarray] | None = None  # of each word: in which launch and by which warp
 
     def put(self, values: np.ndarray | bytes, writable: bool = False) -> int:
         """A copy of `values`; its address."""

@@ -25,6 +25,7 @@ from ptx import (
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 RUNNING, PARKED, DONE = range(3)
 NOBODY, MANY = -1, -2  # in place of the number of a warp
+MOST_BARRIERS = 1 << 32  # that a block passes in one launch
 # What another warp may not have done to the same word since the last barrier.
 CONFLICTS = {"read": ("write", "atomic"), "write": ("write", "read", "atomic"), "atomic": ("write", "read")}
 BARRIERS = {("bar", "sync"), ("barrier", "sync"), ("barrier", "sync", "aligned")}
@@ -79,6 +80,10 @@ class Machine:
         for when, whom in self.touched.values():
             when[:], whom[:] = NOBODY, NOBODY
         self.spun = False
+        memory = self.memory
+        memory.launches += 1
+        if memory.written is None:
+            memory.written = np.zeros(len(memory.data), np.int64), np.zeros(len(memory.data), np.int32)
         with np.errstate(all="ignore"):
             return self._run()
 
@@ -204,6 +209,7 @@ class Machine:
                 raise self.fault(f"{size} bytes at {int(address[outside | (least == 0)][0]):#x} belong to nobody")
             if way != "read" and (least < 2).any():
                 raise self.fault(f"{size} bytes at {int(address[least < 2][0]):#x} are read only")
+            self._look_global(who, at, size, way)
             return self.memory.data, at
         room, base = (
             (self.shared_bytes, self.block_of) if space == "shared" else (self.local_bytes, np.arange(self.size))
@@ -259,6 +265,22 @@ class Machine:
         if way == "write" and apart.any():
             raise self.fault(f"two warps write byte {int(words[apart][0]) * self.word % self.shared_bytes} at once")
         whom[words[apart]] = MANY
+
+    def _look_global(self, who: np.ndarray, at: np.ndarray, size: int, way: str) -> None:
+        """A fault where another warp of the same block wrote there since the block's last barrier."""
+        if way == "atomic":
+            return
+        many = max(1, size // self.word)
+        words = (at[:, None] // self.word + np.arange(many)).reshape(-1)
+        now = np.repeat(self.memory.launches * MOST_BARRIERS + self.epoch[self.block_of[who]], many)
+        warps, (when, whom) = np.repeat(self.warp_of[who], many), self.memory.written
+        a_block = self.threads // WARP
+        apart = (when[words] == now) & (whom[words] != warps) & (whom[words] // a_block == warps // a_block)
+        if apart.any():
+            address = int(words[apart][0]) * self.word + GLOBAL_BASE
+            raise self.fault(f"{way} of {address:#x}, write by another warp: no barrier between")
+        if way == "write":
+            when[words], whom[words] = now, warps
 
     # ------------------------------------------------------------------------------------------ asynchronous copies
 

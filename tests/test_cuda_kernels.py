@@ -140,12 +140,17 @@ def test_bf16_is_the_real_product_within_rounding(bundle: Bundle, whole: Program
     names = {f"bf16_product_direct{i}": shape for i, shape in enumerate(PRODUCTS)} | {"bf16_product_wide": WIDE}
     for i, (name, (k, n, *_)) in enumerate(names.items()):
         bundle.device.seed = SEEDS[i % len(SEEDS)]
-        inputs = programs.inputs_of(whole.entries[name])
-        found = bundle.run(name, **inputs)["y"]
-        wanted = interp.run(whole.entries[name], inputs, whole.weights)["y"]
-        w = np.abs(programs.numbers(f"bf16/w{k}x{n}", (k, n)))
-        sums = np.abs(inputs["x"]) @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
-        assert np.all(np.abs(found - wanted) <= 2 * (k + 2) * 2.0**-23 * (sums + 4)), name
+        assert is_within_rounding(bundle, whole, name, k, n), name
+
+
+def is_within_rounding(bundle: Bundle, whole: Program, name: str, k: int, n: int) -> bool:
+    """Whether a direct product over k of bf16 weights (k, n) is off by no more than its additions may lose."""
+    inputs = programs.inputs_of(whole.entries[name])
+    found = bundle.run(name, **inputs)["y"]
+    wanted = interp.run(whole.entries[name], inputs, whole.weights)["y"]
+    w = np.abs(programs.numbers(f"bf16/w{k}x{n}", (k, n)))
+    sums = np.abs(inputs["x"]) @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
+    return bool(np.all(np.abs(found - wanted) <= 2 * (k + 2) * 2.0**-23 * (sums + 4)))
 
 
 # ---------------------------------------------------------------------------------------------- the tests can fail

@@ -11,7 +11,7 @@ from ..program import Program
 from ..schedule import Call, Operand, Region, Repeat, Schedule, Step, is_direct
 from . import launches
 
-LONGEST = 8  # calls of a chain
+LONGEST = 8  # calls of a launch
 
 
 def schedule_gpu(program: Program) -> Schedule:
@@ -46,21 +46,30 @@ def chained(flow: list, tile: int) -> list[Step]:
     return steps
 
 
-def can_join(chain: list[Call], call: Call) -> bool:
+def can_join(region: list[Call], call: Call) -> bool:
+    """Whether one launch can run `call` too: blocks beside those of the region's calls, or behind them."""
+    if len(region) == LONGEST or call.lanes != region[0].lanes:
+        return False
+    read = [operand.buffer for member in region for operand in member.reads()]
+    if call.out.buffer in read:
+        return False
+    families = {member.family for member in (*region, call)}
+    if families <= {"map", "copy"}:
+        written = {member.out.buffer for member in region}
+        return not any(operand.buffer in written for operand in call.reads())
+    return families <= {"reduce", *launches.PACK} and can_chain(region, call)
+
+
+def can_chain(chain: list[Call], call: Call) -> bool:
     """Whether blocks of `call` read nothing that another block of the chain's calls has written.
 
     All of a chain are cut alike, into 32 lanes at one outer index: reductions, and at the end what a product does to
     its rows before it multiplies.
     """
-    if any(member.family != "reduce" for member in chain) or len(chain) == LONGEST:
+    if any(member.family != "reduce" for member in chain) or is_direct(call) or _outer(call) != _outer(chain[0]):
         return False
-    if call.family not in ("reduce", *launches.PACK) or is_direct(call):
-        return False
-    if call.lanes != chain[0].lanes or _outer(call) != _outer(chain[0]):
-        return False
-    read = [operand for member in chain for operand in member.reads()]
     written = {member.out.buffer: member.out for member in chain}
-    if call.out.buffer in written or any(operand.buffer is call.out.buffer for operand in read):
+    if call.out.buffer in written:
         return False
     first = call.reads() if call.family == "reduce" else [o for _, o in call.groups["left"]]
     return all(_same_row(o, written[o.buffer], len(_outer(call))) for o in first if o.buffer in written)

@@ -24,6 +24,7 @@ _FILES = {
 # Everything `cuda_text` includes, by the name it is included by; device.h stands in for <stdint.h>.
 HEADERS: Mapping[str, str] = {"stdint.h": "", **{name: path.read_text() for name, path in _FILES.items()}}
 PERSISTENT = '#include "persistent.cu"\n'
+BESIDE = "beside"
 LONG = 60  # statements of a functor that fills a thread's registers by itself
 OWN = ("ewm_begin", "ewm_round", "ewm_stamp")  # of every module, before those of calls
 
@@ -69,13 +70,14 @@ def launch_rows(sections: Mapping[str, bytes], source: Source) -> tuple[tuple[st
     for step in np.frombuffer(sections["steps"], ewm.STEP):
         if step["kind"] != ewm.REGION:
             continue
-        last = int(step["first_call"]) + int(step["calls"]) - 1
-        kernels = tuple(map(int, calls["kernel"][int(step["first_call"]) : last + 1]))
-        facts = _facts(source, calls[last], operands)
-        for phase, (instance, launched) in enumerate(_region(source, kernels)):
-            parts = [launches.SHAPES[_split(part)[0]](facts) for part in launched]
-            shared = max(shape.shared_bytes for shape in parts)
-            rows.append((last, phase, index[names[instance]], parts[-1].blocks, shared, 0))
+        first, last = int(step["first_call"]), int(step["first_call"]) + int(step["calls"]) - 1
+        kernels = tuple(map(int, calls["kernel"][first : last + 1]))
+        facts = [_facts(source, call, operands) for call in calls[first : last + 1]]
+        for phase, (instance, parts) in enumerate(_region(source, kernels)):
+            shapes = [launches.SHAPES[_split(p)[0]](f) for p, f in zip(parts, facts[-len(parts) :], strict=True)]
+            blocks = sum(s.blocks for s in shapes) if instance.startswith(BESIDE) else shapes[-1].blocks
+            shared = max(s.shared_bytes for s in shapes)
+            rows.append((last, phase, index[names[instance]], blocks, shared, 0))
     return functions, np.array(rows, ewm.LAUNCH)
 
 
@@ -95,18 +97,24 @@ def _instances(source: Source) -> dict[str, str]:
     found: dict[str, str] = {}
     for kernels in source.regions:
         for instance, parts in _region(source, kernels):
-            what = ("chain", parts[-1]) if len(parts) > 1 else (instance,)
+            what = (instance, parts[-1]) if len(parts) > 1 else (instance,)
             found.setdefault(instance, "_".join(("ewm", *(_split(w)[0] for w in what), str(len(found)))))
     return found
 
 
 def _region(source: Source, kernels: tuple[int, ...]) -> list[tuple[str, list[str]]]:
-    """Phases of the launches of a region's calls: an instance, and those that it chains (itself, where it is alone)."""
+    """Launches of a region's calls: an instance, and what it runs of each (itself, where it is alone).
+
+    Several maps stand beside each other; others are chained up to the last one's first phase, whose others follow.
+    """
     table = list(source.kernels)
     *before, last = (_phases(source, *_split(table[k])) for k in kernels)
+    if not before:
+        return [(phase, [phase]) for phase in last]
     together = [*(phase for (phase,) in before), last[0]]
-    first = (_instance("chain", *together), together) if before else (last[0], [last[0]])
-    return [first, *((phase, [phase]) for phase in last[1:])]
+    if all(_split(part)[0] == "map" for part in together):
+        return [(_instance(BESIDE, *(_instance("Mapped", *_split(part)[1]) for part in together)), together)]
+    return [(_instance("chain", *together), together), *((phase, [phase]) for phase in last[1:])]
 
 
 def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:
