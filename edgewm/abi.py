@@ -53,6 +53,7 @@ Options = _struct(
     clock=Clock,
     clock_state=c_void_p,
     anywhere=c_uint32,
+    gpu_wait_ns=c_uint64,
 )
 PlanStruct = _struct(
     "PlanStruct",

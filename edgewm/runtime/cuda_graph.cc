@@ -1,5 +1,5 @@
-// An entry as one graph: every launch of every round, in the order in which the processor would make its calls. It is
-// captured once, from a stream on which nothing runs meanwhile.
+// An entry as graphs: every launch of every round, in the order in which the processor would make its calls, as one; or
+// cut at the loop that a deadline may end. Captured once, from a stream on which nothing runs meanwhile.
 #include "cuda.h"
 
 namespace ewm {
@@ -8,6 +8,14 @@ namespace {
 constexpr const char* GRAPH = "graph";
 // Ports so near each other are copied as one: this many bytes more cost less than another node.
 constexpr uint64_t NEAR_BYTES = 4096;
+
+// Where the loop that begins at `at` ends.
+uint32_t end_of_loop(const ewm_model& m, uint32_t at) {
+  for (uint32_t i = at + 1, depth = 1;; i++) {
+    if (m.steps[i].kind == REPEAT) depth++;
+    if (m.steps[i].kind == END && --depth == 0) return i;
+  }
+}
 
 // Walks the regions of steps [at, end) in the order they run in, rounds unrolled. `visit` is told of each region, of
 // each round before it begins, and of each loop once it is left; it says whether to go on.
@@ -20,14 +28,10 @@ bool walk(const ewm_model& m, uint32_t at, uint32_t end, Visit& visit) {
       at++;
       continue;
     }
-    uint32_t close = at + 1;
-    for (uint32_t depth = 1;; close++) {
-      if (m.steps[close].kind == REPEAT) depth++;
-      if (m.steps[close].kind == END && --depth == 0) break;
-    }
+    const uint32_t close = end_of_loop(m, at);
     for (uint32_t round = 0; round < step.count; round++)
       if (!visit.round(step, round) || !walk(m, at + 1, close, visit)) return false;
-    if (!visit.left(step)) return false;
+    if (!visit.left()) return false;
     at = close + 1;
   }
   return true;
@@ -59,9 +63,9 @@ struct Recorder {
     stamps += sizeof(uint64_t);
     return single(m.gpu->stamp, &parameter);
   }
-  bool pace(uint32_t function, uint32_t round, uint32_t count) {
-    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), round, count};
-    return single(function, &parameter);
+  bool begin() {
+    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), 0, 0};
+    return single(m.gpu->begin, &parameter);
   }
 
   Launch launch(uint32_t call, uint32_t phase) const {
@@ -124,16 +128,9 @@ struct Recorder {
     return true;
   }
   bool round(const Step& loop, uint32_t round) {
-    if (!flush()) return false;
-    if (loop.anytime && !pace(m.gpu->round, round, loop.count)) return false;
-    return good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
+    return flush() && good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
   }
-  // What follows a loop runs, however it was left.
-  bool left(const Step& loop) {
-    if (!flush()) return false;
-    if (!loop.anytime) return true;
-    return pace(m.gpu->round, loop.count, loop.count) && good("fill_words", d.cuda.fill_words(stop(), 0, 1, d.stream));
-  }
+  bool left() { return flush(); }
 
   bool copy(uint64_t begin, uint64_t end, bool in) {
     const uint64_t bytes = end - begin;
@@ -165,9 +162,9 @@ struct Recorder {
     return end == 0 || copy(begin, end, in);
   }
 
+  bool steps(uint32_t at, uint32_t end) { return walk(m, at, end, *this) && flush(); }
   bool entry(const Entry& e) {
-    return pace(m.gpu->begin, 0, 0) && ports(e, true) && stamp() &&
-           walk(m, e.first_step, e.first_step + e.steps, *this) && flush() && ports(e, false);
+    return begin() && ports(e, true) && stamp() && steps(e.first_step, e.first_step + e.steps) && ports(e, false);
   }
 };
 
@@ -189,16 +186,15 @@ struct Stamps {
     return true;
   }
   bool round(const Step&, uint32_t) { return true; }
-  bool left(const Step&) { return true; }
+  bool left() { return true; }
 };
 
-}  // namespace
-
-int make_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
-               ewm_fault* fault) {
+// A graph of what `record` puts on the stream.
+template <class Record>
+int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made, ewm_fault* fault, Record record) {
   EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, begin_capture, d.stream, CAPTURE_OF_THIS_THREAD);
   Recorder recorder{m, d, stamps, fault};
-  const bool whole = recorder.entry(entry);
+  const bool whole = record(recorder);
   CudaGraph graph = nullptr;
   const CudaResult ended = d.cuda.end_capture(d.stream, &graph);
   CudaResult error = ended;
@@ -212,6 +208,41 @@ int make_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress st
   }
   EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, upload_graph, made, d.stream);
   return EWM_OK;
+}
+
+}  // namespace
+
+uint32_t anytime_loop(const ewm_model& m, const Entry& entry) {
+  uint32_t found = EWM_NONE;
+  for (uint32_t i = entry.first_step; i < entry.first_step + entry.steps; i++)
+    if (m.steps[i].kind == REPEAT && m.steps[i].anytime && (found == EWM_NONE || m.steps[i].count > m.steps[found].count))
+      found = i;
+  return found;
+}
+
+int make_graphs(const ewm_model& m, Device& d, const Entry& e, EntryGraphs& made, ewm_fault* fault) {
+  const uint32_t loop = anytime_loop(m, e);
+  if (int bad = make(m, d, 0, made.whole, fault, [&](Recorder& r) { return r.entry(e); })) return bad;
+  if (&e != m.entries + m.sizes->plan_entry || loop == EWM_NONE) return EWM_OK;
+  const uint32_t close = end_of_loop(m, loop);
+  const auto head = [&](Recorder& r) { return r.begin() && r.ports(e, true) && r.steps(e.first_step, loop); };
+  const auto round = [&](Recorder& r) { return r.steps(loop + 1, close); };
+  const auto tail = [&](Recorder& r) { return r.steps(close + 1, e.first_step + e.steps) && r.ports(e, false); };
+  if (int bad = make(m, d, 0, made.head, fault, head)) return bad;
+  if (int bad = make(m, d, 0, made.round, fault, round)) return bad;
+  return make(m, d, 0, made.tail, fault, tail);
+}
+
+void end_graphs(const Device& d, EntryGraphs& made) {
+  const CudaGraphExec all[] = {made.whole, made.head, made.round, made.tail};
+  for (CudaGraphExec graph : all)
+    if (graph != nullptr) d.cuda.end_made_graph(graph);
+  made = EntryGraphs{};
+}
+
+int make_measured_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
+                        ewm_fault* fault) {
+  return make(m, d, stamps, made, fault, [&](Recorder& r) { return r.entry(entry); });
 }
 
 uint64_t stamps_of(const ewm_model& m, const Entry& entry) {

@@ -18,7 +18,9 @@
  * apart; where the last one is not, the history begins anew.
  *
  * A file for a GPU holds that GPU's memory, and some that both sides see, beside the loop's arena: ewm_init takes it,
- * ewm_end gives it back. A plan is one launch there, and waits, asleep unless options.spin; ewm_act never touches it.
+ * ewm_end gives it back. A plan is one launch there, and waits, napping unless options.spin; with a deadline it is one
+ * launch for each round of the anytime loop, at most one ahead of those that have ended, and one before and after.
+ * ewm_act never touches the GPU. What the plan needs there is made by ewm_init, another entry's graph when it first runs.
  *
  * After ewm_init nothing allocates, and nothing but two futex calls for each plan enters the kernel: one wakes the
  * workers, one each puts them to sleep; none with options.spin. Where the planning thread has come to run on another
@@ -150,6 +152,8 @@ typedef struct ewm_options {
   void* clock_state;
   uint32_t anywhere; /* workers may run on the planning thread's processor too, where a short plan may wait for them
                         for ms; so they do where the caller of ewm_init may use fewer processors than threads */
+  uint64_t gpu_wait_ns; /* how long a run on a GPU is waited for, from its start or, where it has one, its deadline on;
+                           EWM_GPU_FAILED after, and until that run has ended. 0: 10 s */
 } ewm_options;
 
 /* Bytes of arena that ewm_init wants (64-byte aligned); everything a loop ever uses lies in it. 0 for bad arguments. */
@@ -183,7 +187,8 @@ typedef struct ewm_plan_info {
 } ewm_plan_info;
 
 /* Plan and publish. `deadline_ns` on the loop's clock, 0 for none, is looked at before each round of the anytime loop:
- * a round that would end after it, judged by the longest so far, is not begun. */
+ * a round that would end after it, judged by the longest so far, is not begun; on a GPU what follows the loop is counted
+ * too, as it was measured before (the first time: as a round). While it is measured there, all rounds are done. */
 EWM_API int ewm_plan(ewm_loop* loop, uint64_t deadline_ns, ewm_plan_info* info, ewm_fault* fault);
 
 typedef enum ewm_state {

@@ -83,6 +83,8 @@ API_OF(uint64_t) standin_count(const char* name) {
 }
 API_OF(uint64_t) standin_graphs_run() { return world.graphs_run; }
 API_OF(uint64_t) standin_nodes_run() { return world.nodes_run; }
+API_OF(uint64_t) standin_most_waiting() { return world.most_waiting; }
+API_OF(uint64_t) standin_clock_ns() { return world.clock_ns; }
 
 // ---- the driver
 
