@@ -19,7 +19,7 @@ from edgewm import toolchain
 
 HERE = Path(__file__).with_name("cuda")
 SM, DRIVER, ABI = 87, 12000, 7
-THREADS = 32  # of a block
+THREADS = 256  # of a block
 FUNCTIONS = ("ewm_begin", "ewm_round", "ewm_stamp", "add", "mul", "tally")
 
 # What a launch computes is what the fixture's kernels compute, a block a tile of as many lanes as it has threads.

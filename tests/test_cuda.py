@@ -91,6 +91,7 @@ def test_a_plan_is_one_launch_of_a_graph_made_at_the_start(driver: cuda.StandIn)
             gpu.run_entry("affine", x=np.zeros((fixture.LANES, 3), np.float32))
             assert driver.count("cuGraphInstantiateWithFlags") == 4 + n
         launched += 3
+        waited += 1
         assert (driver.count("cuLaunchKernel"), driver.count("cuCtxSynchronize")) == (launched, waited)
 
 
@@ -196,17 +197,20 @@ def test_a_deadline_that_has_passed_leaves_the_warm_start(driver: cuda.StandIn) 
 
 
 def test_measuring_runs_a_graph_of_its_own_and_names_every_call(driver: cuda.StandIn) -> None:
-    driver.configure(kernels(), clock_step=1000)
+    driver.configure(kernels(), node_ns=NODE_NS, clock_step=7)
     with loop(bundle()) as gpu:
         steps, calls = (ctypes.c_uint64 * gpu.info["steps"])(), (ctypes.c_uint64 * gpu.info["calls"])()
         plain = gpu.plan()
         before = driver.nodes_run
-        gpu._c.ewm_profile(gpu._loop, steps, calls)
+        gpu._c.ewm_profile(gpu._loop, steps, calls, None)
         measured = gpu.plan()
-        stamps = 1 + 3 + 5 * fixture.ROUNDS
+        stamps = 2 + 3 + 5 * fixture.ROUNDS
         assert driver.nodes_run - before == NODES + stamps
         assert (plain.iterations, measured.iterations) == (fixture.ROUNDS, fixture.ROUNDS)
-        assert list(calls)[:2] == [0, 0] and all(ns >= 1000 for ns in list(calls)[2:])
+        inside = [NODE_NS * fixture.ROUNDS] * 5  # what the stamps took is taken off; the round's counter is not
+        inside[0] += NODE_NS * fixture.ROUNDS
+        assert list(calls) == [0, 0, NODE_NS, *inside, NODE_NS, NODE_NS]
+        assert gpu.stats()["stamp_ns"] == NODE_NS + 7
         assert sum(steps) == sum(calls) and [ns > 0 for ns in steps] == [
             False,
             True,
@@ -217,19 +221,34 @@ def test_measuring_runs_a_graph_of_its_own_and_names_every_call(driver: cuda.Sta
             False,
             True,
         ]
-        gpu._c.ewm_profile(gpu._loop, None, None)
+        gpu._c.ewm_profile(gpu._loop, None, None, None)
         before = driver.nodes_run
         gpu.plan()
         assert driver.nodes_run - before == NODES
 
 
-def test_where_measuring_has_no_room_nothing_is_measured(driver: cuda.StandIn) -> None:
-    driver.configure(kernels(), fail="cuMemHostAlloc:2:2")
+@pytest.mark.parametrize("failing", ["cuMemHostAlloc:2:2", "cuGraphInstantiateWithFlags:2:5"])
+def test_where_measuring_has_no_room_it_is_told_and_may_be_asked_again(driver: cuda.StandIn, failing: str) -> None:
+    driver.configure(kernels(), fail=failing, node_ns=NODE_NS)
     with loop(bundle()) as gpu:
-        steps = (ctypes.c_uint64 * gpu.info["steps"])()
-        gpu._c.ewm_profile(gpu._loop, steps, None)
+        steps, fault = (ctypes.c_uint64 * gpu.info["steps"])(), abi.sized(abi.Fault)
+        assert gpu._c.ewm_profile(gpu._loop, steps, None, ctypes.byref(fault)) == 301
+        assert b"OUT_OF_MEMORY" in fault.found or b"bytes free" in fault.found
         gpu.plan()
         assert sum(steps) == 0
+        assert gpu._c.ewm_profile(gpu._loop, steps, None, ctypes.byref(fault)) == 0
+        gpu.plan()
+        assert sum(steps) > 0
+
+
+def test_what_graphs_take_is_told(driver: cuda.StandIn) -> None:
+    driver.configure(kernels(), node_bytes=1000)
+    with loop(bundle()) as gpu:
+        told, nodes = gpu.stats(), NODES + HEAD + ROUND + TAIL
+        assert (told["graph_nodes"], told["graph_bytes"], told["ptx"]) == (nodes, 1000 * nodes, 0)
+        assert told["graph_ns"] > 0
+        gpu.run_entry("affine", x=np.zeros((fixture.LANES, 3), np.float32))
+        assert gpu.stats()["graph_nodes"] == nodes + 5
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
@@ -249,11 +268,11 @@ REFUSALS = [
         "expected 2496",
     ),
     ({"memory": PORTS + 2600}, "GPU, scratch", f"found 104 of {PORTS + 2600} bytes free", "expected 192"),
-    ({"resident": 0}, "call 0, mul", "found no block fits on a multiprocessor", "room for 32 threads"),
+    ({"resident": 0}, "call 0, mul", "found no block fits on a multiprocessor", "room for 256 threads"),
     ({"fail": "cuMemHostAlloc:2:1"}, "memory for ports", "CUDA_ERROR_OUT_OF_MEMORY", "bytes that stay in place"),
     ({"fail": "cuModuleLoadData:209:1"}, "cubin", "found load_module: CUDA_ERROR_NO_BINARY_FOR_GPU", "ELF ABI 7"),
     ({"fail": "cuModuleGetFunction:500:5"}, "function mul", "CUDA_ERROR_NOT_FOUND", "success"),
-    ({"fail": "cuGraphInstantiateWithFlags:2:2"}, "graph", "out of memory: found instantiate", "success"),
+    ({"fail": "cuGraphInstantiateWithFlags:2:2"}, "graph", "of 8589934592 bytes free", "graph of 3 nodes"),
     ({"fail": "cuLaunchKernel:700:9"}, "graph", "found launch: CUDA_ERROR_ILLEGAL_ADDRESS", "success"),
 ]
 
@@ -382,7 +401,11 @@ def test_ptx_serves_a_newer_gpu_where_the_driver_knows_it(driver: cuda.StandIn, 
     driver.configure(kernels(), sm=90)
     with Runtime(folder) as gpu:
         assert gpu.run_entry("plan", **PLAN)["mean"].tobytes() == fixture.plan(WARM, 0.25, STATE).tobytes()
+        assert gpu.stats()["ptx"] == 1
     assert driver.count("cuModuleLoadData") == 2
+    said = refusal(folder, fail="cuModuleLoadData:2:1")  # not for lack of code, so nothing is compiled
+    assert "out of memory: found load_module: CUDA_ERROR_OUT_OF_MEMORY" in said.what
+    assert driver.count("cuModuleLoadData") == 1
     assert "sm_72" in refusal(folder, sm=72).what
     said = refusal(folder, sm=90, driver=12020)
     assert said.where == f"{folder}, PTX" and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in said.what
@@ -463,13 +486,19 @@ def test_the_runner_replays_and_paces(tmp_path: Path) -> None:
     done = tick(bundle(), "--golden", **there)
     assert done.returncode == 0, done.stderr
     assert [line.endswith("bit-identical") for line in done.stdout.splitlines()] == [True, True]
-    for kernels_too in ((), ("--kernels",)):
+    there["EWM_STANDIN"] += f" cpus={len(os.sched_getaffinity(0))}"  # the driver's threads keep all of them
+    first = min(os.sched_getaffinity(0))
+    for kernels_too in (("--pin", str(first)), ("--kernels",)):
         done = tick(bundle(), "--ticks", "40", "--rate-hz", "200", "--json", "-", *kernels_too, **there)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["plans"] > 0 and found["plan_error"] == 0 and found["stats"]["futex_calls"] == 0
-        assert [row["call"] for row in found["calls"]] == (list(range(2, 10)) if kernels_too else [])
-        assert [row["step"] for row in found["steps"]] == ([1, 3, 4, 5, 7] if kernels_too else [])
+        timed = kernels_too == ("--kernels",)
+        assert [row["call"] for row in found["calls"]] == (list(range(2, 10)) if timed else [])
+        assert [row["step"] for row in found["steps"]] == ([1, 3, 4, 5, 7] if timed else [])
+        assert timed or found["scheduler"]["cpus"] == [first]
+        assert (found["gpu"]["module"], found["gpu"]["launched"]) == ("cubin", "apart")
+        assert found["gpu"]["measured"] == ("apart" if timed else "not") and found["gpu"]["graph_nodes"] > 0
 
 
 def test_a_machine_without_a_driver_is_refused(tmp_path: Path) -> None:

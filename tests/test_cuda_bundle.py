@@ -113,6 +113,7 @@ def test_a_plan_has_the_bits_of_the_processor(driver: Callable, precision: str, 
     driver(gpu, seed=seed)  # of the order in which threads run
     given = example_inputs(program(precision), "plan", seed)
     with Runtime(gpu) as there, Runtime(cpu) as here:
+        assert (there.info["persistent"], here.info["persistent"]) == (precision == "w8a8", 0)
         mine, theirs = there.run_entry("plan", **given), here.run_entry("plan", **given)
     assert {name: a.tobytes() for name, a in mine.items()} == {name: a.tobytes() for name, a in theirs.items()}
 

@@ -21,6 +21,8 @@ typedef struct CUgraphExec_st* CudaGraphExec;
 enum : int {
   CUDA_OUT_OF_MEMORY = 2,
   CUDA_NO_DEVICE = 100,
+  CUDA_INVALID_IMAGE = 200,
+  CUDA_NO_BINARY = 209,
   CUDA_NOT_READY = 600,
   ATTRIBUTE_PROCESSORS = 16,
   ATTRIBUTE_INTEGRATED = 18,
@@ -113,6 +115,7 @@ struct Device {
   CudaEvent done[2];  // of a run, or of its rounds in turn
   uint64_t tail_ns;   // what a tail took lately, launch to end; 0: not known
   bool hung;          // a run was given up that had not ended
+  bool ptx;           // the module was compiled from it
   bool integrated;  // shares the processor's memory
   uint32_t together;  // blocks of the persistent function that are resident at once
   // Device memory; calls, operands and weights are written once.
@@ -124,10 +127,11 @@ struct Device {
   uint64_t port_bytes;
   CudaFunction* functions;  // by index in section "functions"
   EntryGraphs* entries;     // by entry
+  uint64_t graph_nodes, graph_bytes, graph_ns;  // of all graphs
   // While it is measured: the plan's graph with a stamp after each launch, and where they are written.
   CudaGraphExec measured;
   CudaAddress stamps;
-  uint64_t *stamps_here, stamp_count;
+  uint64_t* stamps_here;
 };
 
 // Makes the context the calling thread's as long as it lives, where that succeeds.
@@ -163,14 +167,17 @@ void leave_device(const ewm_model& model, Device& device);
 // The graphs of an entry, those not wanted yet excepted: what a deadline needs is made for the plan.
 int make_graphs(const ewm_model& model, Device& device, const Entry& entry, EntryGraphs& made, ewm_fault* fault);
 void end_graphs(const Device& device, EntryGraphs& made);
-// The whole entry, with the time noted before its first launch and after each.
+// The whole entry, with the time noted twice before its first launch and once after each.
 int make_measured_graph(const ewm_model& model, Device& device, const Entry& entry, CudaAddress stamps,
                         CudaGraphExec& made, ewm_fault* fault);
+// What making graphs took so far, into the loop's counts.
+void tell_graphs(ewm_loop& loop, const Device& device);
 // The step that begins the loop that a deadline may end, the one of most rounds; EWM_NONE where the entry has none.
 uint32_t anytime_loop(const ewm_model& model, const Entry& entry);
 uint64_t stamps_of(const ewm_model& model, const Entry& entry);
-// Adds what the stamps of a run say to the times of steps and calls; either may be nullptr.
-void add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
+// Adds what the stamps of a run say to the times of steps and calls, either of which may be nullptr, less what a stamp
+// itself took, which it returns: the time between the first two.
+uint64_t add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
                 uint64_t* call_ns);
 
 }  // namespace ewm

@@ -26,11 +26,14 @@ int load_module(const ewm_model& m, Device& d, ewm_fault* fault) {
   const CudaResult error = d.cuda.load_module(&d.module, m.cubin);
   if (error == 0) return EWM_OK;
   d.module = nullptr;
-  if (m.ptx == nullptr)
+  if (error == CUDA_OUT_OF_MEMORY)
+    return refuse(fault, EWM_NO_MEMORY, "cubin", said(d.cuda, "load_module", error), "room for its code");
+  if (m.ptx == nullptr || (error != CUDA_NO_BINARY && error != CUDA_INVALID_IMAGE))
     return refuse(fault, EWM_NO_GPU, "cubin", said(d.cuda, "load_module", error),
                   Text("a GPU of sm_%u, and a driver that reads ELF ABI %u", m.gpu->sm, m.gpu->elf_abi));
   const CudaResult again = d.cuda.load_module(&d.module, m.ptx);
-  if (again == 0) return EWM_OK;
+  d.ptx = again == 0;
+  if (d.ptx) return EWM_OK;
   d.module = nullptr;
   return refuse(fault, EWM_NO_GPU, "PTX", said(d.cuda, "load_module", again), "a driver that compiles it");
 }

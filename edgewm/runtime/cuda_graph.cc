@@ -5,6 +5,8 @@
 namespace ewm {
 namespace {
 
+typedef unsigned long long ull;
+
 constexpr const char* GRAPH = "graph";
 // Ports so near each other are copied as one: this many bytes more cost less than another node.
 constexpr uint64_t NEAR_BYTES = 4096;
@@ -45,8 +47,10 @@ struct Recorder {
   ewm_fault* fault;
   int error = EWM_OK;
   uint32_t first = 0, count = 0;  // launches that wait to be run as one
+  uint64_t nodes = 0;
 
   bool good(const char* call, CudaResult result) {
+    nodes++;
     if (result == 0) return true;
     error = refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, result), "success");
     return false;
@@ -164,7 +168,7 @@ struct Recorder {
 
   bool steps(uint32_t at, uint32_t end) { return walk(m, at, end, *this) && flush(); }
   bool entry(const Entry& e) {
-    return begin() && ports(e, true) && stamp() && steps(e.first_step, e.first_step + e.steps) && ports(e, false);
+    return begin() && ports(e, true) && stamp() && stamp() && steps(e.first_step, e.first_step + e.steps) && ports(e, false);
   }
 };
 
@@ -173,13 +177,14 @@ struct Stamps {
   const ewm_model& m;
   const uint64_t* at;  // nullptr: only counts
   uint64_t *step_ns, *call_ns;
-  uint64_t count = 1;  // the one before the first launch
+  uint64_t count = 2;  // those before the first launch
 
   bool region(uint32_t step) {
     const Step& s = m.steps[step];
     for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++, count++) {
       if (at == nullptr) continue;
-      const uint64_t ns = at[count] - at[count - 1];
+      const uint64_t between = at[count] - at[count - 1], floor = at[1] - at[0];
+      const uint64_t ns = between > floor ? between - floor : 0;
       if (step_ns != nullptr) step_ns[step] += ns;
       if (call_ns != nullptr) call_ns[call] += ns;
     }
@@ -192,6 +197,9 @@ struct Stamps {
 // A graph of what `record` puts on the stream.
 template <class Record>
 int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made, ewm_fault* fault, Record record) {
+  const uint64_t began_ns = monotonic_ns();
+  size_t before = 0, after = 0, all = 0;
+  d.cuda.memory(&before, &all);
   EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, begin_capture, d.stream, CAPTURE_OF_THIS_THREAD);
   Recorder recorder{m, d, stamps, fault};
   const bool whole = record(recorder);
@@ -201,12 +209,20 @@ int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made,
   if (whole && ended == 0) error = d.cuda.instantiate(&made, graph, 0);
   if (graph != nullptr) d.cuda.end_graph(graph);
   if (!whole) return recorder.error;
-  if (error != 0) {
-    made = nullptr;
-    return refuse(fault, error == CUDA_OUT_OF_MEMORY ? EWM_NO_MEMORY : EWM_NO_GPU, GRAPH,
-                  said(d.cuda, ended != 0 ? "end_capture" : "instantiate", error), "success");
-  }
-  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, upload_graph, made, d.stream);
+  if (error != 0) made = nullptr;
+  if (error == 0) error = d.cuda.upload_graph(made, d.stream);
+  if (error == CUDA_OUT_OF_MEMORY)
+    return refuse(fault, EWM_NO_MEMORY, GRAPH, Text("%llu of %llu bytes free", ull(before), ull(all)),
+                  Text("room for a graph of %llu nodes", ull(recorder.nodes)));
+  if (error != 0)
+    return refuse(fault, EWM_NO_GPU, GRAPH,
+                  said(d.cuda, ended != 0 ? "end_capture" : made == nullptr ? "instantiate" : "upload_graph", error),
+                  "success");
+  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, synchronize);
+  d.cuda.memory(&after, &all);
+  d.graph_nodes += recorder.nodes;
+  d.graph_bytes += before > after ? before - after : 0;
+  d.graph_ns += monotonic_ns() - began_ns;
   return EWM_OK;
 }
 
@@ -215,8 +231,8 @@ int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made,
 uint32_t anytime_loop(const ewm_model& m, const Entry& entry) {
   uint32_t found = EWM_NONE;
   for (uint32_t i = entry.first_step; i < entry.first_step + entry.steps; i++)
-    if (m.steps[i].kind == REPEAT && m.steps[i].anytime && (found == EWM_NONE || m.steps[i].count > m.steps[found].count))
-      found = i;
+    if (m.steps[i].kind == REPEAT && m.steps[i].anytime)
+      if (found == EWM_NONE || m.steps[i].count > m.steps[found].count) found = i;
   return found;
 }
 
@@ -251,9 +267,11 @@ uint64_t stamps_of(const ewm_model& m, const Entry& entry) {
   return stamps.count;
 }
 
-void add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns, uint64_t* call_ns) {
+uint64_t add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns,
+                    uint64_t* call_ns) {
   Stamps stamps{m, at, step_ns, call_ns};
   walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
+  return at[1] - at[0];
 }
 
 }  // namespace ewm

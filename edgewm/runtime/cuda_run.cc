@@ -1,5 +1,5 @@
-// A run on a GPU. Without a deadline an entry is one launch of its graph. With one, the host paces the loop that may end
-// early, by its own clock: one round is launched again and again, at most one ahead of what has ended.
+// A run on a GPU. Without a deadline an entry is one launch of its graph. With one, the host paces the loop that may
+// end early, by its own clock: one round is launched again and again, at most one ahead of what has ended.
 #include <time.h>
 
 #include "cuda.h"
@@ -36,8 +36,8 @@ struct Wait {
 
   int hangs() {
     d.hung = true;
-    return refuse(fault, EWM_GPU_FAILED, GPU,
-                  Text("a run that has not ended after %llu ms", (unsigned long long)(monotonic_ns() - began_ns) / 1000000),
+    const unsigned long long ms = (monotonic_ns() - began_ns) / 1000000;
+    return refuse(fault, EWM_GPU_FAILED, GPU, Text("a run that has not ended after %llu ms", ms),
                   "its end within options.gpu_wait_ns; if it does hang, end this process");
   }
   // Nothing of the run may still write when the caller hears that it failed.
@@ -70,8 +70,8 @@ int launch_round(Wait& wait, const Step& step, CudaGraphExec graph, uint32_t rou
   return wait.launch(graph, d.done[round % 2]);
 }
 
-// Rounds are launched while the longest so far, and what follows the loop, would end in time; the next one while the one
-// before it runs, once it is known how long one takes. A round that was launched is waited for and counts.
+// Rounds are launched while the longest so far, and what follows the loop, would end in time; the next one while the
+// one before it runs, once it is known how long one takes. A round that was launched is waited for and counts.
 int run_rounds(Wait& wait, const Step& step, CudaGraphExec graph, uint64_t deadline_ns, uint32_t& done) {
   Device& d = wait.d;
   uint64_t began_ns = 0, longest_ns = 0;
@@ -143,6 +143,7 @@ int run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns, ewm_faul
   if (int bad = recover(wait)) return bad;
   if (graphs.whole == nullptr)
     if (int bad = make_graphs(m, d, entry, graphs, fault)) return bad;
+  tell_graphs(loop, d);
   const bool wanted = loop.step_ns != nullptr || loop.call_ns != nullptr;
   const bool measured = wanted && d.measured != nullptr && index == m.sizes->plan_entry;
   loop.job.iterations = loop.job.of = begins == EWM_NONE ? 0 : m.steps[begins].count;
@@ -152,7 +153,7 @@ int run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns, ewm_faul
                       : run_whole(wait, measured ? d.measured : graphs.whole))
     return bad;
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  if (measured) add_stamps(m, entry, d.stamps_here, loop.step_ns, loop.call_ns);
+  if (measured) loop.counts.stamp_ns = add_stamps(m, entry, d.stamps_here, loop.step_ns, loop.call_ns);
   return EWM_OK;
 }
 

@@ -104,6 +104,7 @@ typedef struct ewm_model_info {
   uint32_t action_port; /* of the plan; EWM_NONE without one */
   uint64_t arena_bytes, scratch_bytes, weight_bytes, file_bytes;
   uint32_t gpu; /* what its calls run on: 87 for a GPU of sm_87; 0: this processor */
+  uint32_t persistent; /* 1: on the GPU calls that follow on each other are one launch, except while they are measured */
 } ewm_model_info;
 
 typedef struct ewm_entry_info {
@@ -226,9 +227,9 @@ EWM_API int ewm_run_entry(ewm_loop* loop, uint32_t entry, const ewm_buffer* inpu
                           const ewm_buffer* outputs, uint32_t output_count, ewm_fault* fault);
 
 /* Nanoseconds the planning thread spends in each step (with its barrier) and call, added up; NULL: not measured. On a
- * GPU another graph is run for it, which notes the time after each call of a plan: that takes longer. It is made, by
- * allocations, when first asked for; where the GPU has no room for it, nothing is added to. */
-EWM_API void ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns);
+ * GPU another graph is run for it, which launches each call for itself and notes the time after it: that takes longer.
+ * It is made, by allocations, when first asked for; where that fails nothing is measured, and it may be asked again. */
+EWM_API int ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns, ewm_fault* fault);
 
 typedef struct ewm_counts {
   uint32_t size, reserved;
@@ -239,6 +240,10 @@ typedef struct ewm_counts {
   uint64_t begun_late; /* of ewm_act: chunks that began in a later period than the one they were due in */
   uint64_t begun_anew; /* of ewm_plan: histories, as the frame before was not one model action old */
   uint64_t moved;      /* of workers: kept off the processor that the planning thread has come to */
+  /* of a loop on a GPU */
+  uint64_t graph_nodes, graph_bytes, graph_ns; /* of its graphs: launches and copies; free memory and time they took */
+  uint64_t ptx;      /* 1: the driver compiled the file's PTX, as the module in it does not fit the GPU */
+  uint64_t stamp_ns; /* what noting the time took in the last measured run: taken off each call's */
 } ewm_counts;
 
 EWM_API int ewm_stats(const ewm_loop* loop, ewm_counts* counts);

@@ -137,8 +137,11 @@ API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
   ENTER(1, 0);
   Handle* g = checked(graph, GRAPH, __func__);
   if (g == nullptr) return INVALID_HANDLE;
+  const uint64_t bytes = g->nodes.count * world.machine.node_bytes;
+  if (world.held + bytes > world.machine.memory) return OUT_OF_MEMORY;
   Handle* h = make(EXEC, "");
   h->nodes = g->nodes;
+  world.held += h->bytes = bytes;
   *made = h;
   return SUCCESS;
 }
@@ -165,6 +168,8 @@ API cuGraphDestroy(void* graph) {
 }
 API cuGraphExecDestroy(void* graph) {
   ENTER(1, 0);
+  const Handle* g = checked(graph, EXEC, __func__);
+  if (g != nullptr) world.held -= g->bytes;
   return end(graph, EXEC, __func__);
 }
 API cuEventCreate(void** event, unsigned flags) {

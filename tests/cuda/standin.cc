@@ -6,7 +6,7 @@ namespace standin {
 World world;
 thread_local uint32_t current;
 
-static const Machine AS_IS = {12060, 1, 87, 1, 1, 16, 1, 166912, 2, 0, 0, 1ull << 33, 0, 0, 0, 0, "", "", 0, 0};
+static const Machine AS_IS = {12060, 1, 87, 1, 1, 16, 1, 166912, 2, 0, 0, 0, 1ull << 33, 0, 0, 0, 0, 0, "", "", 0, 0};
 
 void fault(const char* format, ...) {
   size_t used = strlen(world.faults);
@@ -29,9 +29,9 @@ void configure(const char* text) {
   const struct { const char* name; int* at; } numbers[] = {
       {"driver", &m.driver}, {"devices", &m.devices}, {"sm", &m.sm}, {"integrated", &m.integrated}, {"maps", &m.maps},
       {"processors", &m.processors}, {"cooperative", &m.cooperative}, {"shared", &m.shared}, {"resident", &m.resident},
-      {"aborts", &m.aborts}, {"hangs", &m.hangs}};
+      {"aborts", &m.aborts}, {"hangs", &m.hangs}, {"cpus", &m.cpus}};
   const struct { const char* name; uint64_t* at; } sizes[] = {
-      {"memory", &m.memory}, {"seed", &m.seed}, {"clock_step", &m.clock_step}, {"node_ns", &m.node_ns},
+      {"memory", &m.memory}, {"seed", &m.seed}, {"node_bytes", &m.node_bytes}, {"clock_step", &m.clock_step}, {"node_ns", &m.node_ns},
       {"launch_ns", &m.launch_ns}};
   char* rest = nullptr;
   for (char* word = strtok_r(copy, " ", &rest); word != nullptr; word = strtok_r(nullptr, " ", &rest)) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,8 +27,8 @@ enum Result {
 
 // What the machine has; set by `standin_configure`, or by EWM_STANDIN of the environment.
 struct Machine {
-  int driver, devices, sm, integrated, maps, processors, cooperative, shared, resident, aborts, hangs;
-  uint64_t memory, seed;
+  int driver, devices, sm, integrated, maps, processors, cooperative, shared, resident, aborts, hangs, cpus;
+  uint64_t memory, seed, node_bytes;  // of the device for each node of a graph
   uint64_t clock_step, node_ns, launch_ns;  // what the clock goes on by: read by a kernel, run a node, launch a graph
   char kernels[1024];                  // the library that runs them
   char fails[64];                      // a function,
@@ -87,7 +88,7 @@ struct Handle {
   List<Work> pending;     // given to a stream, not run yet
   Handle* stream;         // of an event
   bool reached;
-  uint64_t queries;
+  uint64_t queries, bytes;
 };
 struct Count {
   const char* name;
