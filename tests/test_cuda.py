@@ -333,6 +333,17 @@ def test_a_run_that_does_not_end_is_given_up_and_told(driver: cuda.StandIn, spin
         assert gpu.plan().iterations == fixture.ROUNDS
 
 
+def test_an_entry_whose_graph_finds_no_room_says_so_and_may_be_run_again(driver: cuda.StandIn) -> None:
+    x = np.zeros((fixture.LANES, 3), np.float32)
+    for failing in ("cuGraphInstantiateWithFlags:2:5", "cuGraphUpload:2:5"):
+        driver.configure(kernels(), fail=failing)
+        with Runtime(bundle()) as gpu:
+            with pytest.raises(EdgewmError, match=r"out of memory: found \d+ of \d+ bytes free") as said:
+                gpu.run_entry("affine", x=x)
+            assert "room for a graph of 5 nodes" in said.value.fix
+            gpu.run_entry("affine", x=x)
+
+
 def test_a_context_that_cannot_be_entered_is_told(driver: cuda.StandIn) -> None:
     with loop(bundle()) as gpu:
         driver.configure(kernels(), fail="cuCtxPushCurrent_v2:201:1")

@@ -84,6 +84,8 @@ int measure(ewm_loop& loop, ewm_fault* fault) {
   const bool wanted = loop.step_ns != nullptr || loop.call_ns != nullptr;
   if (!wanted || d.measured != nullptr || m.sizes->plan_entry == EWM_NONE) return EWM_OK;
   const Current current(d);
+  if (current.error != 0)
+    return refuse(fault, EWM_GPU_FAILED, "GPU", said(d.cuda, "push_context", current.error), "success");
   const int bad = make_measured(m, d, fault);
   if (bad != EWM_OK) forget_measured(d);
   tell_graphs(loop, d);

@@ -209,15 +209,17 @@ int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made,
   if (whole && ended == 0) error = d.cuda.instantiate(&made, graph, 0);
   if (graph != nullptr) d.cuda.end_graph(graph);
   if (!whole) return recorder.error;
+  const char* call = ended != 0 ? "end_capture" : "instantiate";
   if (error != 0) made = nullptr;
-  if (error == 0) error = d.cuda.upload_graph(made, d.stream);
+  if (made != nullptr && (error = d.cuda.upload_graph(made, d.stream)) != 0) {
+    call = "upload_graph";
+    d.cuda.end_made_graph(made);
+    made = nullptr;
+  }
   if (error == CUDA_OUT_OF_MEMORY)
     return refuse(fault, EWM_NO_MEMORY, GRAPH, Text("%llu of %llu bytes free", ull(before), ull(all)),
                   Text("room for a graph of %llu nodes", ull(recorder.nodes)));
-  if (error != 0)
-    return refuse(fault, EWM_NO_GPU, GRAPH,
-                  said(d.cuda, ended != 0 ? "end_capture" : made == nullptr ? "instantiate" : "upload_graph", error),
-                  "success");
+  if (error != 0) return refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, error), "success");
   EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, synchronize);
   d.cuda.memory(&after, &all);
   d.graph_nodes += recorder.nodes;
