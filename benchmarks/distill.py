@@ -6,8 +6,9 @@
 students   directories that `edgewm distill` wrote. Bundles of teacher and student are judged by the judge's own suites
            `plan` and `closed-loop` (pairs of episodes side by side from the same starts, at most `--episodes`), and
            timed in one alternating run: the median, and the best round where other work shares the machine.
-losses     the same small student trained on the same answers, with all terms, without each, and with each alone: what
-           held-out contexts say, with 90 % bootstrap intervals over contexts of the difference to all terms.
+losses     the same small student trained on the same answers from a random predictor, with all terms, without each,
+           with one alone, and with all from a predictor that stands still: what held-out contexts say, with 90 %
+           bootstrap intervals over contexts of the difference to all terms.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from edgewm.models import load
 from edgewm.validate import validate
 
 ROUNDS = 25
+BEGUN = "all terms, begun standing still"
 FIGURES = ("spearman", "rank", "elites")
 
 
@@ -87,12 +89,10 @@ def row(
 ) -> dict[str, Any]:  # fmt: skip
     """What was found of one bundle."""
     is_teacher = model == given.model
-    asked = {} if is_teacher else json.loads((Path(model) / "distill.json").read_text())
-    shape = asked["chosen"]["shape"] if asked else {}
-    size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}" if asked else ""
+    size = "" if is_teacher else predictor_of(Path(model))
     found: dict[str, Any] = {
         "table": "students",
-        "name": f"{given.model} {precision}" if is_teacher else f"for {asked['asked']['rate_hz']:g} Hz, {precision}",
+        "name": f"{given.model if is_teacher else Path(model).name} {precision}",
         "predictor": size, "weights_mib": built["weight_bytes"] / 2**20, "plan_ms": 1e3 * median(seconds),
         "best_plan_ms": 1e3 * min(seconds), "times_faster": min(teacher_s) / min(seconds),
     }  # fmt: skip
@@ -114,6 +114,12 @@ def row(
     return found | {"command": f"python benchmarks/distill.py students ... --episodes {given.episodes}"}
 
 
+def predictor_of(student: Path) -> str:
+    """A student's predictor in a few words."""
+    m = json.loads((student / "config.json").read_text())["model"]
+    return f"{m['embed_dim']} wide, {m['predictor']['depth']} deep, window {m['history']}"
+
+
 # ---------------------------------------------------------------------------------------------------------- losses
 
 
@@ -123,12 +129,18 @@ def ablation(given: argparse.Namespace) -> list[dict[str, Any]]:
     model = load(given.model)
     teacher = teacher_of(given.model, model, model.planner, source_of(given.model, model))
     shape = next(s for s in shapes(of_teacher(model)) if (s.width, s.depth, s.window) == (given.width, 2, 1))
-    base = Settings(shape, model.planner, steps=given.steps, round_steps=given.steps, patience=1)
-    terms = [name for name, weight in losses.WEIGHTS.items() if weight and name != "encode"]
-    variants = {"all terms": dict(losses.WEIGHTS)}
-    variants |= {f"without {name}": {**losses.WEIGHTS, name: 0.0} for name in terms}
-    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in losses.WEIGHTS.items()}
+    base = Settings(shape, model.planner, start="encoder", steps=given.steps, round_steps=given.steps, patience=1)
+    full = {**losses.WEIGHTS, **losses.MEASURED_WITH}
+    terms = [name for name, weight in full.items() if weight and name != "encode"]
+    variants = {"all terms": full}
+    variants |= {f"without {name}": {**full, name: 0.0} for name in terms}
+    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in full.items()}
                  for name in terms if name in ("latent", "rank")}  # fmt: skip
+    variants[BEGUN] = full
+    if given.only:
+        variants = {
+            name: weights for name, weights in variants.items() if name in ("all terms", *given.only.split(","))
+        }
     rows: list[dict[str, Any]] = []
     first = None
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
@@ -136,7 +148,8 @@ def ablation(given: argparse.Namespace) -> list[dict[str, Any]]:
         held = material(base, teacher, cache, lambda stage, done: None, print).held
         for name, weights in variants.items():
             out = Path(folder) / name.replace(" ", "-")
-            train(replace(base, weights=weights), teacher, out, cache=cache)
+            start = "teacher" if name == BEGUN else base.start
+            train(replace(base, weights=weights, start=start), teacher, out, cache=cache)
             student = load(str(out))
             side = upstream(as_model(student.torch, model, model.planner), model.planner)
             found = fidelity.by_context(teacher, side, held, HELD_OUT)
@@ -172,6 +185,7 @@ def main() -> int:
     other = parts.add_parser("losses")
     other.add_argument("--steps", type=int, default=400)
     other.add_argument("--width", type=int, default=32)
+    other.add_argument("--only", help="of these rows, all terms beside them")
     other.add_argument("--cache", type=Path, help="the teacher's answers")
     other.set_defaults(run=ablation)
     for part in (one, other):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_COLUMNS = ("table", "schema_version", "command", "run")
+NOT_COLUMNS = ("table", "schema_version", "command", "run", "basis")
 NONE_YET = "_Not measured yet: a script of `benchmarks/` fills this in._"
 
 Row = Mapping[str, Any]
@@ -59,8 +59,10 @@ def markdown(table: Iterable[Row]) -> str:
     lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in table]
     if commands := sorted({row["command"] for row in table if row.get("command")}):
-        lines += ["", "Measured on " + ", ".join(sorted({row["machine"] for row in table})) + " with "
-                  + ", ".join(f"`{c}`" for c in commands) + "."]  # fmt: skip
+        machines = ", ".join(sorted({row["machine"] for row in table}))
+        is_estimate = all(row.get("basis") == "estimated" for row in table)
+        how = "Estimated from a board's facts, not measured, with" if is_estimate else f"Measured on {machines} with"
+        lines += ["", f"{how} {', '.join(f'`{c}`' for c in commands)}."]
     return "\n".join(lines)
 
 

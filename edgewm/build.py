@@ -124,6 +124,7 @@ def build(
     program = run(program, LOWERING)
     say("schedule", 0.5)
     schedule, counts, placed = place_program(program, board, power, place, cores)
+    placed = placed if machine is None else replace(placed, why="formats are chosen by times on the CPU")
     cores = cores if placed.place == "cpu" else 1
     if placed.place == "gpu" and not dry_run:
         check_gpu_tools(board, place)

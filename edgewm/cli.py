@@ -7,12 +7,9 @@ until a verb needs it.
 
 from __future__ import annotations
 
-import functools
-import json
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +29,10 @@ from .cli_options import (
     distill_options,
     planner_options,
 )
+from .cli_verb import verb
 from .errors import EdgewmError
 from .options import BACKENDS, NATIVE, PRESETS, SUITES
 
-SCHEMA_VERSION = 1
 PLACES = ("auto", "cpu", "gpu")
 LOADS = ("cpu", "memory", "disk", "gpu")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -56,69 +53,6 @@ def cli() -> None:
       edgewm run out --episodes 3 --gif run.gif  watch it act
       edgewm build reference --target orin       the same for a Jetson AGX Orin
     """
-
-
-def verb(group: click.Group, *, seed: bool = False) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register a function as a verb with `--json FILE` (and `--seed`); it returns its result and what to print."""
-
-    def register(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
-        def command(json_file: Path | None, **options: Any) -> int:
-            if json_file is not None:
-                _check_writable(json_file)  # a verb may take minutes
-            # With JSON on stdout nothing else goes there.
-            result, shown, status = function(**options)
-            _print(shown, to_stderr=str(json_file) == "-")
-            if json_file is not None:
-                _write_json(json_file, result)
-            return status
-
-        help = "Also write the result as JSON to this file; - is stdout, and then only that."
-        made = click.option("--json", "json_file", type=PATH, metavar="FILE", help=help)(command)
-        if seed:
-            draws = "Of everything drawn at random."
-            made = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=draws)(made)
-        return group.command(name=function.__name__.strip("_").replace("_", "-"))(made)
-
-    return register
-
-
-def _print(shown: Any, to_stderr: bool) -> None:
-    if isinstance(shown, str):
-        click.echo(shown, err=to_stderr)
-    elif shown is not None:
-        from rich.console import Console
-
-        Console(stderr=to_stderr).print(shown)
-
-
-def _check_writable(file: Path) -> None:
-    """EdgewmError where JSON cannot go; makes nothing."""
-    try:
-        if str(file) == "-":
-            return
-        if file.exists():
-            file.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=next(p for p in file.absolute().parents if p.exists())).close()
-    except OSError as fault:
-        raise _no_json(file, fault) from fault
-
-
-def _no_json(file: Path, fault: OSError) -> EdgewmError:
-    return EdgewmError(f"cannot write JSON: {fault.strerror}", str(file), "give --json a writable file")
-
-
-def _write_json(file: Path, result: Mapping[str, Any]) -> None:
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **result}, indent=2, allow_nan=False) + "\n"
-    if str(file) == "-":
-        click.echo(text, nl=False)
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    except OSError as fault:
-        raise _no_json(file, fault) from fault
 
 
 @verb(cli, seed=True)
@@ -158,12 +92,11 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
 
     resolve(options["target"], options["mode"], options["isa"])  # refuse before anything heavy is imported
     from .build import build as compile_bundle
+    from .student import student_for
 
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
         if student != "none":
-            from .distill.verb import student_for
-
             model = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
         result = compile_bundle(model, planner=planner, progress=progress, **options)
     return result, build_table(result), 0

@@ -119,8 +119,8 @@ def distill_table(result: Result) -> Table:
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
         made.caption = (
-            f"{result['student']}: least Spearman {plan['spearman_min']:.3f}, elites kept {plan['elite_overlap']:.3f}, "
-            f"regret {100 * plan['regret']:.2f} %"
+            f"{result['student']}: least Spearman {number(plan['spearman_min'])}, elites kept "
+            f"{number(plan['elite_overlap'])}, regret {number(plan['regret'])}"
         )
     return made
 

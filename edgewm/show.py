@@ -16,7 +16,7 @@ import numpy as np
 from . import format as ewm
 from .arena import bytes_of
 from .errors import EdgewmError
-from .manifest import BACKEND_MANIFEST, read_manifest
+from .manifest import BACKEND_MANIFEST, Manifest, read_manifest
 from .ops import const_value, flops
 from .passes import EXACT, LOWERING, run
 from .program import Graph, LogLine, Node, Port, Program
@@ -306,6 +306,15 @@ def backend_text(bundle: Path) -> str:
     return "\n".join(lines)
 
 
+def _static_bound(bundle: Path, manifest: Manifest) -> str:
+    """Each GPU kernel's facts and its bound, in the power mode that the bundle is for."""
+    from .cuda.bound import bundle_rows, lines
+    from .target import resolve
+
+    board, mode = resolve(manifest.target, manifest.mode)
+    return "\n".join(lines(bundle_rows(bundle, board, mode), board, mode))
+
+
 def bundle_text(bundle: Path, kernels: bool = False) -> str:
     """What a bundle's file says: manifest, ports, entries, steps, and how often each kernel is called."""
     manifest = read_manifest(bundle)
@@ -336,6 +345,8 @@ def bundle_text(bundle: Path, kernels: bool = False) -> str:
         name, first = entry["name"].decode(), int(entry["first_step"])
         own = steps[first : first + int(entry["steps"])]
         parts.append(_bundle_entry(name, own, calls, names, raw["flops"].get(name), kernels))
+    if kernels and "launches" in sections:
+        parts.append(_static_bound(bundle, manifest))
     return "\n\n".join(parts)
 
 

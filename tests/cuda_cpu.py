@@ -145,7 +145,8 @@ class Bundle:
         mine = self.table("entry_ports", np.dtype("<u4"))[int(entry["first_port"]) :][: int(entry["ports"])]
         ports = [self.table("ports", ewm.PORT)[i] for i in mine]
         arena = self.memory.spaces[0]
-        arena[:] = 0xFF
+        for space in self.memory.spaces[:2]:
+            space[:] = 0xFF  # nothing of an earlier run is left to be read
         results = {}
         for port in ports:
             name, at, dtype = port["name"].decode(), int(port["offset"]), NUMPY[int(port["dtype"])]

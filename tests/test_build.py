@@ -112,10 +112,10 @@ def small_program() -> Program:
 
 def small_write(out: Path, seed: int) -> dict:
     """The last steps of a build, of a program that needs no torch."""
-    board, mode = resolve("host")
+    board, _ = resolve("host")
     program = small_program()
     manifest = {"seed": seed, "rate_hz": 20.0, "threads": 1}
-    return write(program, schedule_program(program, board.isa), manifest, {}, board, mode, out, seed, lambda done: None)
+    return write(program, schedule_program(program, board.isa), manifest, {}, board, out, seed, lambda done: None)
 
 
 def kill_at(point: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from edgewm import cli, console
+from edgewm import cli, cli_verb, console
 from edgewm.cli import cli as group
 from edgewm.errors import EdgewmError
 
@@ -105,7 +105,7 @@ def test_suites_are_those_the_judge_has() -> None:
 def test_json_on_stdout_is_alone_there(capsys: pytest.CaptureFixture) -> None:
     for line in ("targets list", "targets show orin", "targets show host --toml"):
         assert cli.execute([*line.split(), "--json", "-"]) == 0
-        assert json.loads(capsys.readouterr().out)["schema_version"] == cli.SCHEMA_VERSION
+        assert json.loads(capsys.readouterr().out)["schema_version"] == cli_verb.SCHEMA_VERSION
 
 
 def test_json_in_a_file_leaves_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

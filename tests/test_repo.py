@@ -90,7 +90,7 @@ def test_torch_is_imported_at_the_top_only_where_it_belongs() -> None:
 
 
 def test_only_the_command_line_knows_the_command_line() -> None:
-    own = {"edgewm/cli.py", "edgewm/cli_options.py", "edgewm/__main__.py"}
+    own = {"edgewm/cli.py", "edgewm/cli_options.py", "edgewm/cli_verb.py", "edgewm/__main__.py"}
     for path in [p for p in SOURCES if name(p).startswith("edgewm/") and name(p) not in own]:
         assert not re.search(r"from \.+cli\w* import|edgewm\.cli|import click", path.read_text()), name(path)
 

@@ -40,6 +40,13 @@ def planted() -> Model:
     return made
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of few contexts and points."""
+    for name, value in (("CONTEXTS", 2), ("POINTS", 4), ("ROWS", (2, 4))):
+        monkeypatch.setattr(f"edgewm.quantize.search.{name}", value)
+
+
 def found_for(program: Program, name: str, rate_hz: float, seed: int = 0) -> dict:
     return chosen(program, name, None, BOARD, machine_of(BOARD, MODE, 2), 2, rate_hz, seed)
 
@@ -115,6 +122,7 @@ def test_a_front_is_monotone_and_the_most_faithful_that_holds_is_chosen() -> Non
 # ---------------------------------------------------------------------------------------------- the whole search
 
 
+@pytest.mark.usefixtures("few")
 def test_the_product_that_planning_needs_stays_high() -> None:
     program = run(capture("test_search:planted", {}, None, None)[0], EXACT)
     idle = found_for(program, "test_search:planted", 1.0)
@@ -134,6 +142,7 @@ def test_the_product_that_planning_needs_stays_high() -> None:
     assert times == sorted(times) and found["front"][-1]["error"] == 0
 
 
+@pytest.mark.usefixtures("few")
 def test_a_rate_that_nothing_holds_is_refused_with_the_best_one(exact: Program) -> None:
     with pytest.raises(EdgewmError) as caught:
         found_for(exact, MODEL, 1e6)
@@ -150,17 +159,26 @@ def test_without_anything_to_plan_from_it_is_refused(exact: Program) -> None:
     assert "precisions are chosen on the planner's own candidates" in caught.value.what
 
 
+@pytest.mark.usefixtures("few")
 def test_a_build_says_what_it_chose_and_from_what(tmp_path: Path) -> None:
     from rich.console import Console
 
     found = build(MODEL, target="orin", precision="auto", rate_hz=1000.0, dry_run=True, out=tmp_path / "out")
     assert found["auto"]["rate_hz"] == 1000.0 and found["precision"] == "auto" and not (tmp_path / "out").exists()
+    assert found["place"] == "cpu" and "on the CPU" in found["why"]
     console = Console(width=200, file=io.StringIO())
     console.print(build_table(found))
     text = console.file.getvalue()
     assert "> " in text and "elites" in text and f"{found['auto']['budget_ms']:g} ms" in text
     for node in found["auto"]["nodes"]:
         assert node["why"] is None or (node["name"] in text and node["why"] in text)
+
+
+def test_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewm.build.check_gpu_tools", lambda *_: None)
+    with pytest.raises(EdgewmError) as caught:
+        build(MODEL, target="orin", precision="auto", place="gpu", dry_run=True, out=tmp_path / "out")
+    assert "a CPU's" in caught.value.what and "--place cpu" in caught.value.fix
 
 
 def test_a_machine_that_nobody_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

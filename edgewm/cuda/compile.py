@@ -113,13 +113,13 @@ def compile_cuda(text: str, headers: Mapping[str, str], sm: str, tools: str) -> 
     by the SHA-256 of text, headers, options and tools. EdgewmError with the tool's first lines where one refuses or
     ends by itself, and with the line to type where a package is missing.
     """
-    if tools not in ASSEMBLERS:
-        raise EdgewmError(
-            f"no tools of CUDA {tools or 'any release'} are known for {sm}", "target, gpu.toolkit",
-            f"write one of {', '.join(ASSEMBLERS)}",
-        )  # fmt: skip
-    ptx = compile_ptx(text, headers)
-    assembler = ASSEMBLERS[tools]
+    _assembler(sm, tools)  # refused before anything that takes time
+    return assembled(compile_ptx(text, headers), sm, tools)
+
+
+def assembled(ptx: str, sm: str, tools: str) -> Compiled:
+    """PTX as machine code, kept and refused as in `compile_cuda`."""
+    assembler = _assembler(sm, tools)
     kept = _kept("cubin", [ptx, sm, str(assembler), str(DISASSEMBLER)])
     if kept is not None and kept.exists():
         found = _read(kept, sm, ptx)
@@ -136,6 +136,15 @@ def compile_cuda(text: str, headers: Mapping[str, str], sm: str, tools: str) -> 
         facts = json.dumps([asdict(f) | {"instructions": dict(f.instructions)} for f in done.facts])
         _keep(kept, len(facts.encode()).to_bytes(8, "little") + facts.encode() + cubin)
     return done
+
+
+def _assembler(sm: str, tools: str) -> Tool:
+    if tools not in ASSEMBLERS:
+        raise EdgewmError(
+            f"no tools of CUDA {tools or 'any release'} are known for {sm}", "target, gpu.toolkit",
+            f"write one of {', '.join(ASSEMBLERS)}",
+        )  # fmt: skip
+    return ASSEMBLERS[tools]
 
 
 def compile_ptx(text: str, headers: Mapping[str, str]) -> str:

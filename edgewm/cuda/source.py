@@ -44,8 +44,8 @@ def cuda_text(source: Source, persistent: bool = False) -> str:
 
 
 def _declared(instance: str) -> str:
-    """A chain has few blocks, and the operands of all its calls."""
-    return "EWM_WIDE_KERNEL" if _split(instance)[0] == "chain" else "EWM_KERNEL"
+    """What stands in one launch has few blocks, and the operands of all its calls."""
+    return "EWM_WIDE_KERNEL" if _split(instance)[0] in ("chain", "beside") else "EWM_KERNEL"
 
 
 def _persistent_text(source: Source) -> str:

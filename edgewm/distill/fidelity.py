@@ -16,7 +16,7 @@ Array = np.ndarray
 def by_context(teacher: Teacher, student: Side, held: Mapping[str, Array], seed: int) -> dict[str, Array]:
     """Of `teacher.held_out(teacher, n, seed)`, each (n,): `spearman` over all that the teacher's planner looked at,
     `rank`, the same within an iteration (mean), `elites` kept, and what the student's plan `lost` of what planning
-    `gained`."""
+    `gained`. A student to whom all cost the same ranks nothing: 0."""
     planner, action = teacher.planner, teacher.model.action_dim
     z, goal = (encoded(student, teacher.camera, held[key]) for key in ("observation", "goal"))
     rows = []
@@ -32,7 +32,8 @@ def by_context(teacher: Teacher, student: Side, held: Mapping[str, Array], seed:
             statistics.spearman(costs.ravel(), own.ravel()), np.mean([statistics.spearman(*pair) for pair in pairs]),
             np.mean(shared) / planner.elites, cost - held["plan_cost"][i], held["blind_cost"][i] - held["plan_cost"][i],
         ))  # fmt: skip
-    return dict(zip(("spearman", "rank", "elites", "lost", "gained"), np.array(rows, np.float64).T, strict=True))
+    found = np.nan_to_num(np.array(rows, np.float64).T, nan=0.0)
+    return dict(zip(("spearman", "rank", "elites", "lost", "gained"), found, strict=True))
 
 
 def look(teacher: Teacher, student: Side, held: Mapping[str, Array], seed: int) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""One process, or several that `torchrun` started: each takes its share of a batch, and gradients are averaged."""
+"""One process, or several that `torchrun` started: each takes its share of a batch, and gradients are averaged.
+
+Losses then are those of one process to rounding, until a student's planner chooses between candidates whose costs tie.
+"""
 
 from __future__ import annotations
 

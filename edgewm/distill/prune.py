@@ -2,7 +2,7 @@
 
 A student of any width takes the encoder: its last linear layer gives latents in the student's space at once, so what
 the student sees is what its teacher sees, to rounding. A predictor as wide as the teacher's begins with those layers,
-heads and hidden channels that planning loses most without; a narrower one begins at random.
+heads and hidden channels that planning loses most without; a narrower one begins with "nothing changes".
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .teacher import Teacher
 Array = np.ndarray
 CONTEXTS = 4  # to measure what a layer is worth
 EVERY = 3  # iterations of a search
+RIDGE = 1e-6  # of the mean square of what is regressed on
+SMALL = 0.02  # what is left of a fresh weight, so that channels still differ
 
 
 def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
@@ -62,6 +64,32 @@ def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapp
             narrow(target, source.predictor.blocks[index])
         _narrow_mlp(module.pred_proj, source.pred_proj)
     return worth
+
+
+def stand_still(module: nn.Module, latents: Array) -> None:
+    """Let a fresh predictor begin with "nothing changes", as far as that can be read from what its last norm leaves of
+    a latent: a ridge regression on latents (N, D) of the student's space.
+
+    Its blocks are gated to nothing at first, and GELU(x) - GELU(-x) = x lets a linear map through its last layers.
+    Does nothing where those are narrower than twice a latent.
+    """
+    width, first, last = latents.shape[1], module.pred_proj[0], module.pred_proj[-1]
+    if first.out_features < 2 * width:
+        return
+    z = torch.from_numpy(latents).double()
+    seen = nn.functional.layer_norm(z, (width,), eps=module.predictor.norm.eps)
+    x, y = seen - seen.mean(0), z - z.mean(0)
+    ridge = RIDGE * x.square().mean() * len(x) * torch.eye(width, dtype=x.dtype)
+    way = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T.float()
+    with torch.no_grad():
+        module.pos_embed.mul_(SMALL)
+        for layer in (first, last):
+            layer.weight.mul_(SMALL)
+            layer.bias.zero_()
+        eye = torch.eye(width)
+        first.weight[: 2 * width] = torch.cat([eye, -eye])
+        last.weight[:, : 2 * width] = torch.cat([way, -way], 1)
+        last.bias.copy_(z.mean(0).float() - way @ seen.mean(0).float())
 
 
 def layers(teacher: Teacher, held: Mapping[str, Array], count: int) -> tuple[list[int], list[float]]:
@@ -116,7 +144,7 @@ def _narrow_mlp(target: nn.Sequential, source: nn.Sequential) -> None:
     taken = weigh.argsort(descending=True)[: target[0].out_features].sort().values
     target[0].weight.copy_(first.weight[taken])
     target[0].bias.copy_(first.bias[taken])
-    for new, old in zip(target[1:-1], source[1:-1], strict=True):
+    for new, old in zip(list(target)[1:-1], list(source)[1:-1], strict=True):
         if isinstance(old, nn.BatchNorm1d):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(new, name).copy_(getattr(old, name)[taken])

@@ -10,6 +10,7 @@ and its seed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -55,10 +56,9 @@ def shard(
         partial.mkdir(parents=True)
         arrays = make()
         for key, value in arrays.items():
-            with (partial / f"{key}.npy").open("wb") as out:
-                np.save(out, value, allow_pickle=False)
-                out.flush()
-                os.fsync(out.fileno())
+            held = io.BytesIO()  # numpy's own writing to a file says nothing of a full disk
+            np.save(held, value, allow_pickle=False)
+            write_bytes(partial / f"{key}.npy", held.getbuffer())
         sums = {f"{key}.npy": digest(partial / f"{key}.npy") for key in arrays}
         write_bytes(partial / SUMS, (json.dumps(sums, indent=1) + "\n").encode())
         partial.rename(place)
@@ -89,7 +89,7 @@ def _digest(data: Any) -> str:
     return found.hexdigest()
 
 
-def write_bytes(file: Path, data: bytes) -> None:
+def write_bytes(file: Path, data: bytes | memoryview) -> None:
     """The old file or the new one, never half of one."""
     beside = file.with_name(f".{file.name}.partial")
     with beside.open("wb") as out:

@@ -54,7 +54,7 @@ class Settings:
     planner: Planner
     precision: str = "fp32"
     weights: Mapping[str, float] = field(default_factory=lambda: dict(losses.WEIGHTS))
-    start: str = "teacher"  # its encoder, and layers of its predictor; encoder: that alone; random: neither
+    start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
     steps: int = 4000
     round_steps: int = 400
     learning_rate: tuple[float, float] = (3e-3, 3e-5)
@@ -257,6 +257,7 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     facts: dict[str, Any] = {"step": 0, "best_rank": -math.inf, "best_round": 0, "elapsed_s": 0.0, "history": []}
     sees_alike = settings.start != "random" and prune.take_encoder(module, teacher, made.space)
     if settings.start == "teacher":
+        prune.stand_still(module, made.space.of(made.frames[0]["latents"]))
         facts["lost_without_layer"] = prune.take_predictor(module, teacher, made.space, made.held)
     if sees_alike:
         module.encoder.requires_grad_(False)

@@ -25,7 +25,7 @@ from ..program import Planner
 from ..validate import validate
 from . import losses, pareto, states
 from .processes import Processes
-from .shapes import Board, Candidate, Shape, board_of, chosen, considered
+from .shapes import Candidate, Shape, board_of, chosen, considered, of_teacher
 from .targets import write_bytes
 from .teacher import check_fit, teacher_of
 from .train import RUN, Notice, Settings, bytes_of, train
@@ -67,6 +67,8 @@ def distill(
         "data": None if data is None else sha256(data)[data.name],
     }  # fmt: skip
     _check(precision, without, training or {})
+    if not dry_run:
+        _check_out(out, resume)
     known = _asked_before(out, asked) if resume and not dry_run else None
     if known is None:
         wanted = with_overrides(full.planner, given) if given else None
@@ -82,8 +84,7 @@ def distill(
         return found
     settings = settings_of(best, precision, without, training or {}, seed)
     teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
-    _check_out(out, resume)
-    if cache is None or not cache.exists():
+    if not (cache or out / RUN / "cache").exists():
         check_room(bytes_of(settings, teacher), cache_mib, cache or out)
     found["teacher"] = check_fit(teacher)
     found["settings"] = asdict(settings)
@@ -98,36 +99,15 @@ def distill(
     found |= {"student": str(out), "run": run}
     say("judge", 0.9)
     shown = part(progress, 0.9, 0.1)
-    build(str(out), rate_hz=rate_hz, precision=precision, threads=threads, out=out / BUNDLE, seed=seed)
+    build(str(out), precision=precision, threads=threads, out=out / BUNDLE, seed=seed)
     verdict = validate(
         out / BUNDLE, against=model, suite=["plan"], contexts=judged, data=data, seed=seed, progress=shown
     )
     found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "gates")}
     with states.disk(out):
-        pareto.write(out, rows_of(found, full, board, precision), f"Students of {model} for {board.target.name}")
+        pareto.write(out, rows_of(found, full, precision), f"Students of {model} for {board.target.name}")
         write_bytes(out / CONFIG, _json(found))
     return found
-
-
-def student_for(
-    model: str, student: str, planner: Mapping[str, Any], options: Mapping[str, Any], progress: Progress | None,
-    notice: Notice,
-) -> str:  # fmt: skip
-    """What `build --student` builds in MODEL's place: a directory given, or one distilled beside the bundle, for the
-    options of `build`; a run that was cut off there goes on. EdgewmError where auto lacks a rate."""
-    if student != "auto":
-        return student
-    if options["rate_hz"] is None:
-        raise EdgewmError("no rate to distil for", "--student auto", "give --rate-hz")
-    if options["dry_run"]:
-        raise EdgewmError("there is no student yet", "--student auto --dry-run", "see `edgewm distill --dry-run`")
-    out = Path(options["out"])
-    same = ("rate_hz", "target", "mode", "precision", "threads", "seed")
-    found = distill(
-        model, planner=planner, out=out.with_name(f"{out.name}-student"), resume=True, progress=progress, notice=notice,
-        **{key: options[key] for key in same},
-    )  # fmt: skip
-    return found["student"]
 
 
 def settings_of(
@@ -140,11 +120,12 @@ def settings_of(
     return replace(Settings(best.shape, best.planner, precision, weights, seed=seed), **given)
 
 
-def rows_of(found: Mapping[str, Any], full: Model, board: Board, precision: str) -> list[dict[str, Any]]:
+def rows_of(found: Mapping[str, Any], full: Model, precision: str) -> list[dict[str, Any]]:
     """Of the Pareto page: the teacher, every shape considered, the one chosen with what the judge found."""
-    own = found["considered"][0]
-    rows = [pareto.row("teacher", own["tick_ms"]["point"], "estimated", "teacher", spearman_min=1.0, elite_overlap=1.0,
-                       regret=0.0)]  # fmt: skip
+    same = {"shape": asdict(of_teacher(full)), "planner": asdict(full.planner)}
+    own = [c["tick_ms"]["point"] for c in found["considered"] if {key: c[key] for key in same} == same]
+    exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0}
+    rows = [pareto.row("teacher", own[0] if own else None, "estimated", "teacher", **exact)]
     figures = found["verdict"]["plan"] if found["verdict"] else {}
     for candidate in found["considered"]:
         is_chosen = candidate == found["chosen"]
@@ -171,7 +152,7 @@ def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) 
     if precision not in PRECISIONS:
         raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {', '.join(PRECISIONS)}")
     unknown = [name for name in without if name not in losses.TERMS]
-    if unknown or set(without) >= set(losses.TERMS):
+    if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
         what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
         raise EdgewmError(what, "--without", f"leave out some of {', '.join(losses.TERMS)}")
     for name, value in training.items():

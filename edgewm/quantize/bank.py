@@ -7,7 +7,7 @@ there on; what it does not reach stays as the full model has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,7 @@ def gathered(
     found = []
     for given, noise, seen in searches(program, model, data, count, rng, "precisions are"):
         last = len(seen.candidates) - 1
-        kept = np.unique(np.linspace(0, last, (iterations or last + 1) + 1).round().astype(int)[1:])
-        kept = np.arange(last + 1) if iterations is None else kept
+        kept = np.unique(np.linspace(last, 0, iterations or last + 1, endpoint=iterations is None).round().astype(int))
         candidates = seen.candidates[kept].astype(np.float32)
         costs = np.stack([cost_of(program, given, c) for c in candidates])
         plan_cost = float(_cost_of_plan(program, given, seen.mean))
@@ -122,10 +121,3 @@ def fidelity(bank: Sequence[Looked], costs: Sequence[Array], elites: int) -> dic
         "elite_overlap": float(np.mean([len(np.intersect1d(old, new)) / len(old) for _, old, new in chosen])),
         "elite_regret": lost / gained,
     }
-
-
-def spread(rows: int) -> Iterator[int]:
-    """Contexts and iterations of a bank of about so many rows of candidates."""
-    contexts = max(1, int(np.sqrt(rows)))
-    yield contexts
-    yield max(1, rows // contexts)

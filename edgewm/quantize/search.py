@@ -25,7 +25,7 @@ from ..options import Progress
 from ..program import Program
 from ..target import Target
 from . import SMALLEST_K, products_of, recipe_of
-from .bank import alone, fidelity, gathered, spread, together
+from .bank import alone, fidelity, gathered, together
 from .price import own_prices, priced
 
 EXACT, FORMS = "fp32", ("bf16", "w8a8")  # the formats that a target may be faster in
@@ -84,14 +84,14 @@ def chosen(
     budget_ms = program.planner.commit_steps * 1e3 / rate_hz
     say("precision: points", 0.5)
     points = _offered(program, recipes, price, budget_ms)
+    if held(points, budget_ms) is None:
+        _refuse(min(point["plan_ms"]["high"] for point in points), board, budget_ms, rate_hz)
     bank = gathered(program, model, data, CONTEXTS, np.random.default_rng([_JUDGED, seed]))
     for i, point in enumerate(points):
         point |= together(program, bank, point["recipe"], program.planner) if point["recipe"] else _WHOLE
         say("precision: points", 0.5 + 0.5 * (i + 1) / len(points))
     front = pareto(points)
     best = held(front, budget_ms)
-    if best is None:
-        _refuse(front[0], board, budget_ms, rate_hz)
     recipe = front[best]["recipe"]
     nodes = [
         {"name": name, "form": recipe.get(name, EXACT), "products": {
@@ -121,8 +121,9 @@ def sensitivities(
     """`bank.fidelity` of each product alone in each format."""
     pairs = [(name, form) for name in names for form in FORMS]
     each = graph_flops(program.entries["score"]) * (1 + len(pairs))
-    contexts, iterations = spread(int(np.clip(OPERATIONS / each, *ROWS)))
-    bank = gathered(program, model, data, contexts, np.random.default_rng([_TRIED, seed]), iterations)
+    rows = int(np.clip(OPERATIONS / each, *ROWS))
+    contexts = int(np.sqrt(rows))
+    bank = gathered(program, model, data, contexts, np.random.default_rng([_TRIED, seed]), rows // contexts)
     costs = alone(program, bank, [{name: form} for name, form in pairs])
     elites = program.planner.elites
     return {pair: fidelity(bank, own, elites) for pair, own in zip(pairs, costs, strict=True)}
@@ -194,12 +195,11 @@ def held(front: Sequence[Mapping[str, Any]], budget_ms: float) -> int | None:
     return max(within, default=None)
 
 
-def _refuse(fastest: Mapping[str, Any], board: Target, budget_ms: float, rate_hz: float) -> None:
-    most = fastest["plan_ms"]["high"]
+def _refuse(least_ms: float, board: Target, budget_ms: float, rate_hz: float) -> None:
     raise EdgewmError(
-        f"no precision holds {rate_hz:g} Hz: a plan has {budget_ms:.3g} ms, the fastest takes up to {most:.3g} ms",
+        f"no precision holds {rate_hz:g} Hz: a plan has {budget_ms:.3g} ms, the fastest takes up to {least_ms:.3g} ms",
         f"--precision auto --rate-hz {rate_hz:g} for {board.name}",
-        f"ask for {rate_hz * budget_ms / most:.3g} Hz at most, for fewer --samples or --iterations, or more --threads",
+        f"ask for {rate_hz * budget_ms / least_ms:.3g} Hz at most, for fewer --samples, or more --threads",
     )
 
 
