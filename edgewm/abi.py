@@ -32,6 +32,7 @@ ModelInfo = _struct(
     **_many("entries ports steps calls kernels plan_entry action_port", c_uint32),
     **_many("arena_bytes scratch_bytes weight_bytes file_bytes", c_uint64),
     gpu=c_uint32,
+    persistent=c_uint32,
 )
 EntryInfo = _struct("EntryInfo", **_many("ports first_step steps", c_uint32), name=c_char * 24)
 PortInfo = _struct(
@@ -53,6 +54,7 @@ Options = _struct(
     clock=Clock,
     clock_state=c_void_p,
     anywhere=c_uint32,
+    gpu_wait_ns=c_uint64,
 )
 PlanStruct = _struct(
     "PlanStruct",
@@ -69,6 +71,7 @@ Counts = _struct(
     **_many("observed wrong_size non_finite out_of_range bad_stamp", c_uint64),
     **_many("acts waiting fresh hold ramp stopped skipped limited chunks", c_uint64),
     **_many("futex_calls held_up begun_late begun_anew moved", c_uint64),
+    **_many("graph_nodes graph_bytes graph_ns ptx stamp_ns", c_uint64),
 )
 
 

@@ -104,8 +104,9 @@ class Runtime:
 
     `bundle` is the directory that holds model.ewm and libedgewm.so; `threads` counts the planning thread; `spin` keeps
     workers busy between plans; `anywhere` lets them wake on the planning thread's processor, else they are kept off it;
-    `period_ns` is the control period of `act`; `clock`, where given, returns ns and replaces CLOCK_MONOTONIC. Every
-    method raises EdgewmError with what the runtime found and what it expected.
+    `period_ns` is the control period of `act`; `clock`, where given, returns ns and replaces CLOCK_MONOTONIC;
+    `gpu_wait_ns` bounds the wait for a GPU beyond a deadline (0: 10 s). Every method raises EdgewmError with what the
+    runtime found and what it expected.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Runtime:
         max_hold_periods: int = 3,
         ramp_periods: int = 10,
         clock: Callable[[], int] | None = None,
+        gpu_wait_ns: int = 0,
     ):
         self.bundle = Path(bundle)
         self._model, self._loop, self._closed = c_void_p(), c_void_p(), True
@@ -128,6 +130,7 @@ class Runtime:
         self._now = clock or time.monotonic_ns
         options = sized(Options)
         options.spin, options.anywhere, options.period_ns = spin, anywhere, period_ns
+        options.gpu_wait_ns = gpu_wait_ns
         options.max_hold_periods, options.ramp_periods = max_hold_periods, ramp_periods
         options.clock = self._clock = Clock(lambda _: clock()) if clock else Clock()  # kept: the C side calls it
         try:

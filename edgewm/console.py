@@ -163,6 +163,7 @@ def profile_table(result: Result) -> Group:
     if result.get("stages"):
         shares = [f"{name} {100 * share:.0f} %" for name, share in result["stages"].items() if share >= 0.005]
         lines.append(f"time by kernel: {', '.join(shares)}")
+    lines += _gpu_lines(result.get("gpu") or {})
     if result.get("kernels"):
         lines += ["the kernels of a plan on 1 thread:", *kernel_lines(result["kernels"])]
     for key, note in (result.get("withheld") or {}).items():
@@ -183,6 +184,18 @@ def _phase_lines(phases: Result) -> list[str]:
         half = number(after["plan_ms"]["p50"], "ms")
         found.append(f"after {after['gap_s']:g} s of nothing a plan takes {half} (p50)")
     return found
+
+
+def _gpu_lines(found: Result) -> list[str]:
+    if not found:
+        return []
+    size, made = number(found["graph_bytes"] / 1e6, "MB"), number(found["graph_ns"] / 1e6, "ms")
+    lines = [f"graphs of {number(found['graph_nodes'])} launches and copies: {size} of the GPU, made in {made}"]
+    if found["module"] == "ptx":
+        lines.append("the driver compiled the kernels from PTX: the bundle holds no code for this GPU")
+    if (found["launched"], found["measured"]) == ("together", "apart"):
+        lines.append("kernels were timed in launches of their own; the plan runs them together, in fewer")
+    return lines
 
 
 def _headroom_lines(found: Result) -> list[str]:

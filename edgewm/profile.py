@@ -139,6 +139,8 @@ def _measure(
     if penalty := gap_penalty(result["phases"]):
         result["findings"].append(idle_gap(GAP_S, penalty))
     result["stages"] = kernel_shares(timed)
+    if "gpu" in timed:  # what its graphs took, and how calls were launched while they were measured
+        result["gpu"] = timed["gpu"]
     here = there.device == LOCAL
     is_known = "flops" in manifest.raw or "calls" in manifest.raw
     peaks = measure_peaks(threads) if here and is_known else None

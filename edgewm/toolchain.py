@@ -23,7 +23,7 @@ from .errors import EdgewmError
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 _LIBRARY = ("act", "cpu", "describe", "fault", "gate", "loop", "open", "plan", "run", "sha256", "threads", "verify")
 # What runs calls, by where: threads of the processor, or a GPU.
-ENGINES = {"cpu": ("tiles",), "gpu": ("cuda", "cuda_device", "cuda_driver", "cuda_graph", "cuda_verify")}
+ENGINES = {"cpu": ("tiles",), "gpu": ("cuda", "cuda_device", "cuda_driver", "cuda_graph", "cuda_run", "cuda_verify")}
 LOADS = {"cpu": (), "gpu": ("-ldl",)}  # before glibc 2.34 dlopen is in a library of its own
 LIBRARY_SOURCES, GPU_LIBRARY_SOURCES = (tuple(f"{n}.cc" for n in (*_LIBRARY, *engine)) for engine in ENGINES.values())
 PROGRAM_SOURCES = ("tick.cc", "arguments.cc", "golden.cc", "realtime.cc")

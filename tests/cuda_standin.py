@@ -19,7 +19,7 @@ from edgewm import toolchain
 
 HERE = Path(__file__).with_name("cuda")
 SM, DRIVER, ABI = 87, 12000, 7
-THREADS = 32  # of a block
+THREADS = 256  # of a block
 FUNCTIONS = ("ewm_begin", "ewm_round", "ewm_stamp", "add", "mul", "tally")
 
 # What a launch computes is what the fixture's kernels compute, a block a tile of as many lanes as it has threads.
@@ -150,7 +150,8 @@ class StandIn:
         self.c = ctypes.CDLL(str(path))
         self.c.standin_faults.restype = ctypes.c_char_p
         self.c.standin_count.argtypes, self.c.standin_count.restype = [ctypes.c_char_p], ctypes.c_uint64
-        self.c.standin_graphs_run.restype = self.c.standin_nodes_run.restype = ctypes.c_uint64
+        for name in ("graphs_run", "nodes_run", "clock_ns", "most_waiting"):
+            getattr(self.c, f"standin_{name}").restype = ctypes.c_uint64
 
     def configure(self, kernels: Path, **machine: object) -> None:
         """A machine as Orin is, but for what is given; everything noted so far is forgotten."""
@@ -171,6 +172,16 @@ class StandIn:
     @property
     def nodes_run(self) -> int:
         return self.c.standin_nodes_run()
+
+    @property
+    def most_waiting(self) -> int:
+        """Graphs launched and not run yet, at most."""
+        return self.c.standin_most_waiting()
+
+    @property
+    def clock_ns(self) -> int:
+        """What its nodes and launches have taken since it was configured."""
+        return self.c.standin_clock_ns()
 
 
 def settings(kernels: Path, **machine: object) -> str:

@@ -163,6 +163,28 @@ def test_a_profile_prints_what_it_found() -> None:
         assert words in text, words
 
 
+def test_a_profile_on_a_gpu_says_what_its_graphs_took_and_how_kernels_were_timed() -> None:
+    row = {"p50": 7.0, "max": 9.0}
+    gpu = {"sm": 87, "module": "ptx", "graph_nodes": 400, "graph_bytes": 25_000_000, "graph_ns": 120_000_000,
+           "stamp_ns": 1500, "launched": "together", "measured": "apart"}  # fmt: skip
+    result = {
+        "device": "local",
+        "target": "orin",
+        "mode": "MAXN",
+        "rate_hz": 20.0,
+        "ticks": 200,
+        "plan_ms": row,
+        "gpu": gpu,
+    }
+    text = shown(console.profile_table(result))
+    for words in (
+        "graphs of 400 launches and copies: 25 MB of the GPU, made in 120 ms", "compiled the kernels from PTX",
+        "timed in launches of their own; the plan runs them together",
+    ):  # fmt: skip
+        assert words in text, text
+    assert "PTX" not in shown(console.profile_table(result | {"gpu": gpu | {"module": "cubin"}}))
+
+
 def test_a_verdict_prints_its_notes_and_intervals() -> None:
     gate = {"name": "spearman", "value": 0.9, "limit": 0.99, "passed": None, "note": "5 samples, 50 needed"}
     side = {"successes": 9, "episodes": 10, "wilson_95": [0.6, 0.98]}

@@ -26,7 +26,9 @@ PLAN = {
     "state": STATE, "image": IMAGE, "goal": GOAL, "seed": np.uint32([7, 0]), "counter": np.uint32([0]),
     "warm_mean": WARM,
 }  # fmt: skip
-NODES = {"affine": 5, "plan": 2 + 1 + fixture.ROUNDS * (2 + 5) + 2 + 2 + 1}  # of their graphs
+HEAD, ROUND, TAIL = 2 + 1, 5, 2 + 1  # nodes: begin, ports, a call; calls; calls, ports
+COUNTER = 1  # the node that writes the round
+NODES = HEAD + fixture.ROUNDS * (COUNTER + ROUND) + TAIL  # of the plan
 
 
 @pytest.fixture
@@ -67,21 +69,29 @@ def test_entries_answer_as_on_the_processor(driver: cuda.StandIn, integrated: in
             for entry, given in (("affine", {"x": x}), ("plan", PLAN)):
                 mine, theirs = gpu.run_entry(entry, **given), cpu.run_entry(entry, **given)
                 assert {k: v.tobytes() for k, v in mine.items()} == {k: v.tobytes() for k, v in theirs.items()}
-    assert driver.count("cuMemcpyDtoDAsync_v2") == (4 if integrated else 0)
-    assert driver.count("cuMemcpyHtoDAsync_v2") == (0 if integrated else 2)
+    assert driver.count("cuMemcpyDtoDAsync_v2") == (6 if integrated else 0)
+    assert driver.count("cuMemcpyHtoDAsync_v2") == (0 if integrated else 3)
 
 
-def test_an_entry_is_one_launch_of_a_graph_made_at_the_start(driver: cuda.StandIn) -> None:
+MADE = ("cuMemAlloc_v2", "cuMemHostAlloc", "cuGraphInstantiateWithFlags")
+
+
+def test_a_plan_is_one_launch_of_a_graph_made_at_the_start(driver: cuda.StandIn) -> None:
     with Runtime(bundle()) as gpu:
-        made = {name: driver.count(name) for name in ("cuMemAlloc_v2", "cuMemHostAlloc", "cuGraphInstantiateWithFlags")}
-        assert made["cuGraphInstantiateWithFlags"] == 2
+        made = {name: driver.count(name) for name in MADE}
+        assert made["cuGraphInstantiateWithFlags"] == 4  # whole; up to the rounds, a round, what follows
         launched, waited = driver.count("cuLaunchKernel"), driver.count("cuCtxSynchronize")
         for n in range(1, 4):
             before = driver.nodes_run
             gpu.run_entry("plan", **PLAN)
-            assert (driver.graphs_run, driver.nodes_run - before) == (n, NODES["plan"])
-            assert (driver.count("cuGraphLaunch"), driver.count("cuEventSynchronize")) == (n, n)
+            assert (driver.graphs_run, driver.nodes_run - before) == (n, NODES)
+            assert (driver.count("cuGraphLaunch"), driver.count("cuEventRecord")) == (n, n)
         assert {name: driver.count(name) for name in made} == made
+        for n in (1, 1):  # another entry's graph is made when it is first run
+            gpu.run_entry("affine", x=np.zeros((fixture.LANES, 3), np.float32))
+            assert driver.count("cuGraphInstantiateWithFlags") == 4 + n
+        launched += 3
+        waited += 1
         assert (driver.count("cuLaunchKernel"), driver.count("cuCtxSynchronize")) == (launched, waited)
 
 
@@ -109,7 +119,7 @@ def test_plans_and_actions_are_those_of_the_processor_and_acting_asks_nothing(dr
 def test_spinning_looks_again_until_it_is_done(driver: cuda.StandIn) -> None:
     with Runtime(bundle(), spin=True) as gpu:
         assert gpu.run_entry("plan", **PLAN)["mean"].tobytes() == fixture.plan(WARM, 0.25, STATE).tobytes()
-        assert (driver.count("cuEventQuery"), driver.count("cuEventSynchronize")) == (3, 0)
+        assert driver.count("cuEventQuery") == 3
 
 
 def test_the_first_gpu_that_fits_is_taken(driver: cuda.StandIn) -> None:
@@ -121,21 +131,59 @@ def test_the_first_gpu_that_fits_is_taken(driver: cuda.StandIn) -> None:
 # ------------------------------------------------------------------------------------------------------- deadlines
 
 
-@pytest.mark.parametrize(
-    ("step_ns", "deadline_ns", "rounds"), [(100, 0, 10), (100, 10**6, 10), (100, 450, 3), (1, 1, 0)]
-)
-def test_a_plan_that_runs_out_of_time_keeps_whole_rounds(
-    driver: cuda.StandIn, step_ns: int, deadline_ns: int, rounds: int
-) -> None:
-    """The device's clock moves by `step_ns` each time it is read: once at the start, once before each round."""
-    driver.configure(kernels(), clock_step=step_ns)
-    with loop(bundle()) as gpu:
-        told = gpu.plan(10**9 + deadline_ns if deadline_ns else 0)
-        assert (told.iterations, told.of) == (rounds, fixture.ROUNDS)
-        wanted = fixture.robot(fixture.plan(np.zeros_like(WARM), 0.25, STATE, rounds))
-        action, _ = gpu.act(10**9)
-        assert action.tobytes() == np.clip(wanted[0], -100, 100).astype(np.float32).tobytes()
-        assert gpu.plan().iterations == fixture.ROUNDS  # the next plan begins anew
+NODE_NS, LAUNCH_NS = 100, 30
+HEAD_NS, ROUND_NS, TAIL_NS = HEAD * NODE_NS, (COUNTER + ROUND) * NODE_NS, TAIL * NODE_NS
+
+
+def timed(driver: cuda.StandIn, folder: Path, **machine: int) -> Runtime:
+    """A loop whose clock is the machine's: each node takes NODE_NS, each launch of a graph LAUNCH_NS of the host."""
+    driver.configure(kernels(), **{"node_ns": NODE_NS, "launch_ns": LAUNCH_NS} | machine)
+    robot = Runtime(folder, period_ns=fixture.PERIOD_NS, clock=lambda: 10**9 + driver.clock_ns)
+    robot.set_goal(goal=GOAL)
+    robot.reset(seed=7)
+    robot.observe(stamp_ns=10**9, state=STATE, image=IMAGE)
+    return robot
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 5, fixture.ROUNDS])
+def test_a_plan_with_a_deadline_ends_in_time_with_whole_rounds(driver: cuda.StandIn, rounds: int) -> None:
+    """Once the tail is known, as many rounds are done as end in time, and nothing at all is launched for the others."""
+    with timed(driver, bundle()) as gpu:
+        gpu.plan(10**18)
+        before, nodes = driver.clock_ns, driver.nodes_run
+        budget_ns = HEAD_NS + rounds * ROUND_NS + TAIL_NS + (rounds + 2) * LAUNCH_NS
+        told = gpu.plan(10**9 + before + budget_ns + (ROUND_NS // 2 if rounds else 0))  # none is done by half
+        assert (told.iterations, told.of, told.late) == (rounds, fixture.ROUNDS, False)
+        assert driver.nodes_run - nodes == HEAD + rounds * (COUNTER + ROUND) + TAIL
+        assert driver.clock_ns - before == budget_ns
+
+
+def test_the_launch_of_a_plan_is_counted_in_its_time(driver: cuda.StandIn) -> None:
+    slow_ns = 10 * ROUND_NS
+    with timed(driver, bundle(), launch_ns=slow_ns) as gpu:
+        gpu.plan(10**18)
+        told = gpu.plan(10**9 + driver.clock_ns + HEAD_NS + TAIL_NS + 2 * slow_ns + 3 * (slow_ns + ROUND_NS) + 1)
+        assert told.iterations == 3 and not told.late
+
+
+def test_a_deadline_keeps_the_actions_of_as_many_rounds(driver: cuda.StandIn) -> None:
+    for rounds in (0, 3):
+        with timed(driver, bundle(), launch_ns=0) as gpu:
+            # The tail is not known yet: it is taken to be as long as a round.
+            end = HEAD_NS + ((rounds + 1) * ROUND_NS + 1 if rounds else 0)
+            assert gpu.plan(10**9 + end).iterations == rounds
+            wanted = fixture.robot(fixture.plan(np.zeros_like(WARM), 0.25, STATE, rounds))
+            action, _ = gpu.act(10**9)
+            assert action.tobytes() == np.clip(wanted[0], -100, 100).astype(np.float32).tobytes()
+            assert gpu.plan().iterations == fixture.ROUNDS  # the next plan begins anew
+
+
+def test_rounds_are_launched_one_ahead_once_their_time_is_known(driver: cuda.StandIn) -> None:
+    """No more than one waits behind the one that runs, so that a stop is never more than a round away."""
+    with timed(driver, bundle()) as gpu:
+        assert gpu.plan(10**18).iterations == fixture.ROUNDS
+        assert driver.most_waiting == 2
+        assert driver.count("cuGraphLaunch") == 1 + fixture.ROUNDS + 1
 
 
 def test_a_deadline_that_has_passed_leaves_the_warm_start(driver: cuda.StandIn) -> None:
@@ -149,17 +197,20 @@ def test_a_deadline_that_has_passed_leaves_the_warm_start(driver: cuda.StandIn) 
 
 
 def test_measuring_runs_a_graph_of_its_own_and_names_every_call(driver: cuda.StandIn) -> None:
-    driver.configure(kernels(), clock_step=1000)
+    driver.configure(kernels(), node_ns=NODE_NS, clock_step=7)
     with loop(bundle()) as gpu:
         steps, calls = (ctypes.c_uint64 * gpu.info["steps"])(), (ctypes.c_uint64 * gpu.info["calls"])()
         plain = gpu.plan()
         before = driver.nodes_run
-        gpu._c.ewm_profile(gpu._loop, steps, calls)
+        gpu._c.ewm_profile(gpu._loop, steps, calls, None)
         measured = gpu.plan()
-        stamps = 1 + 3 + 5 * fixture.ROUNDS
-        assert driver.nodes_run - before == NODES["plan"] + stamps
+        stamps = 2 + 3 + 5 * fixture.ROUNDS
+        assert driver.nodes_run - before == NODES + stamps
         assert (plain.iterations, measured.iterations) == (fixture.ROUNDS, fixture.ROUNDS)
-        assert list(calls)[:2] == [0, 0] and all(ns >= 1000 for ns in list(calls)[2:])
+        inside = [NODE_NS * fixture.ROUNDS] * 5  # what the stamps took is taken off; the round's counter is not
+        inside[0] += NODE_NS * fixture.ROUNDS
+        assert list(calls) == [0, 0, NODE_NS, *inside, NODE_NS, NODE_NS]
+        assert gpu.stats()["stamp_ns"] == NODE_NS + 7
         assert sum(steps) == sum(calls) and [ns > 0 for ns in steps] == [
             False,
             True,
@@ -170,19 +221,34 @@ def test_measuring_runs_a_graph_of_its_own_and_names_every_call(driver: cuda.Sta
             False,
             True,
         ]
-        gpu._c.ewm_profile(gpu._loop, None, None)
+        gpu._c.ewm_profile(gpu._loop, None, None, None)
         before = driver.nodes_run
         gpu.plan()
-        assert driver.nodes_run - before == NODES["plan"]
+        assert driver.nodes_run - before == NODES
 
 
-def test_where_measuring_has_no_room_nothing_is_measured(driver: cuda.StandIn) -> None:
-    driver.configure(kernels(), fail="cuMemHostAlloc:2:2")
+@pytest.mark.parametrize("failing", ["cuMemHostAlloc:2:2", "cuGraphInstantiateWithFlags:2:5"])
+def test_where_measuring_has_no_room_it_is_told_and_may_be_asked_again(driver: cuda.StandIn, failing: str) -> None:
+    driver.configure(kernels(), fail=failing, node_ns=NODE_NS)
     with loop(bundle()) as gpu:
-        steps = (ctypes.c_uint64 * gpu.info["steps"])()
-        gpu._c.ewm_profile(gpu._loop, steps, None)
+        steps, fault = (ctypes.c_uint64 * gpu.info["steps"])(), abi.sized(abi.Fault)
+        assert gpu._c.ewm_profile(gpu._loop, steps, None, ctypes.byref(fault)) == 301
+        assert b"OUT_OF_MEMORY" in fault.found or b"bytes free" in fault.found
         gpu.plan()
         assert sum(steps) == 0
+        assert gpu._c.ewm_profile(gpu._loop, steps, None, ctypes.byref(fault)) == 0
+        gpu.plan()
+        assert sum(steps) > 0
+
+
+def test_what_graphs_take_is_told(driver: cuda.StandIn) -> None:
+    driver.configure(kernels(), node_bytes=1000)
+    with loop(bundle()) as gpu:
+        told, nodes = gpu.stats(), NODES + HEAD + ROUND + TAIL
+        assert (told["graph_nodes"], told["graph_bytes"], told["ptx"]) == (nodes, 1000 * nodes, 0)
+        assert told["graph_ns"] > 0
+        gpu.run_entry("affine", x=np.zeros((fixture.LANES, 3), np.float32))
+        assert gpu.stats()["graph_nodes"] == nodes + 5
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
@@ -194,7 +260,7 @@ REFUSALS = [
     ({"fail": "cuInit:803:1"}, "libcuda.so.1", "found init: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "success"),
     ({"sm": 72}, "GPU", "found Stand-in 0, sm_72", "sm_87, which the kernels were compiled for"),
     ({"sm": 90, "devices": 2}, "GPU", "found Stand-in 0, sm_90", "sm_87, which the kernels were compiled for"),
-    ({"maps": 0}, "Stand-in 0", "found it sees no memory of the processor", "by which a deadline is kept"),
+    ({"maps": 0}, "Stand-in 0", "found it sees no memory of the processor", "which its ports lie in"),
     (
         {"memory": PORTS + 2000},
         "GPU, arena",
@@ -202,11 +268,11 @@ REFUSALS = [
         "expected 2496",
     ),
     ({"memory": PORTS + 2600}, "GPU, scratch", f"found 104 of {PORTS + 2600} bytes free", "expected 192"),
-    ({"resident": 0}, "call 0, mul", "found no block fits on a multiprocessor", "room for 32 threads"),
+    ({"resident": 0}, "call 0, mul", "found no block fits on a multiprocessor", "room for 256 threads"),
     ({"fail": "cuMemHostAlloc:2:1"}, "memory for ports", "CUDA_ERROR_OUT_OF_MEMORY", "bytes that stay in place"),
     ({"fail": "cuModuleLoadData:209:1"}, "cubin", "found load_module: CUDA_ERROR_NO_BINARY_FOR_GPU", "ELF ABI 7"),
     ({"fail": "cuModuleGetFunction:500:5"}, "function mul", "CUDA_ERROR_NOT_FOUND", "success"),
-    ({"fail": "cuGraphInstantiateWithFlags:2:2"}, "graph", "out of memory: found instantiate", "success"),
+    ({"fail": "cuGraphInstantiateWithFlags:2:2"}, "graph", "of 8589934592 bytes free", "graph of 3 nodes"),
     ({"fail": "cuLaunchKernel:700:9"}, "graph", "found launch: CUDA_ERROR_ILLEGAL_ADDRESS", "success"),
 ]
 
@@ -240,26 +306,58 @@ def test_whatever_fails_at_the_start_is_named_and_leaves_nothing(driver: cuda.St
         assert driver.faults == []
 
 
-@pytest.mark.parametrize("name", ["cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"])
+@pytest.mark.parametrize("name", ["cuGraphLaunch", "cuEventRecord", "cuEventQuery"])
 def test_what_fails_at_a_run_is_an_error_and_publishes_nothing(driver: cuda.StandIn, name: str) -> None:
-    driver.configure(kernels(), fail=f"{name}:700:2")
+    driver.configure(kernels(), fail=f"{name}:700:{4 if name == 'cuEventQuery' else 2}")
     with loop(bundle()) as gpu:
         gpu.plan()
         before = gpu.act(10**9)[0]
         with pytest.raises(EdgewmError, match=r"the GPU failed: found .*CUDA_ERROR_ILLEGAL_ADDRESS"):
             gpu.plan()
+        assert driver.graphs_run == (1 if name == "cuGraphLaunch" else 2)  # nothing of it is still under way
         action, told = gpu.act(10**9)
         assert told.generation == 1 and action.tobytes() == before.tobytes()
-        driver.configure(kernels())  # what was launched and not waited for is gone with the context
         gpu.plan()
+
+
+@pytest.mark.parametrize(("spin", "deadline_ns"), [(False, 0), (True, 0), (False, 10**9 + 1)])
+def test_a_run_that_does_not_end_is_given_up_and_told(driver: cuda.StandIn, spin: bool, deadline_ns: int) -> None:
+    with loop(bundle(), spin=spin, gpu_wait_ns=200_000_000) as gpu:
+        driver.configure(kernels(), hangs=1)
+        for _ in range(2):  # nor is the next one begun
+            with pytest.raises(EdgewmError, match=r"the GPU failed: found a run that has not ended after \d+ ms"):
+                gpu.plan(deadline_ns)
+        assert driver.count("cuGraphLaunch") == 1
+        assert gpu.act(10**9)[1].state == "waiting"
+        driver.configure(kernels())  # it was only slow
+        assert gpu.plan().iterations == fixture.ROUNDS
+
+
+def test_an_entry_whose_graph_finds_no_room_says_so_and_may_be_run_again(driver: cuda.StandIn) -> None:
+    x = np.zeros((fixture.LANES, 3), np.float32)
+    for failing in ("cuGraphInstantiateWithFlags:2:5", "cuGraphUpload:2:5"):
+        driver.configure(kernels(), fail=failing)
+        with Runtime(bundle()) as gpu:
+            with pytest.raises(EdgewmError, match=r"out of memory: found \d+ of \d+ bytes free") as said:
+                gpu.run_entry("affine", x=x)
+            assert "room for a graph of 5 nodes" in said.value.fix
+            gpu.run_entry("affine", x=x)
+
+
+def test_a_context_that_cannot_be_entered_is_told(driver: cuda.StandIn) -> None:
+    with loop(bundle()) as gpu:
+        driver.configure(kernels(), fail="cuCtxPushCurrent_v2:201:1")
+        with pytest.raises(EdgewmError, match="found push_context: CUDA_ERROR_INVALID_CONTEXT"):
+            gpu.plan()
 
 
 def test_a_kernel_that_dies_takes_the_device_with_it_and_is_told(driver: cuda.StandIn, tmp_path: Path) -> None:
     driver.configure(tmp_path / "no-kernels.so")
     with loop(bundle()) as gpu:
         for _ in range(2):
-            with pytest.raises(EdgewmError, match="the GPU failed"):
+            with pytest.raises(EdgewmError, match="the GPU failed") as said:
                 gpu.plan()
+        assert "end every use of this GPU's context in the process, then open the bundle again" in said.value.fix
         assert gpu.act(10**9)[1].state == "waiting"
     assert "no kernels to run" in driver.faults[0]
     driver.configure(kernels())
@@ -288,7 +386,7 @@ def test_blocks_that_wait_for_each_other_must_all_be_resident(driver: cuda.Stand
     folder = variant(tmp_path, launches=launches(cooperative=1, blocks=32))
     driver.configure(kernels())
     Runtime(folder).close()
-    assert driver.count("cuLaunchCooperativeKernel") == fixture.ROUNDS
+    assert driver.count("cuLaunchCooperativeKernel") == fixture.ROUNDS + 1  # and in the graph of one round
     said = refusal(folder, processors=8)  # as in a power mode that gates the others
     assert "found 8 multiprocessors, 16 blocks resident at once" in said.what
     assert said.where == f"{folder}, call 3, tally" and "expected 32: a power mode with more" in said.fix
@@ -314,7 +412,11 @@ def test_ptx_serves_a_newer_gpu_where_the_driver_knows_it(driver: cuda.StandIn, 
     driver.configure(kernels(), sm=90)
     with Runtime(folder) as gpu:
         assert gpu.run_entry("plan", **PLAN)["mean"].tobytes() == fixture.plan(WARM, 0.25, STATE).tobytes()
+        assert gpu.stats()["ptx"] == 1
     assert driver.count("cuModuleLoadData") == 2
+    said = refusal(folder, fail="cuModuleLoadData:2:1")  # not for lack of code, so nothing is compiled
+    assert "out of memory: found load_module: CUDA_ERROR_OUT_OF_MEMORY" in said.what
+    assert driver.count("cuModuleLoadData") == 1
     assert "sm_72" in refusal(folder, sm=72).what
     said = refusal(folder, sm=90, driver=12020)
     assert said.where == f"{folder}, PTX" and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in said.what
@@ -349,6 +451,7 @@ def test_the_stand_in_notes_what_is_wrong() -> None:
     c.cuMemHostAlloc(ctypes.byref(host), ctypes.c_size_t(64), 0)
     c.cuStreamCreate(ctypes.byref(stream), 1)
     c.cuMemsetD32Async(host, 0, ctypes.c_size_t(1), stream)
+    c.cuLaunchKernel(stream, 1, 1, 1, 1, 1, 1, 0, stream, ctypes.byref(host), None)
     c.cuStreamBeginCapture_v2(stream, 1)
     c.cuCtxSynchronize()
     c.cuMemcpyHtoDAsync_v2(host, b"abcd", ctypes.c_size_t(4), stream)
@@ -364,7 +467,9 @@ def test_the_stand_in_notes_what_is_wrong() -> None:
         "cuMemFree_v2: no such memory, or freed before",
         "cuMemcpyHtoD_v2: not memory of the device",
         "cuMemHostAlloc: not mapped",
-        "cuMemsetD32Async: outside of a capture",
+        "cuMemsetD32Async: not memory of the device",
+        "cuLaunchKernel: not a handle of that kind",
+        "cuLaunchKernel: outside of a capture",
         "cuCtxSynchronize: called while a stream is captured",
         "cuMemcpyHtoDAsync_v2: not memory of the device",
         "cuGraphDestroy: used after its end",
@@ -392,13 +497,19 @@ def test_the_runner_replays_and_paces(tmp_path: Path) -> None:
     done = tick(bundle(), "--golden", **there)
     assert done.returncode == 0, done.stderr
     assert [line.endswith("bit-identical") for line in done.stdout.splitlines()] == [True, True]
-    for kernels_too in ((), ("--kernels",)):
+    there["EWM_STANDIN"] += f" cpus={len(os.sched_getaffinity(0))}"  # the driver's threads keep all of them
+    first = min(os.sched_getaffinity(0))
+    for kernels_too in (("--pin", str(first)), ("--kernels",)):
         done = tick(bundle(), "--ticks", "40", "--rate-hz", "200", "--json", "-", *kernels_too, **there)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["plans"] > 0 and found["plan_error"] == 0 and found["stats"]["futex_calls"] == 0
-        assert [row["call"] for row in found["calls"]] == (list(range(2, 10)) if kernels_too else [])
-        assert [row["step"] for row in found["steps"]] == ([1, 3, 4, 5, 7] if kernels_too else [])
+        timed = kernels_too == ("--kernels",)
+        assert [row["call"] for row in found["calls"]] == (list(range(2, 10)) if timed else [])
+        assert [row["step"] for row in found["steps"]] == ([1, 3, 4, 5, 7] if timed else [])
+        assert timed or found["scheduler"]["cpus"] == [first]
+        assert (found["gpu"]["module"], found["gpu"]["launched"]) == ("cubin", "apart")
+        assert found["gpu"]["measured"] == ("apart" if timed else "not") and found["gpu"]["graph_nodes"] > 0
 
 
 def test_a_machine_without_a_driver_is_refused(tmp_path: Path) -> None:

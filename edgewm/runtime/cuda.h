@@ -21,6 +21,8 @@ typedef struct CUgraphExec_st* CudaGraphExec;
 enum : int {
   CUDA_OUT_OF_MEMORY = 2,
   CUDA_NO_DEVICE = 100,
+  CUDA_INVALID_IMAGE = 200,
+  CUDA_NO_BINARY = 209,
   CUDA_NOT_READY = 600,
   ATTRIBUTE_PROCESSORS = 16,
   ATTRIBUTE_INTEGRATED = 18,
@@ -31,7 +33,6 @@ enum : int {
   ATTRIBUTE_SHARED_BYTES_OF_A_BLOCK = 97,
   FUNCTION_DYNAMIC_SHARED_BYTES = 8,
   STREAM_NON_BLOCKING = 1,
-  EVENT_BLOCKING_SYNC = 1,
   EVENT_DISABLE_TIMING = 2,
   HOST_ALLOC_MAPPED = 2,
   CAPTURE_OF_THIS_THREAD = 1,
@@ -87,7 +88,7 @@ enum : int {
   F(end_event, "cuEventDestroy_v2", (CudaEvent event))                                                                \
   F(record, "cuEventRecord", (CudaEvent event, CudaStream stream))                                                    \
   F(query, "cuEventQuery", (CudaEvent event))                                                                         \
-  F(wait, "cuEventSynchronize", (CudaEvent event))                                                                    \
+  F(query_stream, "cuStreamQuery", (CudaStream stream))                                                               \
   F(error_name, "cuGetErrorName", (CudaResult error, const char** name))
 
 struct Driver {
@@ -97,6 +98,13 @@ struct Driver {
 #undef EWM_CUDA_FIELD
 };
 
+// The graphs of an entry; nullptr where not made. `whole` is the entry as one launch. Where there is a deadline, the
+// host paces: `head`, up to the loop that may end early; `round`, one round of that loop, launched again and again;
+// `tail`, what follows.
+struct EntryGraphs {
+  CudaGraphExec whole, head, round, tail;
+};
+
 // The state of a loop on a GPU; arrays lie behind it in the loop's own memory.
 struct Device {
   Driver cuda;
@@ -104,7 +112,10 @@ struct Device {
   CudaContext context;
   CudaModule module;
   CudaStream stream;
-  CudaEvent done;
+  CudaEvent done[2];  // of a run, or of its rounds in turn
+  uint64_t tail_ns;   // what a tail took lately, launch to end; 0: not known
+  bool hung;          // a run was given up that had not ended
+  bool ptx;           // the module was compiled from it
   bool integrated;  // shares the processor's memory
   uint32_t together;  // blocks of the persistent function that are resident at once
   // Device memory; calls, operands and weights are written once.
@@ -115,11 +126,23 @@ struct Device {
   CudaAddress ports_there, pace_there;
   uint64_t port_bytes;
   CudaFunction* functions;  // by index in section "functions"
-  CudaGraphExec* entries;   // by entry
+  EntryGraphs* entries;     // by entry
+  uint64_t graph_nodes, graph_bytes, graph_ns;  // of all graphs
   // While it is measured: the plan's graph with a stamp after each launch, and where they are written.
   CudaGraphExec measured;
   CudaAddress stamps;
-  uint64_t *stamps_here, stamp_count;
+  uint64_t* stamps_here;
+};
+
+// Makes the context the calling thread's as long as it lives, where that succeeds.
+struct Current {
+  const Driver& cuda;
+  const CudaResult error;
+  explicit Current(const Device& d) : cuda(d.cuda), error(d.cuda.push_context(d.context)) {}
+  ~Current() {
+    CudaContext popped;
+    if (error == 0) cuda.pop_context(&popped);
+  }
 };
 
 // A driver's refusal in words: "cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY".
@@ -141,12 +164,20 @@ int check_launches(const ewm_model& model, Device& device, ewm_fault* fault);
 // Everything given back; for a state that was only half filled too.
 void leave_device(const ewm_model& model, Device& device);
 
-// The graph of an entry; with `stamps`, one that notes the time before its first launch and after each.
-int make_graph(const ewm_model& model, Device& device, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
-               ewm_fault* fault);
+// The graphs of an entry, those not wanted yet excepted: what a deadline needs is made for the plan.
+int make_graphs(const ewm_model& model, Device& device, const Entry& entry, EntryGraphs& made, ewm_fault* fault);
+void end_graphs(const Device& device, EntryGraphs& made);
+// The whole entry, with the time noted twice before its first launch and once after each.
+int make_measured_graph(const ewm_model& model, Device& device, const Entry& entry, CudaAddress stamps,
+                        CudaGraphExec& made, ewm_fault* fault);
+// What making graphs took so far, into the loop's counts.
+void tell_graphs(ewm_loop& loop, const Device& device);
+// The step that begins the loop that a deadline may end, the one of most rounds; EWM_NONE where the entry has none.
+uint32_t anytime_loop(const ewm_model& model, const Entry& entry);
 uint64_t stamps_of(const ewm_model& model, const Entry& entry);
-// Adds what the stamps of a run say to the times of steps and calls; either may be nullptr.
-void add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
+// Adds what the stamps of a run say to the times of steps and calls, either of which may be nullptr, less what a stamp
+// itself took, which it returns: the time between the first two.
+uint64_t add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
                 uint64_t* call_ns);
 
 }  // namespace ewm

@@ -26,11 +26,14 @@ int load_module(const ewm_model& m, Device& d, ewm_fault* fault) {
   const CudaResult error = d.cuda.load_module(&d.module, m.cubin);
   if (error == 0) return EWM_OK;
   d.module = nullptr;
-  if (m.ptx == nullptr)
+  if (error == CUDA_OUT_OF_MEMORY)
+    return refuse(fault, EWM_NO_MEMORY, "cubin", said(d.cuda, "load_module", error), "room for its code");
+  if (m.ptx == nullptr || (error != CUDA_NO_BINARY && error != CUDA_INVALID_IMAGE))
     return refuse(fault, EWM_NO_GPU, "cubin", said(d.cuda, "load_module", error),
                   Text("a GPU of sm_%u, and a driver that reads ELF ABI %u", m.gpu->sm, m.gpu->elf_abi));
   const CudaResult again = d.cuda.load_module(&d.module, m.ptx);
-  if (again == 0) return EWM_OK;
+  d.ptx = again == 0;
+  if (d.ptx) return EWM_OK;
   d.module = nullptr;
   return refuse(fault, EWM_NO_GPU, "PTX", said(d.cuda, "load_module", again), "a driver that compiles it");
 }
@@ -136,7 +139,7 @@ int load_device(const ewm_model& m, Device& d, ewm_fault* fault) {
   const uint64_t launch_bytes = m.gpu->launches * sizeof(GpuLaunch);
   if (int bad = upload(d, "launches", m.launches, launch_bytes, d.launches, fault)) return bad;
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, make_stream, &d.stream, STREAM_NON_BLOCKING);
-  EWM_CALL(d.cuda, EWM_NO_GPU, GPU, make_event, &d.done, EVENT_BLOCKING_SYNC | EVENT_DISABLE_TIMING);
+  for (CudaEvent& done : d.done) EWM_CALL(d.cuda, EWM_NO_GPU, GPU, make_event, &done, EVENT_DISABLE_TIMING);
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, synchronize);  // an upload may be on its way when its function returns
   return EWM_OK;
 }
@@ -166,11 +169,11 @@ void leave_device(const ewm_model& m, Device& d) {
   const Driver& cuda = d.cuda;
   if (d.context != nullptr) {
     CudaContext popped;
-    for (uint32_t i = 0; i < m.sizes->entries; i++)
-      if (d.entries[i] != nullptr) cuda.end_made_graph(d.entries[i]);
+    for (uint32_t i = 0; i < m.sizes->entries; i++) end_graphs(d, d.entries[i]);
     if (d.measured != nullptr) cuda.end_made_graph(d.measured);
     if (d.stream != nullptr) cuda.end_stream(d.stream);
-    if (d.done != nullptr) cuda.end_event(d.done);
+    for (CudaEvent done : d.done)
+      if (done != nullptr) cuda.end_event(done);
     const CudaAddress held[] = {d.arena, d.scratch, d.progress, d.weights, d.calls, d.operands, d.launches};
     for (CudaAddress at : held)
       if (at != 0) cuda.free(at);

@@ -100,7 +100,7 @@ int find_device(const ewm_model& m, Device& d, ewm_fault* fault) {
   EWM_CALL(cuda, EWM_NO_GPU, where, attribute, &maps, ATTRIBUTE_CAN_MAP_HOST_MEMORY, found.device);
   if (!maps)
     return refuse(fault, EWM_NO_GPU, where, "it sees no memory of the processor",
-                  "mapped memory, by which a deadline is kept");
+                  "mapped memory, which its ports lie in");
   d.device = found.device;
   d.integrated = found.integrated != 0;
   EWM_CALL(cuda, EWM_NO_GPU, where, retain_context, &d.context, d.device);

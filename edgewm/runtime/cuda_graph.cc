@@ -1,13 +1,23 @@
-// An entry as one graph: every launch of every round, in the order in which the processor would make its calls. It is
-// captured once, from a stream on which nothing runs meanwhile.
+// An entry as graphs: every launch of every round, in the order in which the processor would make its calls, as one; or
+// cut at the loop that a deadline may end. Captured once, from a stream on which nothing runs meanwhile.
 #include "cuda.h"
 
 namespace ewm {
 namespace {
 
+typedef unsigned long long ull;
+
 constexpr const char* GRAPH = "graph";
 // Ports so near each other are copied as one: this many bytes more cost less than another node.
 constexpr uint64_t NEAR_BYTES = 4096;
+
+// Where the loop that begins at `at` ends.
+uint32_t end_of_loop(const ewm_model& m, uint32_t at) {
+  for (uint32_t i = at + 1, depth = 1;; i++) {
+    if (m.steps[i].kind == REPEAT) depth++;
+    if (m.steps[i].kind == END && --depth == 0) return i;
+  }
+}
 
 // Walks the regions of steps [at, end) in the order they run in, rounds unrolled. `visit` is told of each region, of
 // each round before it begins, and of each loop once it is left; it says whether to go on.
@@ -20,14 +30,10 @@ bool walk(const ewm_model& m, uint32_t at, uint32_t end, Visit& visit) {
       at++;
       continue;
     }
-    uint32_t close = at + 1;
-    for (uint32_t depth = 1;; close++) {
-      if (m.steps[close].kind == REPEAT) depth++;
-      if (m.steps[close].kind == END && --depth == 0) break;
-    }
+    const uint32_t close = end_of_loop(m, at);
     for (uint32_t round = 0; round < step.count; round++)
       if (!visit.round(step, round) || !walk(m, at + 1, close, visit)) return false;
-    if (!visit.left(step)) return false;
+    if (!visit.left()) return false;
     at = close + 1;
   }
   return true;
@@ -41,8 +47,10 @@ struct Recorder {
   ewm_fault* fault;
   int error = EWM_OK;
   uint32_t first = 0, count = 0;  // launches that wait to be run as one
+  uint64_t nodes = 0;
 
   bool good(const char* call, CudaResult result) {
+    nodes++;
     if (result == 0) return true;
     error = refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, result), "success");
     return false;
@@ -59,9 +67,9 @@ struct Recorder {
     stamps += sizeof(uint64_t);
     return single(m.gpu->stamp, &parameter);
   }
-  bool pace(uint32_t function, uint32_t round, uint32_t count) {
-    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), round, count};
-    return single(function, &parameter);
+  bool begin() {
+    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), 0, 0};
+    return single(m.gpu->begin, &parameter);
   }
 
   Launch launch(uint32_t call, uint32_t phase) const {
@@ -124,16 +132,9 @@ struct Recorder {
     return true;
   }
   bool round(const Step& loop, uint32_t round) {
-    if (!flush()) return false;
-    if (loop.anytime && !pace(m.gpu->round, round, loop.count)) return false;
-    return good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
+    return flush() && good("fill_words", d.cuda.fill_words(d.arena + loop.counter, round, 1, d.stream));
   }
-  // What follows a loop runs, however it was left.
-  bool left(const Step& loop) {
-    if (!flush()) return false;
-    if (!loop.anytime) return true;
-    return pace(m.gpu->round, loop.count, loop.count) && good("fill_words", d.cuda.fill_words(stop(), 0, 1, d.stream));
-  }
+  bool left() { return flush(); }
 
   bool copy(uint64_t begin, uint64_t end, bool in) {
     const uint64_t bytes = end - begin;
@@ -165,9 +166,9 @@ struct Recorder {
     return end == 0 || copy(begin, end, in);
   }
 
+  bool steps(uint32_t at, uint32_t end) { return walk(m, at, end, *this) && flush(); }
   bool entry(const Entry& e) {
-    return pace(m.gpu->begin, 0, 0) && ports(e, true) && stamp() &&
-           walk(m, e.first_step, e.first_step + e.steps, *this) && flush() && ports(e, false);
+    return begin() && ports(e, true) && stamp() && stamp() && steps(e.first_step, e.first_step + e.steps) && ports(e, false);
   }
 };
 
@@ -176,42 +177,90 @@ struct Stamps {
   const ewm_model& m;
   const uint64_t* at;  // nullptr: only counts
   uint64_t *step_ns, *call_ns;
-  uint64_t count = 1;  // the one before the first launch
+  uint64_t count = 2;  // those before the first launch
 
   bool region(uint32_t step) {
     const Step& s = m.steps[step];
     for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++, count++) {
       if (at == nullptr) continue;
-      const uint64_t ns = at[count] - at[count - 1];
+      const uint64_t between = at[count] - at[count - 1], floor = at[1] - at[0];
+      const uint64_t ns = between > floor ? between - floor : 0;
       if (step_ns != nullptr) step_ns[step] += ns;
       if (call_ns != nullptr) call_ns[call] += ns;
     }
     return true;
   }
   bool round(const Step&, uint32_t) { return true; }
-  bool left(const Step&) { return true; }
+  bool left() { return true; }
 };
 
-}  // namespace
-
-int make_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
-               ewm_fault* fault) {
+// A graph of what `record` puts on the stream.
+template <class Record>
+int make(const ewm_model& m, Device& d, CudaAddress stamps, CudaGraphExec& made, ewm_fault* fault, Record record) {
+  const uint64_t began_ns = monotonic_ns();
+  size_t before = 0, after = 0, all = 0;
+  d.cuda.memory(&before, &all);
   EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, begin_capture, d.stream, CAPTURE_OF_THIS_THREAD);
   Recorder recorder{m, d, stamps, fault};
-  const bool whole = recorder.entry(entry);
+  const bool whole = record(recorder);
   CudaGraph graph = nullptr;
   const CudaResult ended = d.cuda.end_capture(d.stream, &graph);
   CudaResult error = ended;
   if (whole && ended == 0) error = d.cuda.instantiate(&made, graph, 0);
   if (graph != nullptr) d.cuda.end_graph(graph);
   if (!whole) return recorder.error;
-  if (error != 0) {
+  const char* call = ended != 0 ? "end_capture" : "instantiate";
+  if (error != 0) made = nullptr;
+  if (made != nullptr && (error = d.cuda.upload_graph(made, d.stream)) != 0) {
+    call = "upload_graph";
+    d.cuda.end_made_graph(made);
     made = nullptr;
-    return refuse(fault, error == CUDA_OUT_OF_MEMORY ? EWM_NO_MEMORY : EWM_NO_GPU, GRAPH,
-                  said(d.cuda, ended != 0 ? "end_capture" : "instantiate", error), "success");
   }
-  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, upload_graph, made, d.stream);
+  if (error == CUDA_OUT_OF_MEMORY)
+    return refuse(fault, EWM_NO_MEMORY, GRAPH, Text("%llu of %llu bytes free", ull(before), ull(all)),
+                  Text("room for a graph of %llu nodes", ull(recorder.nodes)));
+  if (error != 0) return refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, error), "success");
+  EWM_CALL(d.cuda, EWM_NO_GPU, GRAPH, synchronize);
+  d.cuda.memory(&after, &all);
+  d.graph_nodes += recorder.nodes;
+  d.graph_bytes += before > after ? before - after : 0;
+  d.graph_ns += monotonic_ns() - began_ns;
   return EWM_OK;
+}
+
+}  // namespace
+
+uint32_t anytime_loop(const ewm_model& m, const Entry& entry) {
+  uint32_t found = EWM_NONE;
+  for (uint32_t i = entry.first_step; i < entry.first_step + entry.steps; i++)
+    if (m.steps[i].kind == REPEAT && m.steps[i].anytime)
+      if (found == EWM_NONE || m.steps[i].count > m.steps[found].count) found = i;
+  return found;
+}
+
+int make_graphs(const ewm_model& m, Device& d, const Entry& e, EntryGraphs& made, ewm_fault* fault) {
+  const uint32_t loop = anytime_loop(m, e);
+  if (int bad = make(m, d, 0, made.whole, fault, [&](Recorder& r) { return r.entry(e); })) return bad;
+  if (&e != m.entries + m.sizes->plan_entry || loop == EWM_NONE) return EWM_OK;
+  const uint32_t close = end_of_loop(m, loop);
+  const auto head = [&](Recorder& r) { return r.begin() && r.ports(e, true) && r.steps(e.first_step, loop); };
+  const auto round = [&](Recorder& r) { return r.steps(loop + 1, close); };
+  const auto tail = [&](Recorder& r) { return r.steps(close + 1, e.first_step + e.steps) && r.ports(e, false); };
+  if (int bad = make(m, d, 0, made.head, fault, head)) return bad;
+  if (int bad = make(m, d, 0, made.round, fault, round)) return bad;
+  return make(m, d, 0, made.tail, fault, tail);
+}
+
+void end_graphs(const Device& d, EntryGraphs& made) {
+  const CudaGraphExec all[] = {made.whole, made.head, made.round, made.tail};
+  for (CudaGraphExec graph : all)
+    if (graph != nullptr) d.cuda.end_made_graph(graph);
+  made = EntryGraphs{};
+}
+
+int make_measured_graph(const ewm_model& m, Device& d, const Entry& entry, CudaAddress stamps, CudaGraphExec& made,
+                        ewm_fault* fault) {
+  return make(m, d, stamps, made, fault, [&](Recorder& r) { return r.entry(entry); });
 }
 
 uint64_t stamps_of(const ewm_model& m, const Entry& entry) {
@@ -220,9 +269,11 @@ uint64_t stamps_of(const ewm_model& m, const Entry& entry) {
   return stamps.count;
 }
 
-void add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns, uint64_t* call_ns) {
+uint64_t add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns,
+                    uint64_t* call_ns) {
   Stamps stamps{m, at, step_ns, call_ns};
   walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
+  return at[1] - at[0];
 }
 
 }  // namespace ewm

@@ -10,7 +10,7 @@ namespace {
 #define EXPECT(holds, where, found, expected) \
   if (!(holds)) return refuse(fault, EWM_INVALID, where, found, expected)
 
-constexpr uint32_t MAX_THREADS_OF_A_BLOCK = 1024, MAX_BLOCKS = 0x7fffffff, MAX_SHARED_BYTES = 227 << 10;
+constexpr uint32_t THREADS_OF_A_BLOCK = 256, MAX_BLOCKS = 0x7fffffff, MAX_SHARED_BYTES = 227 << 10;
 
 // Of an ELF file's head (gABI), as NVIDIA's tools write it.
 constexpr uint32_t ELF_HEAD = 20, EM_CUDA = 190;
@@ -21,8 +21,8 @@ int verify_gpu(const ewm_model& m, ewm_fault* fault) {
   EXPECT(g.sm >= 50 && g.sm < 200, "gpu", Text("sm_%u", g.sm), "sm_50 to sm_199");
   EXPECT(g.driver >= 11000 && g.driver < 100000, "gpu", Text("driver %u", g.driver), "11000 to 99999");
   EXPECT(g.elf_abi == 7 || g.elf_abi == 8, "gpu", Text("ELF ABI %u", g.elf_abi), "7 or 8");
-  EXPECT(g.threads >= 32 && g.threads <= MAX_THREADS_OF_A_BLOCK && g.threads % 32 == 0, "gpu",
-         Text("%u threads", g.threads), "a multiple of 32 up to 1024");
+  EXPECT(g.threads == THREADS_OF_A_BLOCK, "gpu", Text("%u threads", g.threads),
+         Text("%u, which kernels are written for", THREADS_OF_A_BLOCK));
   EXPECT(g.begin < g.functions && g.round < g.functions && g.stamp < g.functions, "gpu",
          Text("functions %u, %u and %u", g.begin, g.round, g.stamp), Text("below %u", g.functions));
   EXPECT(g.persistent == EWM_NONE || g.persistent < g.functions, "gpu", Text("persistent function %u", g.persistent),

@@ -35,6 +35,7 @@ extern "C" int ewm_describe(const ewm_model* model, ewm_model_info* info) {
   out.weight_bytes = n.weight_bytes;
   out.file_bytes = model->file_bytes;
   out.gpu = model->gpu != nullptr ? model->gpu->sm : 0;
+  out.persistent = model->gpu != nullptr && model->gpu->persistent != EWM_NONE;
   return hand_out(info, out);
 }
 

@@ -18,7 +18,9 @@
  * apart; where the last one is not, the history begins anew.
  *
  * A file for a GPU holds that GPU's memory, and some that both sides see, beside the loop's arena: ewm_init takes it,
- * ewm_end gives it back. A plan is one launch there, and waits, asleep unless options.spin; ewm_act never touches it.
+ * ewm_end gives it back. A plan is one launch there, and waits, napping unless options.spin; with a deadline it is one
+ * launch for each round of the anytime loop, at most one ahead of those that have ended, and one before and after.
+ * ewm_act never touches the GPU. What the plan needs there is made by ewm_init, another entry's graph when it first runs.
  *
  * After ewm_init nothing allocates, and nothing but two futex calls for each plan enters the kernel: one wakes the
  * workers, one each puts them to sleep; none with options.spin. Where the planning thread has come to run on another
@@ -102,6 +104,7 @@ typedef struct ewm_model_info {
   uint32_t action_port; /* of the plan; EWM_NONE without one */
   uint64_t arena_bytes, scratch_bytes, weight_bytes, file_bytes;
   uint32_t gpu; /* what its calls run on: 87 for a GPU of sm_87; 0: this processor */
+  uint32_t persistent; /* 1: on the GPU calls that follow on each other are one launch, except while they are measured */
 } ewm_model_info;
 
 typedef struct ewm_entry_info {
@@ -150,6 +153,8 @@ typedef struct ewm_options {
   void* clock_state;
   uint32_t anywhere; /* workers may run on the planning thread's processor too, where a short plan may wait for them
                         for ms; so they do where the caller of ewm_init may use fewer processors than threads */
+  uint64_t gpu_wait_ns; /* how long a run on a GPU is waited for, from its start or, where it has one, its deadline on;
+                           EWM_GPU_FAILED after, and until that run has ended. 0: 10 s */
 } ewm_options;
 
 /* Bytes of arena that ewm_init wants (64-byte aligned); everything a loop ever uses lies in it. 0 for bad arguments. */
@@ -183,7 +188,8 @@ typedef struct ewm_plan_info {
 } ewm_plan_info;
 
 /* Plan and publish. `deadline_ns` on the loop's clock, 0 for none, is looked at before each round of the anytime loop:
- * a round that would end after it, judged by the longest so far, is not begun. */
+ * a round that would end after it, judged by the longest so far, is not begun; on a GPU what follows the loop is counted
+ * too, as it was measured before (the first time: as a round). While it is measured there, all rounds are done. */
 EWM_API int ewm_plan(ewm_loop* loop, uint64_t deadline_ns, ewm_plan_info* info, ewm_fault* fault);
 
 typedef enum ewm_state {
@@ -221,9 +227,9 @@ EWM_API int ewm_run_entry(ewm_loop* loop, uint32_t entry, const ewm_buffer* inpu
                           const ewm_buffer* outputs, uint32_t output_count, ewm_fault* fault);
 
 /* Nanoseconds the planning thread spends in each step (with its barrier) and call, added up; NULL: not measured. On a
- * GPU another graph is run for it, which notes the time after each call of a plan: that takes longer. It is made, by
- * allocations, when first asked for; where the GPU has no room for it, nothing is added to. */
-EWM_API void ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns);
+ * GPU another graph is run for it, which launches each call for itself and notes the time after it: that takes longer.
+ * It is made, by allocations, when first asked for; where that fails nothing is measured, and it may be asked again. */
+EWM_API int ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns, ewm_fault* fault);
 
 typedef struct ewm_counts {
   uint32_t size, reserved;
@@ -234,6 +240,10 @@ typedef struct ewm_counts {
   uint64_t begun_late; /* of ewm_act: chunks that began in a later period than the one they were due in */
   uint64_t begun_anew; /* of ewm_plan: histories, as the frame before was not one model action old */
   uint64_t moved;      /* of workers: kept off the processor that the planning thread has come to */
+  /* of a loop on a GPU */
+  uint64_t graph_nodes, graph_bytes, graph_ns; /* of its graphs: launches and copies; free memory and time they took */
+  uint64_t ptx;      /* 1: the driver compiled the file's PTX, as the module in it does not fit the GPU */
+  uint64_t stamp_ns; /* what noting the time took in the last measured run: taken off each call's */
 } ewm_counts;
 
 EWM_API int ewm_stats(const ewm_loop* loop, ewm_counts* counts);

@@ -13,7 +13,8 @@ struct Launch {
   uint32_t call, phase;
 };
 
-// Memory that host and device both see. The host writes the budget before a run, the device the rest.
+// Memory that host and device both see, for a run whose rounds are all launched at once and that the device paces by
+// its own clock. This runtime's host paces runs itself and reads none of it.
 struct Pace {
   uint64_t budget_ns;  // from the run's start to its deadline; ~0: none
   uint32_t iterations, of;  // rounds of the anytime loop that were done, of how many

@@ -104,6 +104,6 @@ void end_engine(ewm_loop& loop);
 // Runs an entry whose input ports are filled, to the end; its result ports are filled then.
 int run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns, ewm_fault* fault);
 // What is to be measured (`step_ns`, `call_ns`) has changed.
-void measure(ewm_loop& loop);
+int measure(ewm_loop& loop, ewm_fault* fault);
 
 }  // namespace ewm

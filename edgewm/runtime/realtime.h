@@ -17,7 +17,7 @@ constexpr int FIFO_LOWEST = 2, FIFO_HIGHEST = 99;
 
 // "2,3" or "2-5"; false where the text names no CPU or one that cannot exist.
 bool parse_cpus(const char* text, Realtime& to);
-// Before any thread is made, for threads inherit it: the CPUs, and the priority of those that plan.
+// Before any thread is made that is to inherit it: the CPUs, and the priority of those that plan.
 void enter(Realtime& realtime);
 // A thread of its own; where its stack is more than may be locked, the lock is given up and told as refused.
 bool make_thread(Realtime& realtime, pthread_t* thread, void* (*run)(void*));

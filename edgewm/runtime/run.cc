@@ -71,8 +71,8 @@ extern "C" int ewm_run_entry(ewm_loop* loop, uint32_t entry, const ewm_buffer* i
   return EWM_OK;
 }
 
-extern "C" void ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns) {
+extern "C" int ewm_profile(ewm_loop* loop, uint64_t* step_ns, uint64_t* call_ns, ewm_fault* fault) {
   loop->step_ns = step_ns;
   loop->call_ns = call_ns;
-  measure(*loop);
+  return measure(*loop, fault);
 }

@@ -192,7 +192,8 @@ int drive() {
   run.taken = run.planned;  // by the last action before the start: the first tick plans
   // On a GPU measuring takes time of its own: only where it is asked for.
   const bool steps = a.kernels || run.on_cpu;
-  ewm_profile(run.loop, steps ? run.step_ns : nullptr, a.kernels ? run.call_ns : nullptr);
+  if (ewm_profile(run.loop, steps ? run.step_ns : nullptr, a.kernels ? run.call_ns : nullptr, &run.fault) != EWM_OK)
+    return complain(run.fault);
   lock_memory(realtime);
   run.t0 = now_ns() + run.period_ns;
   pthread_t planner;
@@ -312,6 +313,12 @@ void print_report(const ewm_model_info& about, FILE* out) {
           (ull)n.waiting, (ull)n.fresh, (ull)n.hold, (ull)n.ramp, (ull)n.stopped, (ull)n.skipped, (ull)n.limited,
           (ull)n.chunks, (ull)n.stale, (ull)n.refused_input, (ull)n.result_non_finite, (ull)n.futex_calls,
           (ull)n.held_up, (ull)n.begun_late, (ull)n.begun_anew);
+  if (about.gpu != 0)
+    fprintf(out,
+            " \"gpu\": {\"sm\": %u, \"module\": \"%s\", \"graph_nodes\": %llu, \"graph_bytes\": %llu, "
+            "\"graph_ns\": %llu, \"stamp_ns\": %llu, \"launched\": \"%s\", \"measured\": \"%s\"},\n",
+            about.gpu, n.ptx ? "ptx" : "cubin", (ull)n.graph_nodes, (ull)n.graph_bytes, (ull)n.graph_ns,
+            (ull)n.stamp_ns, about.persistent ? "together" : "apart", a.kernels ? "apart" : "not");
   // Planning thread's time, barriers included: regions of the plan, then (with --kernels) its own share of each call.
   fprintf(out, " \"steps\": [");
   bool first = true;
@@ -340,7 +347,6 @@ void print_summary(FILE* out) {
 }
 
 int start(const Arguments& a, ewm_model_info& about) {
-  enter(realtime);
   run.arguments = &a;
   run.fault.size = sizeof(run.fault);
   struct stat is;
@@ -351,6 +357,7 @@ int start(const Arguments& a, ewm_model_info& about) {
   about.size = sizeof(about);
   ewm_describe(run.model, &about);
   run.on_cpu = about.gpu == 0;
+  if (run.on_cpu) enter(realtime);
   uint64_t bytes = ewm_arena_bytes(run.model, a.threads);
   void* arena = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (arena == MAP_FAILED) return complain("out of memory", "arena", "use fewer threads or a smaller plan");
@@ -364,6 +371,7 @@ int start(const Arguments& a, ewm_model_info& about) {
   options.ramp_periods = a.ramp_periods;
   if (ewm_init(run.model, arena, bytes, a.threads, &options, &run.loop, &run.fault) != EWM_OK)
     return complain(run.fault);
+  if (!run.on_cpu) enter(realtime);  // a driver's own threads keep what they have: they must run beside the planner
   ewm_port_info action;
   action.size = sizeof(action);
   if (!a.free && ewm_port(run.model, about.action_port, &action) == EWM_OK) run.commit = action.commit_steps;

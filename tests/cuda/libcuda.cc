@@ -83,11 +83,17 @@ API_OF(uint64_t) standin_count(const char* name) {
 }
 API_OF(uint64_t) standin_graphs_run() { return world.graphs_run; }
 API_OF(uint64_t) standin_nodes_run() { return world.nodes_run; }
+API_OF(uint64_t) standin_most_waiting() { return world.most_waiting; }
+API_OF(uint64_t) standin_clock_ns() { return world.clock_ns; }
 
 // ---- the driver
 
 API cuInit(unsigned) {
   ENTER(0, 1);
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  if (sched_getaffinity(0, sizeof(mine), &mine) != 0 || CPU_COUNT(&mine) < world.machine.cpus)
+    fault("cuInit: its threads may use %d processors only", CPU_COUNT(&mine));
   return world.machine.devices > 0 ? SUCCESS : NO_DEVICE;
 }
 API cuDriverGetVersion(int* version) {

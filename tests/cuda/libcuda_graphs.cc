@@ -80,12 +80,13 @@ API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream)
 }
 API cuMemsetD32Async(uint64_t at, unsigned value, size_t words, void* stream) {
   ENTER(1, 1);
-  Handle* h = capturing(stream, __func__);
+  Handle* h = checked(stream, STREAM, __func__);
   if (h == nullptr || at % 4 != 0 || !on_device(reinterpret_cast<void*>(at), 4 * words, __func__)) return INVALID_VALUE;
   Node n{};
   n.kind = FILL;
   n.to = reinterpret_cast<char*>(at), n.bytes = 4 * words, n.value = value;
-  h->nodes.add(n);
+  if (h->capturing) h->nodes.add(n);
+  else h->pending.add(Work{nullptr, nullptr, n});
   return SUCCESS;
 }
 
@@ -136,8 +137,11 @@ API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) {
   ENTER(1, 0);
   Handle* g = checked(graph, GRAPH, __func__);
   if (g == nullptr) return INVALID_HANDLE;
+  const uint64_t bytes = g->nodes.count * world.machine.node_bytes;
+  if (world.held + bytes > world.machine.memory) return OUT_OF_MEMORY;
   Handle* h = make(EXEC, "");
   h->nodes = g->nodes;
+  world.held += h->bytes = bytes;
   *made = h;
   return SUCCESS;
 }
@@ -151,7 +155,11 @@ API cuGraphLaunch(void* graph, void* stream) {
   ENTER(1, 0);
   Handle *g = checked(graph, EXEC, __func__), *s = checked(stream, STREAM, __func__);
   if (g == nullptr || s == nullptr) return INVALID_HANDLE;
-  s->pending.add(g);
+  s->pending.add(Work{g, nullptr, {}});
+  world.clock_ns += world.machine.launch_ns;
+  uint64_t waiting = 0;
+  for (uint32_t i = 0; i < s->pending.count; i++) waiting += s->pending.at[i].exec != nullptr;
+  if (waiting > world.most_waiting) world.most_waiting = waiting;
   return SUCCESS;
 }
 API cuGraphDestroy(void* graph) {
@@ -160,6 +168,8 @@ API cuGraphDestroy(void* graph) {
 }
 API cuGraphExecDestroy(void* graph) {
   ENTER(1, 0);
+  const Handle* g = checked(graph, EXEC, __func__);
+  if (g != nullptr) world.held -= g->bytes;
   return end(graph, EXEC, __func__);
 }
 API cuEventCreate(void** event, unsigned flags) {
@@ -179,6 +189,8 @@ API cuEventRecord(void* event, void* stream) {
   if (e == nullptr || s == nullptr) return INVALID_HANDLE;
   e->stream = s;
   e->queries = 0;
+  e->reached = false;
+  s->pending.add(Work{nullptr, e, {}});
   return SUCCESS;
 }
 // What was launched runs when it is waited for, no sooner: who forgets to wait meets what was there before.
@@ -186,12 +198,11 @@ API cuEventQuery(void* event) {
   ENTER(1, 0);
   Handle* e = checked(event, EVENT, __func__);
   if (e == nullptr || e->stream == nullptr) return INVALID_HANDLE;
-  return ++e->queries < 3 ? int(NOT_READY) : run_pending(e->stream);
+  return world.machine.hangs || ++e->queries < 3 ? int(NOT_READY) : run_pending(e->stream, e);
 }
-API cuEventSynchronize(void* event) {
+API cuStreamQuery(void* stream) {
   ENTER(1, 0);
-  Handle* e = checked(event, EVENT, __func__);
-  if (e == nullptr || e->stream == nullptr) return INVALID_HANDLE;
-  if (!(e->flags & 1)) fault("cuEventSynchronize: it would spin");
-  return run_pending(e->stream);
+  Handle* s = checked(stream, STREAM, __func__);
+  if (s == nullptr) return INVALID_HANDLE;
+  return world.machine.hangs ? int(NOT_READY) : run_pending(s);
 }

@@ -6,7 +6,7 @@ namespace standin {
 World world;
 thread_local uint32_t current;
 
-static const Machine AS_IS = {12060, 1, 87, 1, 1, 16, 1, 166912, 2, 0, 1ull << 33, 0, 0, "", "", 0, 0};
+static const Machine AS_IS = {12060, 1, 87, 1, 1, 16, 1, 166912, 2, 0, 0, 0, 1ull << 33, 0, 0, 0, 0, 0, "", "", 0, 0};
 
 void fault(const char* format, ...) {
   size_t used = strlen(world.faults);
@@ -29,9 +29,10 @@ void configure(const char* text) {
   const struct { const char* name; int* at; } numbers[] = {
       {"driver", &m.driver}, {"devices", &m.devices}, {"sm", &m.sm}, {"integrated", &m.integrated}, {"maps", &m.maps},
       {"processors", &m.processors}, {"cooperative", &m.cooperative}, {"shared", &m.shared}, {"resident", &m.resident},
-      {"aborts", &m.aborts}};
+      {"aborts", &m.aborts}, {"hangs", &m.hangs}, {"cpus", &m.cpus}};
   const struct { const char* name; uint64_t* at; } sizes[] = {
-      {"memory", &m.memory}, {"clock_step", &m.clock_step}, {"seed", &m.seed}};
+      {"memory", &m.memory}, {"seed", &m.seed}, {"node_bytes", &m.node_bytes}, {"clock_step", &m.clock_step}, {"node_ns", &m.node_ns},
+      {"launch_ns", &m.launch_ns}};
   char* rest = nullptr;
   for (char* word = strtok_r(copy, " ", &rest); word != nullptr; word = strtok_r(nullptr, " ", &rest)) {
     char* value = strchr(word, '=');
@@ -49,7 +50,7 @@ void configure(const char* text) {
   }
   world.faults[0] = 0;
   world.counts.count = 0;
-  world.nodes_run = world.graphs_run = world.clock_ns = 0;
+  world.nodes_run = world.graphs_run = world.clock_ns = world.most_waiting = 0;
   world.dead = 0;
   world.run = nullptr;
   world.begun = true;
@@ -174,6 +175,7 @@ static bool check_parameter(const Node& n) {
 
 static int run_node(Node& n) {
   world.nodes_run++;
+  world.clock_ns += world.machine.node_ns;
   if (n.kind == COPY) {
     memcpy(n.to, n.from, n.bytes);
     return SUCCESS;
@@ -197,18 +199,25 @@ static int run_node(Node& n) {
   return ILLEGAL_ADDRESS;
 }
 
-int run_pending(Handle* stream) {
-  for (uint32_t i = 0; i < stream->pending.count; i++) {
-    Handle* exec = stream->pending.at[i];
-    world.graphs_run++;
-    for (uint32_t k = 0; k < exec->nodes.count; k++)
-      if (int bad = run_node(exec->nodes.at[k])) {
-        stream->pending.count = 0;
-        return world.dead = bad;  // as a real one: nothing works after
-      }
-  }
-  stream->pending.count = 0;
+static int run_work(Work& work) {
+  if (work.event != nullptr) work.event->reached = true;
+  if (work.event != nullptr) return SUCCESS;
+  if (work.exec == nullptr) return run_node(work.node);
+  world.graphs_run++;
+  for (uint32_t k = 0; k < work.exec->nodes.count; k++)
+    if (int bad = run_node(work.exec->nodes.at[k])) return bad;
   return SUCCESS;
+}
+
+int run_pending(Handle* stream, const Handle* event) {
+  List<Work>& all = stream->pending;
+  uint32_t done = 0;
+  int bad = SUCCESS;
+  while (done < all.count && bad == SUCCESS && (event == nullptr || !event->reached)) bad = run_work(all.at[done++]);
+  if (bad != SUCCESS) done = all.count, world.dead = bad;  // as a real one: nothing works after
+  memmove(static_cast<void*>(all.at), all.at + done, (all.count - done) * sizeof(Work));
+  all.count -= done;
+  return bad;
 }
 
 bool on_device(const void* at, uint64_t bytes, const char* name) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,8 +27,9 @@ enum Result {
 
 // What the machine has; set by `standin_configure`, or by EWM_STANDIN of the environment.
 struct Machine {
-  int driver, devices, sm, integrated, maps, processors, cooperative, shared, resident, aborts;
-  uint64_t memory, clock_step, seed;
+  int driver, devices, sm, integrated, maps, processors, cooperative, shared, resident, aborts, hangs, cpus;
+  uint64_t memory, seed, node_bytes;  // of the device for each node of a graph
+  uint64_t clock_step, node_ns, launch_ns;  // what the clock goes on by: read by a kernel, run a node, launch a graph
   char kernels[1024];                  // the library that runs them
   char fails[64];                      // a function,
   int fails_with, fails_at;            // its answer, and at which of its calls
@@ -67,6 +69,11 @@ struct Node {
   uint64_t bytes;
   uint32_t value;
 };
+// What a stream has still to do: a graph, a node of its own, or an event that is then reached.
+struct Work {
+  struct Handle *exec, *event;
+  Node node;
+};
 // Never freed, so that one used after its end is told.
 struct Handle {
   What what;
@@ -78,9 +85,10 @@ struct Handle {
   int dynamic_shared;
   unsigned flags;
   List<Node> nodes;       // captured so far, or of a graph
-  List<Handle*> pending;  // launched on a stream, not run yet
+  List<Work> pending;     // given to a stream, not run yet
   Handle* stream;         // of an event
-  uint64_t queries;
+  bool reached;
+  uint64_t queries, bytes;
 };
 struct Count {
   const char* name;
@@ -92,7 +100,7 @@ struct World {
   List<Memory> memory;
   List<Handle*> handles;
   List<Count> counts;
-  uint64_t held, nodes_run, graphs_run, clock_ns;
+  uint64_t held, nodes_run, graphs_run, clock_ns, most_waiting;
   int retained, dead;
   bool begun;
   char faults[1 << 14];
@@ -111,8 +119,8 @@ int answer(const char* name, int result);
 Memory* memory_of(const void* at, uint64_t bytes, Kind kind, bool mapped);
 Handle* make(What what, const char* name);
 Handle* checked(const void* handle, What what, const char* where);
-// Everything that waits on the stream, in order.
-int run_pending(Handle* stream);
+// What waits on the stream, in order: all of it, or up to an event.
+int run_pending(Handle* stream, const Handle* event = nullptr);
 void check_closed();
 bool on_device(const void* at, uint64_t bytes, const char* name);
 bool on_host(const void* at, uint64_t bytes, const char* name);
