@@ -28,14 +28,17 @@ template <class P> inline void product_i8_quantize(const Call& c, const Operand*
   i32v high = 0;  // as the order of their bits: NaN is above all in one of the two
   u32v low = 0x80000000u;
   for (uint32_t k0 = group * numbers; k0 < depth; k0 += groups * numbers) {
-    f32v y[numbers];
+#pragma unroll 1  // four at once: sixteen prologues do not fit the registers
+    for (uint32_t k = k0; k < k0 + numbers && k < depth; k += 4) {
+      f32v y[4];
 #pragma unroll
-    for (uint32_t j = 0; j < numbers; j++) y[j] = P::value(p.v, k0 + j < depth ? k0 + j : k0, 0, ONE_LANE);
+      for (uint32_t j = 0; j < 4; j++) y[j] = P::value(p.v, k + j < depth ? k + j : k, 0, ONE_LANE);
 #pragma unroll
-    for (uint32_t j = 0; j < numbers; j++) {
-      high = op_max(as_i32(y[j]), high);
-      low = op_max(as_u32(y[j]), low);
-      if (kept && k0 + j < depth) own_numbers[(k0 + j) * 32] = y[j];
+      for (uint32_t j = 0; j < 4; j++) {
+        high = op_max(as_i32(y[j]), high);
+        low = op_max(as_u32(y[j]), low);
+        if (kept && k + j < depth) own_numbers[(k + j) * 32] = y[j];
+      }
     }
   }
   shared[t] = as_u32(high);
