@@ -11,7 +11,8 @@ namespace ewm {
 
 constexpr float SMALLEST_STEP = 0x1p-100f;
 
-// A block quantizes 32 lanes at one outer index: eight threads a lane, 16 numbers of k at a time.
+// A block quantizes 32 lanes at one outer index: eight threads a lane, 16 numbers of k at a time. A thread looks at its
+// numbers twice; where GOOD_BYTES hold all, it keeps them in shared memory, behind what threads agree by.
 template <class P> inline void product_i8_quantize(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Operand& weights = o[P::inputs];
   const Rows rows(c, weights);
@@ -21,18 +22,25 @@ template <class P> inline void product_i8_quantize(const Call& c, const Operand*
   constexpr uint32_t groups = THREADS / 32, numbers = 16;
   const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
 
+  uint32_t* const shared = reinterpret_cast<uint32_t*>(shared_memory());
+  float* const own_numbers = reinterpret_cast<float*>(shared + 2 * THREADS) + t % 32;
+  const bool kept = depth * 32 * sizeof(float) <= GOOD_BYTES;
   i32v high = 0;  // as the order of their bits: NaN is above all in one of the two
   u32v low = 0x80000000u;
   for (uint32_t k0 = group * numbers; k0 < depth; k0 += groups * numbers) {
+#pragma unroll 1  // four at once: sixteen prologues do not fit the registers
+    for (uint32_t k = k0; k < k0 + numbers && k < depth; k += 4) {
+      f32v y[4];
 #pragma unroll
-    for (uint32_t j = 0; j < numbers; j++)
-      if (k0 + j < depth) {
-        const f32v y = P::value(p.v, k0 + j, 0, ONE_LANE);
-        high = op_max(as_i32(y), high);
-        low = op_max(as_u32(y), low);
+      for (uint32_t j = 0; j < 4; j++) y[j] = P::value(p.v, k + j < depth ? k + j : k, 0, ONE_LANE);
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) {
+        high = op_max(as_i32(y[j]), high);
+        low = op_max(as_u32(y[j]), low);
+        if (kept && k + j < depth) own_numbers[(k + j) * 32] = y[j];
       }
+    }
   }
-  uint32_t* const shared = reinterpret_cast<uint32_t*>(shared_memory());
   shared[t] = as_u32(high);
   shared[THREADS + t] = low;
   block_sync();
@@ -58,7 +66,7 @@ template <class P> inline void product_i8_quantize(const Call& c, const Operand*
 #pragma unroll
     for (uint32_t j = 0; j < numbers; j++)
       if (k0 + j < depth) {
-        const f32v y = P::value(p.v, k0 + j, 0, ONE_LANE);
+        const f32v y = kept ? own_numbers[(k0 + j) * 32] : P::value(p.v, k0 + j, 0, ONE_LANE);
         // adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits
         const u32v q = as_u32(op_min(op_fma(y, inverse, offset), 127.0f) + 0x1.8p23f);
         packed.word[j / 4] |= (q & 255u) << (j % 4 * 8);

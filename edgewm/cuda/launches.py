@@ -20,7 +20,7 @@ STRIP, STRIPS = 64, 3  # bytes of k in shared memory, for each row and column; h
 NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they are NARROW x NARROW
 NARROW_STRIPS = 2  # of each warp at once
 FOLD = 256  # terms of each lane in shared memory, in `reduce`
-QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`
+QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`; GOOD_BYTES of int8's rows
 RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, the least of all boards, is 82,944 bytes
 
 SIZES: dict[str, int] = {
@@ -99,8 +99,14 @@ def _reduce(call: Facts) -> Shape:
 
 
 def _by_rows(call: Facts) -> Shape:
-    """The same blocks as `_reduce`, so that calls can be chained; two words of each thread to agree on a range."""
-    return Shape(prod(call.dims[:-2]) * _lane_tiles(call), 8 * THREADS)
+    """The same blocks as `_reduce`, so that calls can be chained."""
+    return Shape(prod(call.dims[:-2]) * _lane_tiles(call))
+
+
+def _quantize(call: Facts) -> Shape:
+    """Shared memory holds two words of each thread, to agree on a range, and all numbers where GOOD_BYTES hold them."""
+    numbers = 4 * TILE * call.dims[-1]
+    return Shape(_by_rows(call).blocks, 8 * THREADS + (numbers if numbers <= GOOD_BYTES else 0))
 
 
 def _tensor_multiply(call: Facts) -> Shape:
@@ -145,7 +151,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "product_multiply": _multiply,
     "product_bf16_round": _by_rows,
     "product_bf16_multiply": _tensor_multiply,
-    "product_i8_quantize": _by_rows,
+    "product_i8_quantize": _quantize,
     "product_i8_multiply": _tensor_multiply,
     "attention": _attention,
 }
