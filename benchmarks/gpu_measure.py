@@ -332,11 +332,11 @@ def profiled(runtime: Runtime, given: Mapping[str, np.ndarray], rounds: int) -> 
     least: np.ndarray | None = None
     for _ in range(rounds):
         calls = (ctypes.c_uint64 * runtime.info["calls"])()
-        runtime._c.ewm_profile(runtime._loop, None, calls)
+        runtime._check(runtime._c.ewm_profile(runtime._loop, None, calls, ctypes.byref(runtime._fault)))
         runtime.run_entry("plan", **given)
         ns = np.array(calls, np.uint64)
         least = ns if least is None else np.minimum(least, ns)
-    runtime._c.ewm_profile(runtime._loop, None, None)
+    runtime._c.ewm_profile(runtime._loop, None, None, None)
     return least
 
 

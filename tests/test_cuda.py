@@ -497,6 +497,7 @@ def test_the_runner_replays_and_paces(tmp_path: Path) -> None:
     done = tick(bundle(), "--golden", **there)
     assert done.returncode == 0, done.stderr
     assert [line.endswith("bit-identical") for line in done.stdout.splitlines()] == [True, True]
+    there["EWM_STANDIN"] += " node_ns=100 clock_step=1"
     there["EWM_STANDIN"] += f" cpus={len(os.sched_getaffinity(0))}"  # the driver's threads keep all of them
     first = min(os.sched_getaffinity(0))
     for kernels_too in (("--pin", str(first)), ("--kernels",)):

@@ -176,8 +176,8 @@ void tell_graphs(ewm_loop& loop, const Device& device);
 uint32_t anytime_loop(const ewm_model& model, const Entry& entry);
 uint64_t stamps_of(const ewm_model& model, const Entry& entry);
 // Adds what the stamps of a run say to the times of steps and calls, either of which may be nullptr, less what a stamp
-// itself took, which it returns: the time between the first two.
-uint64_t add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t* step_ns,
-                uint64_t* call_ns);
+// itself takes: the time between the first two, the least of all runs so far (`stamp_ns`; 0 before the first).
+void add_stamps(const ewm_model& model, const Entry& entry, const uint64_t* stamps, uint64_t& stamp_ns,
+                uint64_t* step_ns, uint64_t* call_ns);
 
 }  // namespace ewm

@@ -176,6 +176,7 @@ struct Recorder {
 struct Stamps {
   const ewm_model& m;
   const uint64_t* at;  // nullptr: only counts
+  uint64_t floor;      // what a stamp takes
   uint64_t *step_ns, *call_ns;
   uint64_t count = 2;  // those before the first launch
 
@@ -183,7 +184,7 @@ struct Stamps {
     const Step& s = m.steps[step];
     for (uint32_t call = s.first_call; call < s.first_call + s.calls; call++, count++) {
       if (at == nullptr) continue;
-      const uint64_t between = at[count] - at[count - 1], floor = at[1] - at[0];
+      const uint64_t between = at[count] - at[count - 1];
       const uint64_t ns = between > floor ? between - floor : 0;
       if (step_ns != nullptr) step_ns[step] += ns;
       if (call_ns != nullptr) call_ns[call] += ns;
@@ -264,16 +265,16 @@ int make_measured_graph(const ewm_model& m, Device& d, const Entry& entry, CudaA
 }
 
 uint64_t stamps_of(const ewm_model& m, const Entry& entry) {
-  Stamps stamps{m, nullptr, nullptr, nullptr};
+  Stamps stamps{m, nullptr, 0, nullptr, nullptr};
   walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
   return stamps.count;
 }
 
-uint64_t add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t* step_ns,
-                    uint64_t* call_ns) {
-  Stamps stamps{m, at, step_ns, call_ns};
+void add_stamps(const ewm_model& m, const Entry& entry, const uint64_t* at, uint64_t& stamp_ns, uint64_t* step_ns,
+                uint64_t* call_ns) {
+  if (stamp_ns == 0 || at[1] - at[0] < stamp_ns) stamp_ns = at[1] - at[0];
+  Stamps stamps{m, at, stamp_ns, step_ns, call_ns};
   walk(m, entry.first_step, entry.first_step + entry.steps, stamps);
-  return at[1] - at[0];
 }
 
 }  // namespace ewm

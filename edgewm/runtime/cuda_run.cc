@@ -153,7 +153,7 @@ int run_entry(ewm_loop& loop, const Entry& entry, uint64_t deadline_ns, ewm_faul
                       : run_whole(wait, measured ? d.measured : graphs.whole))
     return bad;
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  if (measured) loop.counts.stamp_ns = add_stamps(m, entry, d.stamps_here, loop.step_ns, loop.call_ns);
+  if (measured) add_stamps(m, entry, d.stamps_here, loop.counts.stamp_ns, loop.step_ns, loop.call_ns);
   return EWM_OK;
 }
 

@@ -243,7 +243,7 @@ typedef struct ewm_counts {
   /* of a loop on a GPU */
   uint64_t graph_nodes, graph_bytes, graph_ns; /* of its graphs: launches and copies; free memory and time they took */
   uint64_t ptx;      /* 1: the driver compiled the file's PTX, as the module in it does not fit the GPU */
-  uint64_t stamp_ns; /* what noting the time took in the last measured run: taken off each call's */
+  uint64_t stamp_ns; /* what noting the time took, the least of all measured runs: taken off each call's */
 } ewm_counts;
 
 EWM_API int ewm_stats(const ewm_loop* loop, ewm_counts* counts);

@@ -200,6 +200,13 @@ API cuEventQuery(void* event) {
   if (e == nullptr || e->stream == nullptr) return INVALID_HANDLE;
   return world.machine.hangs || ++e->queries < 3 ? int(NOT_READY) : run_pending(e->stream, e);
 }
+API cuEventSynchronize(void* event) {
+  ENTER(1, 0);
+  Handle* e = checked(event, EVENT, __func__);
+  if (e == nullptr || e->stream == nullptr) return INVALID_HANDLE;
+  if (!(e->flags & 1)) fault("cuEventSynchronize: it would spin");
+  return run_pending(e->stream, e);
+}
 API cuStreamQuery(void* stream) {
   ENTER(1, 0);
   Handle* s = checked(stream, STREAM, __func__);
