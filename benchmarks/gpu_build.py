@@ -31,7 +31,7 @@ from edgewm.build import manifest_of
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack, target_name
 from edgewm.cuda.compile import Compiled, compile_cuda
 from edgewm.cuda.schedule import schedule_gpu
-from edgewm.cuda.source import HEADERS, cuda_text
+from edgewm.cuda.source import HEADERS, cuda_text, sizes_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.estimate.placed import Placement
@@ -64,6 +64,11 @@ class Subject:
     precisions: tuple[str, ...] = NAMED
     orins: tuple[str, ...] = ()  # precisions whose longest plan is given to every other board too
     persistent: tuple[str, ...] = ()  # and those where it is also run by few launches that stay
+
+
+def ceilings_text() -> str:
+    """The translation unit of gpu_ceilings.cu."""
+    return f'{sizes_text()}#include "round.cu"\n{CEILINGS.read_text()}'
 
 
 def lewm(**sizes: int) -> Model:
@@ -114,7 +119,7 @@ def build(
         build_cases(store, cases, precision, boards, say)
     gpu = boards[0].gpu
     store.index["board"] = boards[0].name
-    ceilings = compiler(f'#include "round.cu"\n{CEILINGS.read_text()}', HEADERS, gpu.sm, gpu.toolkit)
+    ceilings = compiler(ceilings_text(), HEADERS, gpu.sm, gpu.toolkit)
     store.index["ceilings"] = store.put(ceilings.cubin)
     store.write()
     for name, reason in store.index["refused"].items():

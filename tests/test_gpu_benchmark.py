@@ -55,7 +55,7 @@ def folder() -> Path:
     for bundle in made.glob("*-sm_87"):
         Device((bundle / "kernels.cu").read_text(), bundle, watched=False)
     (made / "ceilings").mkdir()
-    Device(f'#include "round.cu"\n{gpu_build.CEILINGS.read_text()}', made / "ceilings", watched=False)
+    Device(gpu_build.ceilings_text(), made / "ceilings", watched=False)
     return made
 
 

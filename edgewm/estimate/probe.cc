@@ -160,9 +160,8 @@ bool time_calls(Robot& robot, uint32_t index, double seconds) {
   while (good && runs < MOST_RUNS && (runs < LEAST_RUNS || now_ns() < end)) {
     memset(step_ns, 0, steps * sizeof(uint64_t));
     memset(call_ns, 0, calls * sizeof(uint64_t));
-    ewm_profile(robot.loop, step_ns, call_ns);
-    good = once(robot, index, entry);
-    ewm_profile(robot.loop, nullptr, nullptr);
+    good = ewm_profile(robot.loop, step_ns, call_ns, &robot.fault) == EWM_OK && once(robot, index, entry);
+    ewm_profile(robot.loop, nullptr, nullptr, nullptr);
     for (uint32_t i = 0; i < calls; i++) kept[i * static_cast<uint64_t>(MOST_RUNS) + runs] = call_ns[i];
     const uint64_t in_steps = sum(step_ns, steps), in_calls = sum(call_ns, calls);
     kept[calls * static_cast<uint64_t>(MOST_RUNS) + runs++] = in_steps > in_calls ? in_steps - in_calls : 0;
