@@ -75,7 +75,9 @@ def test_a_call_is_brought_beside_the_word_that_may_stop_it_and_operands_all_at_
 
 def test_what_is_quantized_is_computed_once_where_it_can_be_kept():
     """Each number is divided by the norm, then looked at twice: half of the kernel's divisions are for long rows."""
-    divisions, places = 0, executed("w8a8_product_norm23")
+    bundle().memory.module.machines.clear()
+    outputs("w8a8_product_norm23")
+    divisions, places = 0, executed()
     for name in (name for name in places if "product_i8_quantize" in name):
         code = bundle().memory.module.kernels[name].code
         norm = [at for at, instruction in enumerate(code) if instruction.op[:2] == ("div", "rn")]
