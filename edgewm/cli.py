@@ -97,7 +97,8 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
         if student != "none":
-            model = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
+            told = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
+            model, planner, options["precision"] = told
         result = compile_bundle(model, planner=planner, progress=progress, **options)
     return result, build_table(result), 0
 
@@ -109,7 +110,8 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
 def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
     """Find and train a student that plans at a rate.
 
-    The largest whose plan takes at most a period on the target. OUT is then a MODEL for `edgewm build`.
+    The largest whose plan takes at most a period on the target, in the precision that rounds least. OUT is then a MODEL
+    for `edgewm build`. Where the model itself holds the rate in another precision, it says so and trains none.
     """
     from .console import distill_table, progress_bar
     from .distill import distill as distilled

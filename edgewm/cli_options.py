@@ -92,8 +92,9 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--target": {"default": "host", "show_default": True, "help": "Board, by any name of `edgewm targets`."},
     "--mode": {"help": "Power mode of the board.  [default: as it boots]"},
     "--precision": {
-        "type": click.Choice(PRECISIONS), "default": "fp32", "show_default": True,
-        "help": "Of the student's bundle; it is trained with its products rounded so.",
+        "type": click.Choice((AUTO, *PRECISIONS)), "default": AUTO, "show_default": True,
+        "help": "Of the student's bundle; it is trained with its products rounded so. auto: the largest student first, "
+        "and in fp32 before bf16 before w8a8.",
     },
     "--threads": {"type": COUNT, "help": "Threads that plan.  [default: the mode's cores]"},
     "--measured": {"type": PATH, "help": "Facts that `targets probe --out` wrote on such a machine."},
@@ -103,7 +104,7 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--without": {"type": Listed(), "default": "", "metavar": "LOSS[,...]", "help": "Losses to leave out."},
     "--judged": {"type": COUNT, "help": "Contexts of the judge.  [default: what the preset's claim takes]"},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
-    "--dry-run": {"is_flag": True, "help": "Show the shapes considered, and the time of a plan of each."},
+    "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
 }  # fmt: skip
 
 

@@ -107,15 +107,19 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 
 
 def distill_table(result: Result) -> Table:
-    """Every shape considered, the chosen one marked; what the judge said of it, where it did."""
-    made = table("considered", "", "width", "layers", "window", "planner", "ms a plan", "at most", "bound by")
+    """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
+    columns = ("", "width", "layers", "window", "precision", "planner", "ms a plan", "at most", "bound by")
+    made = table("considered", *columns)
     for found in result["considered"]:
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
+        sizes = (str(shape[key]) for key in ("width", "depth", "window")) if shape else ("the model", "", "")
         made.add_row(
-            "chosen" if found == result["chosen"] else "", *(str(shape[key]) for key in ("width", "depth", "window")),
+            "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
             f"{planner['samples']} x {planner['iterations']}", number(tick["point"]), number(tick["high"]),
             found["bound"],
         )  # fmt: skip
+    if result["chosen"]["shape"] is None:
+        made.caption = f"no student is needed: {_build_of(result)}"
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
         made.caption = (
@@ -123,6 +127,15 @@ def distill_table(result: Result) -> Table:
             f"{number(plan['elite_overlap'])}, regret {number(plan['regret'])}"
         )
     return made
+
+
+def _build_of(result: Result) -> str:
+    """The command that builds the model itself as it was chosen."""
+    asked, best = result["asked"], result["chosen"]
+    own = ((f"--{key}", best["planner"][key]) for key in ("samples", "iterations", "elites"))
+    flags = [(f"--{key}", asked[key]) for key in ("target", "mode", "threads")]
+    flags += [("--rate-hz", f"{asked['rate_hz']:g}"), ("--precision", best["precision"]), *own]
+    return f"edgewm build {asked['teacher']} {' '.join(f'{flag} {value}' for flag, value in flags)}"
 
 
 def profile_table(result: Result) -> Group:

@@ -9,15 +9,18 @@ from typing import Any
 from .errors import EdgewmError
 from .options import Progress
 
+Asked = tuple[str, Mapping[str, Any], str]
+
 
 def student_for(
     model: str, student: str, planner: Mapping[str, Any], options: Mapping[str, Any], progress: Progress | None,
     notice: Callable[[str], None],
-) -> str:  # fmt: skip
-    """What `build --student` builds in MODEL's place: a directory given, or one distilled beside the bundle, for the
-    options of `build`; a run that was cut off there goes on. EdgewmError where auto lacks a rate."""
+) -> Asked:  # fmt: skip
+    """What `build --student` builds in MODEL's place, with which settings of the planner, in which precision: a
+    directory given, or one distilled beside the bundle, for the options of `build`; a run that was cut off there goes
+    on. MODEL itself where it holds the rate. EdgewmError where auto lacks a rate."""
     if student != "auto":
-        return student
+        return student, planner, options["precision"]
     if options["rate_hz"] is None:
         raise EdgewmError("no rate to distil for", "--student auto", "give --rate-hz")
     if options["dry_run"]:
@@ -30,4 +33,8 @@ def student_for(
         model, planner=planner, out=out.with_name(f"{out.name}-student"), resume=True, progress=progress, notice=notice,
         **{key: options[key] for key in same},
     )  # fmt: skip
-    return found["student"]
+    best = found["chosen"]
+    if found["student"] is not None:
+        return found["student"], {}, best["precision"]
+    changed = {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
+    return model, {**planner, **changed}, best["precision"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -17,21 +18,13 @@ import torch
 from distill_world import LATENT, PLANNER, SIDE, Spot, contexts, make, rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from edgewm.distill import losses, prune, states, targets, train, verb
-from edgewm.distill import shapes as shape_choice
+from edgewm.console import distill_table
+from edgewm.distill import choice, losses, prune, states, targets, train, verb
+from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from edgewm.distill.fake_quant import rounded
-from edgewm.distill.shapes import (
-    Shape,
-    as_model,
-    board_of,
-    chosen,
-    config_of,
-    considered,
-    of_teacher,
-    planners,
-    shapes,
-)
+from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
 from edgewm.distill.train import Settings
@@ -464,12 +457,19 @@ def test_options_that_make_no_run(options, what):
         verb.distill("distill_world:make", target="orin", rate_hz=10.0, **options)
 
 
-def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate():
-    assert student_for("reference", "folder", {}, {}, None, print) == "folder"
+def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeypatch):
+    asked = {"rate_hz": 20.0, "precision": "auto", "dry_run": False, "out": "out"}
+    asked |= dict.fromkeys(("target", "mode", "threads", "seed"))
+    assert student_for("reference", "folder", {"samples": 3}, asked, None, print) == ("folder", {"samples": 3}, "auto")
     with pytest.raises(EdgewmError, match="no rate to distil for"):
-        student_for("reference", "auto", {}, {"rate_hz": None}, None, print)
+        student_for("reference", "auto", {}, {**asked, "rate_hz": None}, None, print)
     with pytest.raises(EdgewmError, match="there is no student yet"):
-        student_for("reference", "auto", {}, {"rate_hz": 20.0, "dry_run": True}, None, print)
+        student_for("reference", "auto", {}, {**asked, "dry_run": True}, None, print)
+    small = {"samples": 16, "iterations": 1, "elites": 2}
+    for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
+        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "horizon": 5}}}
+        monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
+        assert student_for("reference", "auto", {}, asked, None, print) == expected
 
 
 def test_smaller_planners_halve_samples_and_iterations_by_turns():
@@ -477,22 +477,74 @@ def test_smaller_planners_halve_samples_and_iterations_by_turns():
     assert found == [(64, 2, 8), (32, 2, 4), (32, 1, 4), (16, 1, 2)]
 
 
-def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate():
-    teacher, _ = lewm_teacher(depth=1)
-    board = board_of("orin", None, 1, None)
-    found = considered(teacher.model, board, 50.0, "w8a8")
-    best = chosen(found, 50.0, board)
-    assert best.shape.step_weights == max(c.shape.step_weights for c in found if c.tick_ms["high"] <= 20.0)
-    ticks = {(c.shape.width, c.shape.window): c.tick_ms["point"] for c in found}
-    assert len(found) == 4 and ticks[16, 2] > ticks[16, 1] > ticks[8, 1]
+@pytest.fixture(scope="module")
+def orin():
+    return board_of("orin", None, 1, None)
+
+
+@pytest.fixture(scope="module")
+def small_lewm() -> Teacher:
+    return lewm_teacher(depth=1)[0]
+
+
+@pytest.mark.parametrize("bf16", [0.8, 1.1])
+@pytest.mark.parametrize("family", ["lewm", "own"])
+def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkeypatch, family, bf16):
+    """Against walking through all in order of preference; the model itself may be as slow as it likes."""
+    model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
+    mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
+    students = sorted(dict.fromkeys(shapes(mine)), key=lambda s: -s.step_weights)
+    pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
+    asked = []
+
+    def ms(shape: Shape | None, form: str) -> float:
+        size = 700.0 if family == "own" and shape is None else (shape or mine).step_weights
+        return (size * (1 + (shape or mine).window) + 1e3) * forms[form]
+
+    def priced(shape, form, planner, *rest):
+        asked.append((shape, form))
+        return Candidate(shape, form, planner, {"high": ms(shape, form)}, "nothing")
+
+    monkeypatch.setattr(choice, "tick", priced)
+    for rate_hz in sorted(1e3 / ms(*pair) for pair in pairs):
+        if not any(ms(*pair) * rate_hz <= 1e3 for pair in pairs[-3:]):
+            continue
+        asked.clear()
+        found = considered(model, orin, rate_hz, "auto", PLANNER)
+        best = chosen(found, rate_hz, orin)
+        assert (best.shape, best.precision) == next(pair for pair in pairs if ms(*pair) * rate_hz <= 1e3)
+        places = [pairs.index((c.shape, c.precision)) for c in found]
+        assert places == sorted(places) and len(asked) == len(set(asked)) <= 8 + len(pairs) // 3
+        assert {c.precision for c in considered(model, orin, rate_hz, "w8a8", PLANNER)} == {"w8a8"}
+    assert [candidate_of(json.loads(json.dumps(c.as_json()))) for c in found] == found
+
+
+def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small_lewm):
+    found = considered(small_lewm.model, orin, 1e6, "w8a8")
     with pytest.raises(EdgewmError, match=r"no student plans .* bound by \w+") as fault:
-        chosen(found, 1e6, board)
+        chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
+    smallest = min(shapes(of_teacher(small_lewm.model)), key=lambda s: s.step_weights)
+    assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
+
+
+def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path):
+    found = verb.distill("distill_world:make", target="orin", rate_hz=20.0, precision="fp32", out=tmp_path / "none")
+    assert found["student"] is None and found["chosen"]["shape"] is None and not (tmp_path / "none").exists()
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(distill_table(found))
+    assert "no student is needed: edgewm build distill_world:make --target jetson_agx_orin_64gb" in shown.getvalue()
 
 
 def test_the_whole_verb(tmp_path, monkeypatch):
-    monkeypatch.setattr(shape_choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
+    monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
+    slow = tick(None, "fp32", PLANNER, load("distill_world:make"), board_of("orin", None, None, None))
+    real = choice.tick
+    monkeypatch.setattr(
+        choice, "tick",
+        lambda shape, *a: real(shape, *a) if shape else replace(slow, tick_ms=dict.fromkeys(slow.tick_ms, 1e3)),
+    )  # fmt: skip
     asked = {
         "target": "orin", "rate_hz": 20.0, "out": tmp_path / "student", "judged": 4, "training": TRAINING,
     }  # fmt: skip
@@ -503,7 +555,8 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
-    assert [r["state"] for r in page["rows"]] == ["teacher", "chosen"] and page["rows"][1]["regret"] is not None
+    (told,) = (r for r in page["rows"] if r["state"] == "chosen")
+    assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]
     with pytest.raises(EdgewmError, match="already holds a run"):
         verb.distill("distill_world:make", **asked)
     with pytest.raises(EdgewmError, match=r"the run to go on had rate_hz 20.0, this has 25.0"):

@@ -1,6 +1,7 @@
 """Distillation to a rate: find the student that a target runs fast enough, and train it to plan as its teacher does.
 
-shapes.py      what a student may look like, and how long a plan of each takes on the target
+shapes.py      what a student may look like
+choice.py      which one, in which precision, with which planner: by how long a plan of each takes on the target
 teacher.py     what a teacher answers: latents, imagined futures, the searches of its planner; and whether it is fit
 targets.py     these answers on disk: made once, memory-mapped, bounded, hashed
 space.py       the student's latents: the teacher's, or the directions of them that hold nearly all of the variance

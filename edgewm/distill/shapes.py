@@ -1,4 +1,4 @@
-"""What a student may look like, and how long its plan takes on a target.
+"""What a student may look like.
 
 A student is torch-world's LeWM, whatever its teacher is: one frame to one latent, a causal transformer over the last
 `window` latents. Smaller ones are the teacher's sizes in halves and quarters.
@@ -6,28 +6,17 @@ A student is torch-world's LeWM, whatever its teacher is: one frame to one laten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch_world.nn.transformer import Transformer
 
-from ..emit import schedule_program
 from ..errors import EdgewmError
-from ..estimate.counts import plan_counts
-from ..estimate.cpu import price_plan
-from ..estimate.machine import Machine
-from ..estimate.verb import machine_or_refusal
-from ..models import Model, capture_model, torch_world
-from ..options import Progress
-from ..passes import EXACT, LOWERING, run
+from ..models import Model, torch_world
 from ..program import Planner
-from ..quantize import recipe_of
-from ..reference.model import PREPROCESSING, build
-from ..target import Mode, Target, resolve
+from ..reference.model import PREPROCESSING
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)  # of the teacher's
 LEAST_SAMPLES = 16  # of a planner that is made smaller
@@ -57,6 +46,10 @@ class Shape:
         inner = self.heads * self.head_dim
         attention = self.width * inner * (4 if self.window > 1 else 2)  # over one key, only values and the way out
         return self.depth * (attention + 2 * self.width * self.mlp_dim) + 2 * self.width * self.proj_dim
+
+    def holds(self, other: Shape) -> bool:
+        """Whether no size of the other is larger."""
+        return all(mine >= theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
 
 
 def of_teacher(model: Model) -> Shape:
@@ -157,105 +150,3 @@ def as_model(module: torch.nn.Module, model: Model, planner: Planner) -> Model:
     renamed = zip(made.ports, (*model.ports_of("observation"), *model.ports_of("goal")), strict=False)
     ports = tuple(replace(p, name=t.name, rate_hz=t.rate_hz, max_age_ns=t.max_age_ns) for p, t in renamed)
     return replace(made, ports=(*ports, made.ports[-1]))
-
-
-# ------------------------------------------------------------------------------------------------------- the tick
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A shape with a planner, and what a plan takes on the target: `tick_ms` {point, low, high} and its `bound`."""
-
-    shape: Shape
-    planner: Planner
-    tick_ms: dict[str, float]
-    bound: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "shape": asdict(self.shape), "planner": asdict(self.planner), "tick_ms": self.tick_ms, "bound": self.bound,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Board:
-    """Where a student is to run: what `target.resolve` gave, the machine's prices, and the threads that plan."""
-
-    target: Target
-    mode: Mode
-    machine: Machine
-    threads: int
-
-
-def board_of(target: str, mode: str | None, threads: int | None, measured: Path | None) -> Board:
-    """EdgewmError for an unknown target, and for one of which nothing is known of how fast it is."""
-    board, power = resolve(target, mode)
-    cores = threads or power.cpu_cores or board.cpu.cores
-    return Board(board, power, machine_or_refusal(board, power, cores, measured), cores)
-
-
-def tick(shape: Shape, planner: Planner, model: Model, board: Board, precision: str) -> Candidate:
-    """What `edgewm estimate` would say of a student of this shape; its weights do not matter."""
-    counts = _counts(shape, planner, model, board.target, precision)
-    found = price_plan(counts, board.machine, board.threads)
-    return Candidate(shape, planner, found["plan_ms"], found["bound"])
-
-
-@cache
-def _counts(shape: Shape, planner: Planner, model: Model, target: Target, precision: str) -> dict[str, Any]:
-    torch.manual_seed(0)
-    module = build(config_of(shape, model)).eval().requires_grad_(False)
-    for name, weight in module.named_parameters():
-        if ".modulation." in name:  # zero at first, which a pass would fold away
-            torch.nn.init.normal_(weight, std=0.1)
-    program = capture_model(as_model(module, model, planner), planner)
-    timed = ("plan", "encode", "score")  # recipes ask for the latter two
-    program = run(program.with_(entries={name: program.entries[name] for name in timed}), EXACT)
-    program = run(program.with_(recipe=recipe_of(program, precision), target=target), LOWERING)
-    return plan_counts(schedule_program(program, target.isa), target.isa)
-
-
-def considered(
-    model: Model, board: Board, rate_hz: float, precision: str, planner: Planner | None = None,
-    progress: Progress | None = None,
-) -> list[Candidate]:  # fmt: skip
-    """The candidates with their ticks: all shapes under the first planner that any of them meets the rate with.
-
-    A planner given is the only one. Where none does, the smallest shape with each planner.
-    """
-    say = progress or (lambda stage, done: None)
-    known = list(dict.fromkeys(shapes(of_teacher(model))))
-    smallest = min(known, key=lambda s: s.step_weights)
-    tried = []
-    for budget in [planner] if planner else planners(model.planner):
-        tried.append(tick(smallest, budget, model, board, precision))
-        if meets(tried[-1], rate_hz):
-            found = []
-            for i, shape in enumerate(known):
-                say("shapes", i / len(known))
-                found.append(tick(shape, budget, model, board, precision))
-            return found
-    return tried
-
-
-def meets(candidate: Candidate, rate_hz: float) -> bool:
-    """Whether a plan is made in a control period, by the upper end of what is estimated."""
-    return candidate.tick_ms["high"] * rate_hz <= 1e3
-
-
-def chosen(candidates: Sequence[Candidate], rate_hz: float, board: Board) -> Candidate:
-    """Of those that meet the rate, the one whose predictor has most weights.
-
-    EdgewmError, with what bounds the fastest, and the rate it could hold, where none does.
-    """
-    fit = [c for c in candidates if meets(c, rate_hz)]
-    if not fit:
-        best = min(candidates, key=lambda c: c.tick_ms["high"])
-        rate = 1e3 / best.tick_ms["high"]
-        raise EdgewmError(
-            f"no student plans {rate_hz:g} times a second: the fastest takes {best.tick_ms['high']:.3g} ms "
-            f"(estimated, upper end), bound by {best.bound}",
-            f"--rate-hz {rate_hz:g} on {board.target.name}, mode {board.mode.name}, {board.threads} threads",
-            f"ask for at most {rate:.3g} Hz, or give a faster mode, more threads or a narrower --precision",
-        )  # fmt: skip
-    return max(fit, key=lambda c: (c.shape.step_weights, -c.tick_ms["point"]))

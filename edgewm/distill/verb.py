@@ -1,4 +1,4 @@
-"""The verb `distill`: choose a student's shape for a target and a rate, train it, judge it.
+"""The verb `distill`: choose a student for a target and a rate, train it, judge it.
 
 OUT afterwards holds a checkpoint that `build` takes like any other (config.json, weights.safetensors, robot.json), the
 one file that says how it came to be (distill.json), log.jsonl, pareto.json and .html, the bundle it was judged as
@@ -20,12 +20,11 @@ from ..errors import EdgewmError
 from ..judge.sources import source_of
 from ..models import Model, load
 from ..models.checkpoint import sha256
-from ..options import PRECISIONS, Progress, part
-from ..program import Planner
+from ..options import AUTO, PRECISIONS, Progress, part
 from ..validate import validate
 from . import losses, pareto, states
+from .choice import Candidate, board_of, candidate_of, chosen, considered
 from .processes import Processes
-from .shapes import Candidate, Shape, board_of, chosen, considered, of_teacher
 from .targets import write_bytes
 from .teacher import check_fit, teacher_of
 from .train import RUN, Notice, Settings, bytes_of, train
@@ -39,7 +38,7 @@ MIB = 1 << 20
 
 
 def distill(
-    model: str, *, rate_hz: float, target: str = "host", mode: str | None = None, precision: str = "fp32",
+    model: str, *, rate_hz: float, target: str = "host", mode: str | None = None, precision: str = AUTO,
     planner: Mapping[str, Any] | None = None, threads: int | None = None, measured: Path | None = None,
     out: Path = Path("student"), data: Path | None = None, cache: Path | None = None, cache_mib: int = 2048,
     without: Sequence[str] = (), training: Mapping[str, Any] | None = None, judged: int | None = None,
@@ -48,11 +47,13 @@ def distill(
 ) -> dict[str, Any]:  # fmt: skip
     """Find and train the student of MODEL that plans `rate_hz` times a second on the target; what `--json` prints.
 
-    The target's time is what `edgewm estimate` says (the upper end), `measured` as there. `planner` holds fields of
-    `program.Planner`; where any is given, that planner is kept. `without` names terms of `losses.TERMS` to leave out;
-    `training` fields of `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`.
-    `judged` are the judge's contexts. EdgewmError for a rate that no student meets, too little data, a teacher that
-    cannot foresee, losses that are no numbers, a full disk, another run in OUT.
+    Where the model itself holds the rate, in another precision or with a smaller planner, no student is trained: the
+    `chosen` shape is None, and nothing is written. The target's time is what `edgewm estimate` says (the upper end),
+    `measured` as there. `precision` auto chooses that, too. `planner` holds fields of `program.Planner`; where any is
+    given, that planner is kept. `without` names terms of `losses.TERMS` to leave out; `training` fields of
+    `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`. `judged` are the judge's
+    contexts. EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that
+    are no numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
     first = Processes.here().is_first
@@ -80,9 +81,9 @@ def distill(
         "schema_version": 1, "asked": asked, "considered": [c.as_json() for c in candidates], "chosen": best.as_json(),
         "student": None, "run": None, "verdict": None,
     }  # fmt: skip
-    if dry_run:
+    if dry_run or best.shape is None:
         return found
-    settings = settings_of(best, precision, without, training or {}, seed)
+    settings = settings_of(best, without, training or {}, seed)
     teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
     if not (cache or out / RUN / "cache").exists():
         check_room(bytes_of(settings, teacher), cache_mib, cache or out)
@@ -99,58 +100,56 @@ def distill(
     found |= {"student": str(out), "run": run}
     say("judge", 0.9)
     shown = part(progress, 0.9, 0.1)
-    build(str(out), precision=precision, threads=threads, out=out / BUNDLE, seed=seed)
+    build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
     verdict = validate(
         out / BUNDLE, against=model, suite=["plan"], contexts=judged, data=data, seed=seed, progress=shown
     )
     found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "gates")}
     with states.disk(out):
-        pareto.write(out, rows_of(found, full, precision), f"Students of {model} for {board.target.name}")
+        pareto.write(out, rows_of(found, full), f"Students of {model} for {board.target.name}")
         write_bytes(out / CONFIG, _json(found))
     return found
 
 
-def settings_of(
-    best: Candidate, precision: str, without: Sequence[str], training: Mapping[str, Any], seed: int
-) -> Settings:
+def settings_of(best: Candidate, without: Sequence[str], training: Mapping[str, Any], seed: int) -> Settings:
     weights = {name: 0.0 if name in without else weight for name, weight in losses.WEIGHTS.items()}
     given = dict(training)
     if isinstance(first := given.get("learning_rate"), (int, float)):
         given["learning_rate"] = (first, first / 100)
-    return replace(Settings(best.shape, best.planner, precision, weights, seed=seed), **given)
+    return replace(Settings(best.shape, best.planner, best.precision, weights, seed=seed), **given)
 
 
-def rows_of(found: Mapping[str, Any], full: Model, precision: str) -> list[dict[str, Any]]:
-    """Of the Pareto page: the teacher, every shape considered, the one chosen with what the judge found."""
-    same = {"shape": asdict(of_teacher(full)), "planner": asdict(full.planner)}
-    own = [c["tick_ms"]["point"] for c in found["considered"] if {key: c[key] for key in same} == same]
+def rows_of(found: Mapping[str, Any], full: Model) -> list[dict[str, Any]]:
+    """Of the Pareto page: the teacher, every candidate considered, the one chosen with what the judge found."""
+    own = {"shape": None, "precision": "fp32", "planner": asdict(full.planner)}
+    ticks = [c["tick_ms"]["point"] for c in found["considered"] if {key: c[key] for key in own} == own]
     exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0}
-    rows = [pareto.row("teacher", own[0] if own else None, "estimated", "teacher", **exact)]
+    rows = [pareto.row("teacher", ticks[0] if ticks else None, "estimated", "teacher", **exact)]
     figures = found["verdict"]["plan"] if found["verdict"] else {}
     for candidate in found["considered"]:
         is_chosen = candidate == found["chosen"]
-        name = name_of(candidate, precision)
         told = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret")} if is_chosen else {}
         state = "chosen" if is_chosen else "considered"
-        rows.append(pareto.row(name, candidate["tick_ms"]["point"], "estimated", state, **told))
+        rows.append(pareto.row(name_of(candidate), candidate["tick_ms"]["point"], "estimated", state, **told))
     return rows
 
 
-def name_of(candidate: Mapping[str, Any], precision: str) -> str:
+def name_of(candidate: Mapping[str, Any]) -> str:
     """A candidate in a few words."""
     shape, planner = candidate["shape"], candidate["planner"]
-    return (
-        f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}, "
-        f"{planner['samples']} x {planner['iterations']}, {precision}"
-    )
+    size = "the model itself"
+    if shape is not None:
+        size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}"
+    return f"{size}, {planner['samples']} x {planner['iterations']}, {candidate['precision']}"
 
 
 # -------------------------------------------------------------------------------------------------------- refusals
 
 
 def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) -> None:
-    if precision not in PRECISIONS:
-        raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {', '.join(PRECISIONS)}")
+    if precision not in (AUTO, *PRECISIONS):
+        names = ", ".join((AUTO, *PRECISIONS))
+        raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {names}")
     unknown = [name for name in without if name not in losses.TERMS]
     if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
         what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
@@ -197,7 +196,7 @@ def _asked_before(out: Path, asked: Mapping[str, Any]) -> tuple[list[Candidate],
     try:
         found = json.loads(file.read_text())
         before, seen, best = found["asked"], found["considered"], found["chosen"]
-        known = [_candidate(c) for c in seen], _candidate(best)
+        known = [candidate_of(c) for c in seen], candidate_of(best)
     except (ValueError, KeyError, TypeError) as fault:
         raise EdgewmError(f"{CONFIG} is damaged: {fault}", str(file), "begin again in another directory") from fault
     same = json.loads(json.dumps(asked))
@@ -209,10 +208,6 @@ def _asked_before(out: Path, asked: Mapping[str, Any]) -> tuple[list[Candidate],
             "give the options it was begun with, or another -o",
         )  # fmt: skip
     return known
-
-
-def _candidate(found: Mapping[str, Any]) -> Candidate:
-    return Candidate(Shape(**found["shape"]), Planner(**found["planner"]), found["tick_ms"], found["bound"])
 
 
 def _json(found: Mapping[str, Any]) -> bytes:

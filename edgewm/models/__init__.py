@@ -5,6 +5,7 @@ One file a family; a checkpoint's `config.json` says which one it is, its name n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -63,11 +64,12 @@ def _checkpoint(path: Path) -> Model:
     )  # fmt: skip
 
 
-def capture_model(model: Model, planner: Planner | None = None) -> Program:
+def capture_model(model: Model, planner: Planner | None = None, only: Sequence[str] | None = None) -> Program:
     """The Program of a model: entries `encode`, `predict` (full window; `predict_<T>` for shorter ones), `score`,
     `decode_<head>`, `plan` (noise from Philox) and `plan_with_noise` (noise from a port); weights, ports, planner.
 
-    Raises EdgewmError for planner settings that do not fit and for whatever `capture` refuses.
+    Of `only`, where given, these entries, and what they need. Raises EdgewmError for planner settings that do not fit
+    and for whatever `capture` refuses.
     """
     planner = planner or model.planner
     _check(model, planner)
@@ -75,6 +77,8 @@ def capture_model(model: Model, planner: Planner | None = None) -> Program:
     entries = {}
 
     def enter(name: str, call, inputs: dict[str, torch.Tensor], output: str) -> None:
+        if only is not None and name not in (*only, "encode"):
+            return
         entries[name], _ = capture(model.torch, [*inputs.values()], [*inputs], [output], call=call, weights=weights)
 
     samples, latent, action = planner.samples, model.latent_dim, model.action_dim
@@ -90,6 +94,8 @@ def capture_model(model: Model, planner: Planner | None = None) -> Program:
     roll = capture_roll(model, planner, weights) if planner.roll_committed else None
     weights |= plan_weights(planner)
     for name, injected in (("plan", False), ("plan_with_noise", True)):
+        if only is not None and name not in only:
+            continue
         entries[name] = plan_graph(entries["encode"], entries["score"], planner, goals, injected, roll)
     kept = (*state_ports(planner, latent, action), noise_port(planner, action))
     ports = tuple(_bounded(p, planner) for p in model.ports)

@@ -1,0 +1,176 @@
+"""Which student: the largest that a target runs fast enough, in the precision that rounds least, before any training.
+
+The model itself comes first: in another precision, or with a smaller planner, it may need no student at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..emit import schedule_program
+from ..errors import EdgewmError
+from ..estimate.counts import plan_counts
+from ..estimate.cpu import price_plan
+from ..estimate.machine import Machine
+from ..estimate.verb import machine_or_refusal
+from ..models import Model, capture_model, torch_world
+from ..options import AUTO, Progress
+from ..passes import EXACT, LOWERING, run
+from ..program import Planner, Program
+from ..quantize import NAMED, recipe_of
+from ..reference.model import build
+from ..target import Mode, Target, resolve
+from .shapes import Shape, as_model, config_of, of_teacher, planners, shapes
+
+TIMED = ("encode", "score", "plan")  # recipes ask for the first two
+Pair = tuple[Shape | None, str]  # a shape, None for the model itself, and a precision
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student's shape (None: the model itself, as it is), precision and planner; what a plan takes on the target,
+    `tick_ms` {point, low, high}, and its `bound`."""
+
+    shape: Shape | None
+    precision: str
+    planner: Planner
+    tick_ms: dict[str, float]
+    bound: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def candidate_of(found: dict[str, Any]) -> Candidate:
+    """The candidate that `as_json` gave."""
+    shape = found["shape"] and Shape(**found["shape"])
+    return Candidate(**{**found, "shape": shape, "planner": Planner(**found["planner"])})
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where a student is to run: what `target.resolve` gave, the machine's prices, and the threads that plan."""
+
+    target: Target
+    mode: Mode
+    machine: Machine
+    threads: int
+
+
+def board_of(target: str, mode: str | None, threads: int | None, measured: Path | None) -> Board:
+    """EdgewmError for an unknown target, and for one of which nothing is known of how fast it is."""
+    board, power = resolve(target, mode)
+    cores = threads or power.cpu_cores or board.cpu.cores
+    return Board(board, power, machine_or_refusal(board, power, cores, measured), cores)
+
+
+# ------------------------------------------------------------------------------------------------------- the tick
+
+
+def tick(shape: Shape | None, precision: str, planner: Planner, model: Model, board: Board) -> Candidate:
+    """What `edgewm estimate` would say of it; a student's weights do not matter."""
+    found = price_plan(_counts(shape, precision, planner, model, board.target), board.machine, board.threads)
+    return Candidate(shape, precision, planner, found["plan_ms"], found["bound"])
+
+
+@lru_cache(maxsize=256)
+def _counts(
+    shape: Shape | None, precision: str, planner: Planner, model: Model, target: Target
+) -> dict[str, Any]:  # fmt: skip
+    program = _exact(shape, planner, model)
+    recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
+    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
+    return plan_counts(schedule_program(program, target.isa), target.isa)
+
+
+@lru_cache(maxsize=32)
+def _exact(shape: Shape | None, planner: Planner, model: Model) -> Program:
+    """What all precisions begin from."""
+    return run(capture_model(model if shape is None else untrained(shape, model, planner), planner, TIMED), EXACT)
+
+
+def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
+    """A student with nothing that a pass would fold away."""
+    torch.manual_seed(0)
+    module = build(config_of(shape, model)).eval().requires_grad_(False)
+    for name, weight in module.named_parameters():
+        if ".modulation." in name:  # zero at first
+            torch.nn.init.normal_(weight, std=0.1)
+    return as_model(module, model, planner)
+
+
+# ------------------------------------------------------------------------------------------------------ the choice
+
+
+def considered(
+    model: Model, board: Board, rate_hz: float, precision: str, planner: Planner | None = None,
+    progress: Progress | None = None,
+) -> list[Candidate]:  # fmt: skip
+    """What was priced to find the first that holds the rate, in order of preference.
+
+    Planners come first: the model's own, then smaller ones; the one given is the only one. A planner with which not
+    even the smallest shape holds the rate is passed over. Then size: the model itself, then shapes by the weights of a
+    step; at the same size the precision that rounds least, of all of `quantize.NAMED` for auto, but for those that save
+    the smallest shape no time. A shape is not priced where one that is no larger in anything is too slow in that
+    precision, nor where one before it holds the rate.
+    """
+    say = progress or (lambda stage, done: None)
+    forms = NAMED if precision == AUTO else (precision,)
+    own = of_teacher(model)
+    is_alike = model.family == torch_world.FAMILY
+    students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
+    order = [None, *(s for s in students if not (is_alike and s == own))]
+    pairs = [(shape, form) for shape in order for form in forms]
+
+    def is_slower(pair: Pair, other: Pair) -> bool:
+        ours, theirs = (own if p[0] is None and is_alike else p[0] for p in (pair, other))
+        return pair[1] == other[1] and ours is not None and theirs is not None and ours.holds(theirs)
+
+    passed: list[Candidate] = []
+    for budget in [planner] if planner else planners(model.planner):
+        priced = {pair: tick(*pair, budget, model, board) for pair in pairs[-len(forms) :]}
+        high = [priced[pair].tick_ms["high"] for pair in priced]
+        faster = {form for i, form in enumerate(forms) if high[i] < min(high[:i], default=math.inf)}
+        left = [pair for pair in pairs if pair[1] in faster] if min(high) * rate_hz <= 1e3 else []
+        while left:
+            say("shapes", 1 - len(left) / len(pairs))
+            pair = left[len(left) // 2]
+            priced[pair] = priced.get(pair) or tick(*pair, budget, model, board)
+            if meets(priced[pair], rate_hz):
+                left = left[: len(left) // 2]
+            else:
+                left = [other for other in left if other != pair and not is_slower(other, pair)]
+        passed += [priced[pair] for pair in pairs if pair in priced]
+        if any(meets(c, rate_hz) for c in priced.values()):
+            break
+    return passed
+
+
+def meets(candidate: Candidate, rate_hz: float) -> bool:
+    """Whether a plan is made in a control period, by the upper end of what is estimated."""
+    return candidate.tick_ms["high"] * rate_hz <= 1e3
+
+
+def chosen(candidates: Sequence[Candidate], rate_hz: float, board: Board) -> Candidate:
+    """Of those `considered`, the first that holds the rate.
+
+    EdgewmError, with what bounds the fastest, and the rate it could hold, where none does.
+    """
+    held = [c for c in candidates if meets(c, rate_hz)]
+    if not held:
+        best = min(candidates, key=lambda c: c.tick_ms["high"])
+        rate = 1e3 / best.tick_ms["high"]
+        raise EdgewmError(
+            f"no student plans {rate_hz:g} times a second: the fastest, in {best.precision}, takes "
+            f"{best.tick_ms['high']:.3g} ms (estimated, upper end), bound by {best.bound}",
+            f"--rate-hz {rate_hz:g} on {board.target.name}, mode {board.mode.name}, {board.threads} threads",
+            f"ask for at most {rate:.3g} Hz, or give a faster mode, more threads or --precision auto",
+        )  # fmt: skip
+    return held[0]
