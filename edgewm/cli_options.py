@@ -80,7 +80,10 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 # field of distill.train.Settings -> what it takes; help
 TRAINING: dict[str, tuple[click.ParamType, str]] = {
     "steps": (COUNT, "Of training.  [default: 4000]"),
-    "learning_rate": (click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003]"),
+    "learning_rate": (
+        click.FLOAT,
+        "At first; at the end a hundredth of it.  [default: 0.003; 0.0005 from its teacher's layers]",
+    ),
     "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
     "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256]"),
     "round_contexts": (COUNT, "New ones for the student's planner, each round.  [default: 64]"),

@@ -22,12 +22,13 @@ from ..models import Model, load
 from ..models.checkpoint import sha256
 from ..options import AUTO, PRECISIONS, Progress, part
 from ..validate import validate
-from . import losses, pareto, states
+from . import budgets, losses, pareto, states
 from .choice import Candidate, board_of, candidate_of, chosen, considered
 from .processes import Processes
+from .prune import begins_as
 from .targets import write_bytes
 from .teacher import check_fit, teacher_of
-from .train import RUN, Notice, Settings, bytes_of, train
+from .train import LEARNING, RUN, TUNING, Notice, Settings, bytes_of, train
 
 CONFIG = "distill.json"
 BUNDLE = "bundle"
@@ -72,8 +73,11 @@ def distill(
         _check_out(out, resume)
     known = _asked_before(out, asked) if resume and not dry_run else None
     if known is None:
-        wanted = with_overrides(full.planner, given) if given else None
-        candidates = considered(full, board, rate_hz, precision, wanted, part(progress, 0.0, 0.1, "shapes"))
+        if given:
+            groups = [[with_overrides(full.planner, given)]]
+        else:
+            groups = budgets.groups(model, full, source_of(model, full, data), seed)
+        candidates = considered(full, board, rate_hz, precision, groups, part(progress, 0.0, 0.1, "shapes"))
         best = chosen(candidates, rate_hz, board)
     else:
         candidates, best = known
@@ -83,7 +87,7 @@ def distill(
     }  # fmt: skip
     if dry_run or best.shape is None:
         return found
-    settings = settings_of(best, without, training or {}, seed)
+    settings = settings_of(best, full, without, training or {}, seed)
     teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
     if not (cache or out / RUN / "cache").exists():
         check_room(bytes_of(settings, teacher), cache_mib, cache or out)
@@ -111,9 +115,11 @@ def distill(
     return found
 
 
-def settings_of(best: Candidate, without: Sequence[str], training: Mapping[str, Any], seed: int) -> Settings:
+def settings_of(
+    best: Candidate, full: Model, without: Sequence[str], training: Mapping[str, Any], seed: int
+) -> Settings:
     weights = {name: 0.0 if name in without else weight for name, weight in losses.WEIGHTS.items()}
-    given = dict(training)
+    given = {"learning_rate": TUNING if begins_as(best.shape, full) else LEARNING, **training}
     if isinstance(first := given.get("learning_rate"), (int, float)):
         given["learning_rate"] = (first, first / 100)
     return replace(Settings(best.shape, best.planner, best.precision, weights, seed=seed), **given)
