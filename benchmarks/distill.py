@@ -105,7 +105,8 @@ def row(
         found |= {
             "contexts": plan["contexts"], "least_spearman": plan["spearman_min"],
             "median_spearman": plan["spearman_median"], "elite_overlap": plan["elite_overlap"],
-            "regret": plan["regret"], "first_action_ratio": plan["first_action_ratio"],
+            "regret": plan["regret"], "regret_to_own_search": plan.get("search_regret"),
+            "first_action_ratio": plan["first_action_ratio"],
         }  # fmt: skip
         for who in ("compressed", "full"):
             found[f"successes_{who}"] = loop and "{} of {} ({:.0%} to {:.0%})".format(

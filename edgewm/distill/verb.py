@@ -135,6 +135,8 @@ def rows_of(found: Mapping[str, Any], full: Model) -> list[dict[str, Any]]:
     for candidate in found["considered"]:
         is_chosen = candidate == found["chosen"]
         told = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret")} if is_chosen else {}
+        if "search_regret" in figures and is_chosen:
+            told["regret"] = figures["search_regret"]
         state = "chosen" if is_chosen else "considered"
         rows.append(pareto.row(name_of(candidate), candidate["tick_ms"]["point"], "estimated", state, **told))
     return rows
