@@ -26,6 +26,7 @@ EVENTS_LEAST = 25  # where samples depend: exceedances that a bound needs,
 CLUSTERS_LEAST = 4  # clusters of them,
 WORTH_LEAST = 300  # and independent samples altogether
 BATCHES_LEAST = 40
+FREEDOM = 0.4  # degrees a batch: 2 / variance of `unbiased`, where batches are independent and normal
 PAIRED_WORTH = 100  # independent samples of each side, for a difference
 
 
@@ -110,11 +111,18 @@ def geyer(rho: Array) -> float:
 
 
 def batched(events: Array, length: int) -> float:
-    """Samples per independent one, from the variance of the means of batches."""
+    """Samples per independent one, from the variance of the means of batches: too few by what is cut at their ends, a
+    share that goes with 1 / length."""
     batches = len(events) // length
     means = events[: batches * length].reshape(batches, length).mean(1)
     spread = events.var()
     return float(length * means.var(ddof=1) / spread) if spread > 0 else 1.0
+
+
+def unbiased(events: Array, length: int) -> float:
+    """The same, extrapolated from `length` (even) and its half to batches without ends: a lag window that is flat up to
+    the half (Politis & Romano 1995; Vats & Flegal 2022, r = 2, c = 1/2)."""
+    return 2 * batched(events, length) - batched(events, length // 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ bounds
@@ -129,7 +137,7 @@ def tail_worth(series: Series, events: Array, p: float, least_needed: int) -> tu
     if not series.is_dependent(p):
         return float(n), least_needed
     longest, rare = series.longest(p), min(p, 1 - p)
-    length = math.ceil(2 * longest)
+    length = 2 * math.ceil(longest)
     needs = max(
         EVENTS_LEAST / rare, CLUSTERS_LEAST * longest / rare, WORTH_LEAST * longest, BATCHES_LEAST * length,
         least_needed * longest,
@@ -137,7 +145,8 @@ def tail_worth(series: Series, events: Array, p: float, least_needed: int) -> tu
     if n * rare < max(EVENTS_LEAST, CLUSTERS_LEAST * longest) or n < max(WORTH_LEAST * longest, BATCHES_LEAST * length):
         return None, math.ceil(needs)
     rho = correlations(events)
-    apart = max(1.0 if rho is None else geyer(rho), batched(events.astype(np.float64), length))
+    apart = max(1.0 if rho is None else geyer(rho), unbiased(events.astype(np.float64), length))
+    apart *= statistics.student_ratio(FREEDOM * (n // length)) ** 2  # it is known as well as there are batches
     return n / apart, math.ceil(least_needed * apart)
 
 
@@ -310,7 +319,7 @@ def difference(
     if any(s.is_dependent(0.5) and len(s) < PAIRED_WORTH * s.longest(0.5) for s in (first, second)):
         return float(found), None
     blocks, z = min(len(first), len(second)) / length, NormalDist().inv_cdf(0.5 + confidence / 2)
-    quantile = z + (z**3 + z) / (4 * (blocks - 1))  # of Student's t
+    quantile = z * statistics.student_ratio(blocks - 1, 0.5 + confidence / 2)
     half = quantile * float(draws.std(ddof=1)) * math.sqrt(blocks / (blocks - 1))
     return float(found), Interval(float(found) - half, float(found) + half)
 

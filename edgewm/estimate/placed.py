@@ -14,6 +14,7 @@ from ..target import Mode, Target
 from . import calibration
 from .cpu import interval
 from .gpu import Precision, check_mode, kernel_us
+from .machine import gpu_of
 from .network import Kernel
 
 Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source; on a GPU the share that launches take
@@ -59,7 +60,8 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
     """`plan_ms` of a schedule for a GPU (`cuda.schedule`) with its `source`; or None, and why nothing is known."""
     try:
         check_mode(board, mode)
-        with_ = calibration.coefficients(board, mode)
+        probed = gpu_of(board, mode)
+        with_ = calibration.of_own_kernels(calibration.coefficients(board, mode, probed=probed), board, mode, probed)
     except EdgewmError as fault:
         return None, fault.what
     entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
@@ -70,6 +72,7 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
         held = HELD.get(call.family, HELD["product"])
         spent += kernel_us(kernel_of(call, times), board, mode, held, with_, "graph")
     source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
+    source += "" if probed is None else f"; peaks, memory and nodes measured on {probed['name']}"
     whole = sum(spent.values())
     return {**interval(whole / 1e3, with_.sigma), "launch_share": spent["launch"] / whole, "source": source}, ""
 

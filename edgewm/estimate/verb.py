@@ -1,26 +1,30 @@
 """The verb `estimate`: how long a plan, or one run of a network, takes on a board that is not here.
 
-A bundle or a model is estimated on a CPU, call by call of its schedule; a shape or an ONNX file on a board's GPU,
-kernel by kernel. What lies outside of what is known there is refused, or, with `anyway`, estimated and said to be so.
+A bundle is estimated where it runs: on a CPU call by call of its schedule, as a model is, or on a GPU from the facts of
+its compiled kernels; a shape or an ONNX file on a board's GPU, kernel by kernel. What lies outside of what is known
+there is refused, or, with `anyway`, estimated and said to be so.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import EdgewmError
-from ..format import unpack
+from ..format import GPU, unpack
 from ..manifest import BACKEND_MANIFEST
 from ..options import Progress
 from ..target import Mode, Target, resolve
 from . import calibration
-from .cpu import COVERAGE, Machine, price_plan
+from .cpu import COVERAGE, Machine, bound_of, price_plan
 from .gpu import RUNTIMES, check_mode, estimate_network, precision_of
-from .machine import machine_of
+from .machine import gpu_of, machine_of
 from .network import Kernel, Network
 from .shapes import network_of
 
@@ -37,14 +41,14 @@ def estimate(
     """Time of a bundle's plan, of a MODEL's, of an ONNX file's run or of `shape:NAME`'s; what `estimate --json` prints.
 
     `target` is a bundle's own where it is left out, the host for a model; `threads` the mode's cores. `measured`: facts
-    that `targets probe --out` wrote on such a machine. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of
-    what is measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies
-    outside.
+    that `targets probe --out` wrote on such a machine; without them those that it keeps of that board. Times in ms;
+    `plan_ms` {point, low, high}, where COVERAGE of what is measured lies between low and high. Raises EdgewmError for
+    what does not exist, does not fit, or lies outside.
     """
     if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
-        for_plans = {"threads": threads, "isa": isa, "measured": measured, **(planner or {})}
+        for_plans = {"threads": threads, "isa": isa, **(planner or {})}
         _refuse(subject, for_plans, "a plan on a CPU", "a network on a GPU")
-        return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway)
+        return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway, measured)
     _refuse(subject, {"runtime": None if runtime == "fused" else runtime}, "a network on a GPU", "a plan on a CPU")
     if (Path(subject) / "model.ewm").is_file():
         _refuse(subject, {"isa": isa, **(planner or {})}, "a MODEL", "a bundle, which has its own")
@@ -86,6 +90,7 @@ def _bundle(
 
     manifest = read_manifest(bundle)
     own = manifest.raw["isa"]
+    sections = unpack((bundle / "model.ewm").read_bytes())
     board, power = resolve(target or manifest.target, mode or (manifest.mode if target is None else None))
     if precision not in (None, manifest.precision):
         raise EdgewmError(
@@ -96,7 +101,10 @@ def _bundle(
             f"the bundle holds {own} kernels, {board.name} runs {board.isa}", str(bundle),
             "build it for that target, or give its MODEL",
         )  # fmt: skip
-    section = unpack((bundle / "model.ewm").read_bytes()).get(SECTION)
+    if "launches" in sections:
+        _refuse(str(bundle), {"threads": threads}, "a plan on a CPU", "one on a GPU")
+        return _on_gpu(bundle, sections, board, power, manifest.precision, measured)
+    section = sections.get(SECTION)
     if section is None:
         raise EdgewmError("the bundle does not say what its calls do", str(bundle), "build it again")
     cores = threads or (manifest.threads if target is None else power.cpu_cores or board.cpu.cores)
@@ -152,7 +160,46 @@ def _on_cpu(
 # ---------------------------------------------------------------------------------------------- on a GPU
 
 
-def _network(subject: str, target: str, mode: str | None, precision: str, runtime: str, anyway: bool) -> dict[str, Any]:
+def _on_gpu(
+    bundle: Path, sections: Mapping[str, bytes], board: Target, mode: Mode, precision: str, measured: Path | None
+) -> dict[str, Any]:
+    """A bundle's plan on the GPU that its kernels were compiled for."""
+    from ..cuda import bound
+
+    (gpu,) = np.frombuffer(sections["gpu"], GPU)
+    if board.gpu is None or board.gpu.sm != f"sm_{gpu['sm']}":
+        has = "no GPU" if board.gpu is None else board.gpu.sm
+        raise EdgewmError(
+            f"the bundle holds kernels for sm_{gpu['sm']}, {board.name} has {has}", str(bundle),
+            "build it again for that target",
+        )  # fmt: skip
+    probed = gpu_of(board, mode, measured)
+    rows, made = bound.bundle_rows(bundle, board, mode, probed), bound.coefficients(board, mode, probed)
+    between = "sync" if bound.is_persistent(sections) else "launch"
+    shares: Counter[str] = Counter()
+    kernels = []
+    for row in rows:
+        spent = Counter({row["bound"]: row["estimate_us"] - row["node_us"], between: row["node_us"]})
+        shares.update(spent)
+        kernels.append({
+            "name": row["what"], "ms": row["estimate_us"] / 1e3, "bound": bound_of(spent), "calls": row["calls"],
+        })  # fmt: skip
+    whole_us = sum(shares.values())
+    found = {
+        "plan_ms": bound.whole(rows, board, mode)["estimate_ms"], "bound": bound_of(shares),
+        "shares": {limit: us / whole_us for limit, us in shares.most_common() if us}, "kernels": kernels,
+    }  # fmt: skip
+    notes = ["fractions of peaks that others' kernels reach; clocks pinned at the mode's"]
+    if between == "sync" and made.barrier_us is None:
+        notes.append("launches that follow on each other are one: what its blocks wait for each other is taken to cost "
+                     "what a graph node does")  # fmt: skip
+    told = _told(str(bundle), board, mode, precision, "gpu", found, list(made.sources), tuple(notes))
+    return told | {"runtime": "edgewm"}
+
+
+def _network(
+    subject: str, target: str, mode: str | None, precision: str, runtime: str, anyway: bool, measured: Path | None
+) -> dict[str, Any]:
     network = network_of(subject.removeprefix(SHAPE)) if subject.startswith(SHAPE) else _onnx(Path(subject))
     board, power = resolve(target, mode)
     check_mode(board, power)
@@ -169,7 +216,7 @@ def _network(subject: str, target: str, mode: str | None, precision: str, runtim
             "give --anyway for a figure that says it is",
         )  # fmt: skip
     outside = beyond(network)
-    made = calibration.coefficients(board, power)
+    made = calibration.coefficients(board, power, probed=gpu_of(board, power, measured))
     found = estimate_network(network, board, power, held, made, runtime)
     told = _told(subject, board, power, precision, "gpu", found, [network.source, *made.sources], network.notes)
     notes = ["kernels of other runtimes, not of edgewm; clocks pinned at the mode's", *told["notes"]]
