@@ -26,7 +26,6 @@ EVENTS_LEAST = 25  # where samples depend: exceedances that a bound needs,
 CLUSTERS_LEAST = 4  # clusters of them,
 WORTH_LEAST = 300  # and independent samples altogether
 BATCHES_LEAST = 40
-FREEDOM = 0.4  # degrees a batch: 2 / variance of `unbiased`, where batches are independent and normal
 PAIRED_WORTH = 100  # independent samples of each side, for a difference
 
 
@@ -110,19 +109,28 @@ def geyer(rho: Array) -> float:
     return float(max(1.0, 2 * pairs.sum() - 1.0))
 
 
-def batched(events: Array, length: int) -> float:
-    """Samples per independent one, from the variance of the means of batches: too few by what is cut at their ends, a
-    share that goes with 1 / length."""
+def batch_means(events: Array, length: int) -> Array:
     batches = len(events) // length
-    means = events[: batches * length].reshape(batches, length).mean(1)
+    return events[: batches * length].reshape(batches, length).mean(1)
+
+
+def batched(events: Array, length: int) -> tuple[float, float]:
+    """Samples per independent one, from the variance of the means of batches of `length` (even), and the degrees of
+    freedom that it is known with.
+
+    What batches depend on each other at their ends makes them look better by a share that goes with 1 / length; so it
+    is extrapolated from `length` and its half, which is a lag window that is flat up to the half (Politis & Romano
+    1995; Vats & Flegal 2022, r = 2, c = 1/2). Its relative variance is (5 + excess kurtosis) / batches.
+    """
     spread = events.var()
-    return float(length * means.var(ddof=1) / spread) if spread > 0 else 1.0
-
-
-def unbiased(events: Array, length: int) -> float:
-    """The same, extrapolated from `length` (even) and its half to batches without ends: a lag window that is flat up to
-    the half (Politis & Romano 1995; Vats & Flegal 2022, r = 2, c = 1/2)."""
-    return 2 * batched(events, length) - batched(events, length // 2)
+    if not spread:
+        return 1.0, math.inf
+    means, halves = batch_means(events, length), batch_means(events, length // 2)
+    whole, half = length * means.var(ddof=1), length // 2 * halves.var(ddof=1)
+    apart = means - means.mean()
+    second = (apart**2).mean()
+    excess = max(0.0, (apart**4).mean() / second**2 - 3) if second > 0 else 0.0
+    return float((2 * whole - half) / spread), float(2 * len(means) / (5 + excess))
 
 
 # ------------------------------------------------------------------------------------------------------------ bounds
@@ -144,9 +152,8 @@ def tail_worth(series: Series, events: Array, p: float, least_needed: int) -> tu
     )  # fmt: skip
     if n * rare < max(EVENTS_LEAST, CLUSTERS_LEAST * longest) or n < max(WORTH_LEAST * longest, BATCHES_LEAST * length):
         return None, math.ceil(needs)
-    rho = correlations(events)
-    apart = max(1.0 if rho is None else geyer(rho), unbiased(events.astype(np.float64), length))
-    apart *= statistics.student_ratio(FREEDOM * (n // length)) ** 2  # it is known as well as there are batches
+    found, freedom = batched(events.astype(np.float64), length)
+    apart = max(1.0, found) * statistics.student_ratio(freedom) ** 2
     return n / apart, math.ceil(least_needed * apart)
 
 
