@@ -31,34 +31,39 @@ from .shapes import network_of
 SHAPE = "shape:"
 MOST_CONVOLUTION = 0.1  # share of the operations beyond which a network is one of convolutions
 SECTION = "counts"  # of model.ewm
+OF_OTHERS = "fractions of peaks that others' kernels reach; clocks pinned at the mode's"
 
 
 def estimate(
     subject: str, *, target: str | None = None, mode: str | None = None, precision: str | None = None,
     runtime: str = "fused", threads: int | None = None, planner: Mapping[str, Any] | None = None,
-    isa: str | None = None, measured: Path | None = None, anyway: bool = False, progress: Progress | None = None,
+    isa: str | None = None, measured: Path | None = None, place: str | None = None, anyway: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Time of a bundle's plan, of a MODEL's, of an ONNX file's run or of `shape:NAME`'s; what `estimate --json` prints.
 
-    `target` is a bundle's own where it is left out, the host for a model; `threads` the mode's cores. `measured`: facts
-    that `targets probe --out` wrote on such a machine; without them those that it keeps of that board. Times in ms;
-    `plan_ms` {point, low, high}, where COVERAGE of what is measured lies between low and high. Raises EdgewmError for
-    what does not exist, does not fit, or lies outside.
+    `target` is a bundle's own where it is left out, the host for a model; `place` is where a model's plan runs, cpu or
+    gpu; `threads` the mode's cores. `measured`: facts that `targets probe --out` wrote on such a machine; without
+    them those that it keeps of that board. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of what is
+    measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies outside.
     """
     if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
-        for_plans = {"threads": threads, "isa": isa, **(planner or {})}
+        for_plans = {"threads": threads, "isa": isa, "place": place, **(planner or {})}
         _refuse(subject, for_plans, "a plan on a CPU", "a network on a GPU")
         return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway, measured)
     _refuse(subject, {"runtime": None if runtime == "fused" else runtime}, "a network on a GPU", "a plan on a CPU")
     if (Path(subject) / "model.ewm").is_file():
-        _refuse(subject, {"isa": isa, **(planner or {})}, "a MODEL", "a bundle, which has its own")
+        _refuse(subject, {"isa": isa, "place": place, **(planner or {})}, "a MODEL", "a bundle, which has its own")
         return _bundle(Path(subject), target, mode, precision, threads, measured)
     if (Path(subject) / BACKEND_MANIFEST).is_file():
         raise EdgewmError(
             "a bundle for another runtime has no schedule to estimate by", subject,
             f"estimate a file of it: {Path(subject) / 'iterate.onnx'} --target BOARD",
         )  # fmt: skip
-    return _model(subject, target or "host", mode, precision or "fp32", threads, planner or {}, isa, measured, progress)
+    if place == "gpu":
+        _refuse(subject, {"threads": threads, "isa": isa}, "a plan on a CPU", "one on a GPU")
+    where = resolve(target or "host", mode, isa)
+    return _model(subject, *where, precision or "fp32", threads, planner or {}, place, measured, progress)
 
 
 def _refuse(subject: str, options: Mapping[str, Any], whose: str, what: str) -> None:
@@ -112,27 +117,36 @@ def _bundle(
 
 
 def _model(
-    subject: str, target: str, mode: str | None, precision: str, threads: int | None, planner: Mapping[str, Any],
-    isa: str | None, measured: Path | None, progress: Progress | None,
+    subject: str, board: Target, power: Mode, precision: str, threads: int | None, planner: Mapping[str, Any],
+    place: str | None, measured: Path | None, progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     from ..build import capture
+    from ..cuda.schedule import schedule_gpu
     from ..emit import schedule_program
     from ..passes import EXACT, LOWERING, run
     from ..quantize import recipe_of
     from .counts import plan_counts
+    from .placed import price_gpu
 
     say = progress or (lambda stage, done: None)
-    board, power = resolve(target, mode, isa)
     cores = threads or power.cpu_cores or board.cpu.cores
-    machine_or_refusal(board, power, cores, measured)  # before anything that takes time
+    if place == "gpu":  # refused before anything that takes time
+        check_mode(board, power)
+    else:
+        machine_or_refusal(board, power, cores, measured)
     say("load", 0.0)
     program, _, _ = capture(subject, planner, None, None)
     say("passes", 0.4)
     program = run(program, EXACT)
     program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
     say("schedule", 0.8)
-    counts = plan_counts(schedule_program(program, board.isa), board.isa)
-    found = _on_cpu(subject, counts, board, power, precision, cores, measured)
+    if place == "gpu":
+        priced, made = price_gpu(schedule_gpu(program), board, power, gpu_of(board, power, measured))
+        found = _told(subject, board, power, precision, "gpu", priced, list(made.sources), (OF_OTHERS,))
+        found["runtime"] = "edgewm"
+    else:
+        counts = plan_counts(schedule_program(program, board.isa), board.isa)
+        found = _on_cpu(subject, counts, board, power, precision, cores, measured)
     return {**found, "planner": asdict(program.planner)}
 
 
@@ -189,7 +203,7 @@ def _on_gpu(
         "plan_ms": bound.whole(rows, board, mode)["estimate_ms"], "bound": bound_of(shares),
         "shares": {limit: us / whole_us for limit, us in shares.most_common() if us}, "kernels": kernels,
     }  # fmt: skip
-    notes = ["fractions of peaks that others' kernels reach; clocks pinned at the mode's"]
+    notes = [OF_OTHERS]
     if between == "sync" and made.barrier_us is None:
         notes.append("launches that follow on each other are one: what its blocks wait for each other is taken to cost "
                      "what a graph node does")  # fmt: skip
