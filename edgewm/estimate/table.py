@@ -58,6 +58,7 @@ def probe_table(facts: Mapping[str, Any]) -> Group:
         prices.add_row(name, number(ns), COUNTS[name][0], COUNTS[name][1])
     together, late = facts["threads"], facts["wake_up_us"]
     lines = [
+        *gpu_lines(facts["gpu"]),
         f"typical error of a call {_percent(facts['sigma'])}",
         f"from region to region {number(together['step_ns'], 'ns')}; {together['tried']} threads: "
         f"{number(together['meet_ns'], 'ns')}, a plan that wakes them loses "
@@ -65,3 +66,13 @@ def probe_table(facts: Mapping[str, Any]) -> Group:
         f"a sleeper wakes {number(late['p50'], 'us')} late at the median, {number(late['max'], 'us')} at most",
     ]
     return Group(peaks, prices, Text("\n".join(lines)))
+
+
+def gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
+    """What was measured of a GPU, or why nothing was."""
+    from .machine import OF_GPU
+
+    name = f"{gpu['name']}, sm_{gpu['sm']}" if "name" in gpu else "no GPU"
+    if "why" in gpu:
+        return [f"{name}: not measured: {gpu['why']}"]
+    return [f"{name}: {what} {number(gpu[key], unit)}" for key, (what, unit) in OF_GPU.items() if gpu[key] is not None]
