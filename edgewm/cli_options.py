@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import AUTO, CALIBRATED, PRECISIONS, SLO
+from .options import AUTO, PRECISIONS, RECIPES, SLO
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -142,7 +142,7 @@ def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    names = (*PRECISIONS, *CALIBRATED, AUTO)
+    names = (*RECIPES, AUTO)
     if value not in names and not Path(value).is_file():
         raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, names))}, nor a recipe's file.")
     return value

@@ -21,8 +21,11 @@ from .manifest import Manifest
 
 STAGES = ("observe", "preprocess", "encode", "plan", "publish")
 PRODUCTS = ("product", "attention")  # families whose time goes down with the width of a number
-NARROWER = {"fp32": ("bf16", "w8a8"), "bf16": ("w8a8",)}
-PEAK_OF = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "w8a8": "int8_gops"}
+NARROWER = {"fp32": ("bf16", "w8a8"), "fp16": ("bf16", "w8a8"), "bf16": ("w8a8",)}
+PEAK_OF = {
+    "fp32": "fp32_gflops", "fp16": "fp32_gflops", "bf16": "bf16_gflops",
+    "w8a8": "int8_gops", "w8a8_static": "int8_gops",
+}  # fmt: skip
 
 
 def rate_that_holds(steady: Mapping[str, Any], rate_hz: float, commit_steps: int, miss: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .phases import GAP_S, gap_penalty, idle_run, phases
 from .prometheus import write as write_prometheus
 
 SCHEMA_VERSION = 1
-PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops"}  # by precision, where it is not fp32's
+PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops", "w8a8_static": "int8_gops"}  # by precision, where it is not fp32's
 TICKS, MISS = 3000, 0.01  # unless told otherwise
 SHARES_S = 2.0  # length of the run that times kernels
 UNDER_LOAD = (

@@ -31,7 +31,7 @@ from . import launches
 from .occupancy import occupancy
 
 FACTS = "facts"  # section of model.ewm: KernelFacts of every function
-FORMATS = {"f32": "fp32", "bf16": "bf16", "i8": "int8"}  # of a call's work -> of a board's rates
+FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8"}  # of a call's work -> of a board's rates
 LIMITS = ("tensor", "vector", "l2", "memory")
 
 
@@ -136,7 +136,7 @@ def padded(call: Mapping[str, Any], kind: str, blocks: int) -> float:
         return float(call["work"][kind])
     *outer, width, depth = call["dims"]
     tile = launches.SIDE * launches.SIDE
-    if kind in ("bf16", "i8"):  # a block of a narrow tile cannot have more results
+    if kind != "f32":  # a block of a narrow tile cannot have more results
         is_wide = prod(outer) * call["lanes"] * width > blocks * launches.NARROW**2
         tile = launches.BAND * launches.SIDE if is_wide else launches.NARROW**2
     return 2.0 * blocks * tile * depth
@@ -144,7 +144,7 @@ def padded(call: Mapping[str, Any], kind: str, blocks: int) -> float:
 
 def estimated_us(limits: Mapping[str, float], work: Mapping[str, int], with_: Coefficients) -> float:
     """The longest limit at the fractions of peaks that published kernels reach."""
-    form = next((FORMATS[kind] for kind in ("i8", "bf16") if work.get(kind)), "fp32")
+    form = next((FORMATS[kind] for kind in ("i8", "bf16", "f16") if work.get(kind)), "fp32")
     fraction = {"tensor": with_.tensor[form], "vector": 1.0, "l2": 1.0, "memory": with_.stream}
     return max(us / fraction[limit] for limit, us in limits.items())
 

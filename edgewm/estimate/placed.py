@@ -21,9 +21,10 @@ Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source; on a 
 # What a product's operands are in registers, by family; everything else is f32.
 HELD = {
     "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
-    "product_i8": Precision("int8", "fp32", 1, 4),
+    "product_fp16": Precision("fp16", "fp32", 2, 4), "product_i8": Precision("int8", "fp32", 1, 4),
+    "product_rounded": Precision("int8", "fp32", 1, 4),
 }  # fmt: skip
-PHASES = {"product": 2, "product_bf16": 2, "product_i8": 2}  # launches of a call
+PHASES = 2  # launches of a product
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def kernel_of(call: Call, times: int) -> Kernel:
     """A call as the GPU model knows kernels; its lanes are rows."""
     if call.family in HELD:
         *lead, n, k = call.dims
-        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times, launches=PHASES[call.family])
+        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times, launches=PHASES)
     if call.family == "attention":
         *lead, queries, keys, depth, _ = call.dims
         return Kernel(call.family, "attention", queries, keys, depth, times, prod(lead) * call.lanes)
