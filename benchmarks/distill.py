@@ -94,10 +94,8 @@ def times(model: str, bundles: Sequence[Path], threads: int) -> dict[str, list[f
 def judged(teacher: str, bundle: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The judge's figures of a bundle, beside the teacher with its own search."""
     suites = ["plan", "closed-loop"] if given.episodes else ["plan"]
-    preset = bundle / f"{given.margin:g}.json"
-    preset.write_text(json.dumps({"limits": {"closed_loop_loss": given.margin}}))
     told = validate(
-        bundle, against=teacher, suite=suites, preset=str(preset), episodes=given.episodes or None,
+        bundle, against=teacher, suite=suites, preset="student", episodes=given.episodes or None,
         contexts=given.contexts,
     )  # fmt: skip
     plan, loop = told["plan"], told["closed_loop"]
@@ -182,7 +180,6 @@ def main() -> int:
     one.add_argument("results", type=Path, nargs="+")
     one.add_argument("--episodes", type=int, default=400)
     one.add_argument("--contexts", type=int)
-    one.add_argument("--margin", type=float, default=0.05, help="success that may be lost, stated beforehand")
     one.add_argument("--threads", type=int, default=2)
     one.set_defaults(run=rates)
     other = parts.add_parser("losses")

@@ -105,6 +105,9 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--without": {"type": Listed(), "default": "", "metavar": "LOSS[,...]", "help": "Losses to leave out."},
+    "--episodes": {
+        "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",
+    },
     "--judged": {"type": COUNT, "help": "Contexts of the judge.  [default: what the preset's claim takes]"},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},

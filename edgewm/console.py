@@ -135,7 +135,7 @@ def _build_of(result: Result) -> str:
     asked, best = result["asked"], result["chosen"]
     own = ((f"--{key}", best["planner"][key]) for key in ("samples", "iterations", "elites"))
     flags = [(f"--{key}", asked[key]) for key in ("target", "mode", "threads")]
-    flags += [("--rate-hz", f"{asked['rate_hz']:g}"), ("--precision", best["precision"]), *own]
+    flags += [("--precision", best["precision"]), *own]
     return f"edgewm build {asked['teacher']} {' '.join(f'{flag} {value}' for flag, value in flags)}"
 
 

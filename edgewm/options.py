@@ -13,7 +13,7 @@ CALIBRATED = ("w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # 
 RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)
 NATIVE = "native"
 BACKENDS = (NATIVE, "onnxruntime", "tensorrt")  # edgewm's own kernels, or a file in edgewm/backends
-PRESETS = ("strict", "default", "explore")  # of the judge's gates
+PRESETS = ("strict", "default", "explore", "student")  # of the judge's gates
 SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done, 0 to 1
