@@ -10,16 +10,18 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_standin
 import loopback
 import pytest
 from cuda_cpu import Device
 
+from edgewm import headroom, profile
 from edgewm.cuda import compile as compile_module
 from edgewm.cuda.source import HEADERS
 from edgewm.errors import EdgewmError
-from edgewm.estimate import calibration, gpu_probe, machine
+from edgewm.estimate import calibration, gpu_probe, machine, verb
 from edgewm.estimate.gpu_probe import ceilings_text, measure_gpu
 from edgewm.estimate.site import site
 from edgewm.estimate.table import gpu_lines
@@ -205,3 +207,23 @@ def test_figures_stand_beside_the_boards_own(tmp_path: Path, monkeypatch: pytest
     assert rows["GPU: a node of a replayed graph"] == 9.0 and rows["GPU: reads out of memory"] == 150.0
     assert machine.gpu_of(board, board.mode_named("MAXN"))["name"] == "a GPU"
     assert machine.gpu_of(board, board.mode_named("30W")) is None
+
+
+def test_a_profile_holds_a_gpus_plan_to_what_was_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = SimpleNamespace(raw={"runs": {"plan": "gpu"}}, target="orin", mode="MAXN")
+    local, device = SimpleNamespace(device="local"), SimpleNamespace(device="ssh")
+    monkeypatch.setattr(machine, "kept_files", lambda board: {})
+    assert profile.peaks_of(manifest, local, 2) is None
+    monkeypatch.setattr(machine, "kept_files", lambda board: {"MAXN": facts("orin", tmp_path)})
+    wanted = {name: GPU[name] for name in ("fp32_gflops", "bf16_gflops", "int8_gops", "dram_gbps")}
+    assert profile.peaks_of(manifest, local, 2) == wanted and profile.peaks_of(manifest, device, 2) is None
+    asked = []
+
+    def estimated(bundle: str, **options: object) -> dict:
+        asked.append(options)
+        return {"plan_ms": {"point": 2.0 if options["mode"] == "MAXN" else 3.0}, "provenance": ["facts"]}
+
+    monkeypatch.setattr(verb, "estimate", estimated)
+    changes = headroom._estimates(manifest, tmp_path, 1)
+    assert [change for change, _, _ in changes] == [f"mode {name} instead of MAXN" for name in ("15W", "30W", "50W")]
+    assert all("threads" not in options for options in asked)
