@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -18,8 +19,10 @@ import pytest
 from cuda_cpu import Device
 
 from edgewm import headroom, profile
+from edgewm.abi import elf_machine
 from edgewm.cuda import compile as compile_module
 from edgewm.cuda.source import HEADERS
+from edgewm.doctor import qemu_command
 from edgewm.errors import EdgewmError
 from edgewm.estimate import calibration, gpu_probe, machine, verb
 from edgewm.estimate.gpu_probe import ceilings_text, measure_gpu
@@ -39,7 +42,7 @@ def kernels() -> Path:
     return folder / "kernels.so"
 
 
-def compiled(text: str, headers: Mapping[str, str]) -> str:
+def ptx(text: str, headers: Mapping[str, str]) -> str:
     names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", text + headers["round.cu"], re.M)
     return ".version 8.5\n.target sm_87\n" + "".join(f".visible .entry {name}()\n" for name in names)
 
@@ -47,7 +50,7 @@ def compiled(text: str, headers: Mapping[str, str]) -> str:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """The environment in which a program finds the stand-in; `driver(**machine)` sets it for programs here."""
-    monkeypatch.setattr(gpu_probe, "compile_ptx", compiled)
+    monkeypatch.setattr(gpu_probe, "compile_ptx", ptx)
     for name, value in (("RUNS", 3), ("ROUNDS", ROUNDS), ("STREAM_BYTES", STREAM_BYTES), ("NODES", NODES)):
         monkeypatch.setattr(gpu_probe, name, value)
 
@@ -88,8 +91,8 @@ def check(found: dict) -> None:
 
 
 def test_its_kernels_compile() -> None:
-    ptx = compile_module.compile_ptx(ceilings_text(), HEADERS)
-    names = re.findall(r"^\.visible \.entry (\w+)\(", ptx, re.M)
+    text = compile_module.compile_ptx(ceilings_text(), HEADERS)
+    names = re.findall(r"^\.visible \.entry (\w+)\(", text, re.M)
     assert {f"ceiling_{name}" for name in ("f32", "bf16", "i8", "read", "copy", "nothing", "meet")} <= {*names}
     assert "ewm_stamp" in names
 
@@ -143,6 +146,18 @@ def test_a_machine_without_a_driver_says_so(tmp_path: Path, monkeypatch: pytest.
     found = measured(tmp_path)
     assert found.keys() == {"why"} and found["why"].startswith("no NVIDIA driver: libcuda.so.1: cannot open")
     assert gpu_lines(found)[0].startswith("no GPU: not measured: no NVIDIA driver")
+
+
+@pytest.mark.needs("qemu-aarch64")
+def test_its_program_runs_on_a_board(tmp_path: Path) -> None:
+    """Orin's own, under an emulator that has no driver."""
+    program = gpu_probe.compiled(resolve("orin")[0], tmp_path / "gpu")
+    before = qemu_command("cortex-a76")
+    assert before is not None and elf_machine(program) == "aarch64"
+    done = subprocess.run([*before, program, "look"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["why"].startswith("no NVIDIA driver: libcuda.so.1: cannot open")
+    done = subprocess.run([*before, program, "measure"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: not so")
 
 
 def test_without_the_compiler_it_says_what_to_install(
