@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import cuda_standin
 import loopback
 import pytest
+import runtime_fixture as fixture
 from cuda_cpu import Device
 
 from edgewm import headroom, profile
@@ -133,6 +134,15 @@ def test_a_driver_that_refuses_says_why(driver: Callable, tmp_path: Path, machin
     assert found["why"] == why and "dram_gbps" not in found
     (line,) = gpu_lines(found)
     assert line.endswith(f"not measured: {why}")
+
+
+def test_a_driver_without_a_function_is_told_by_its_name(
+    driver: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver()
+    cuda_standin.library(tmp_path, [*fixture.FLAGS, "-DSTANDIN_WITHOUT_UPLOAD"])
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert measured(tmp_path) == {"why": "no such function in libcuda.so.1: cuGraphUpload"}
 
 
 def test_blocks_that_cannot_meet_are_not_timed(driver: Callable, tmp_path: Path) -> None:
