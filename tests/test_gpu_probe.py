@@ -6,20 +6,26 @@ import functools
 import json
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_standin
 import loopback
 import pytest
+import runtime_fixture as fixture
 from cuda_cpu import Device
 
+from edgewm import headroom, profile
+from edgewm.abi import elf_machine
 from edgewm.cuda import compile as compile_module
 from edgewm.cuda.source import HEADERS
+from edgewm.doctor import qemu_command
 from edgewm.errors import EdgewmError
-from edgewm.estimate import calibration, gpu_probe, machine
+from edgewm.estimate import calibration, gpu_probe, machine, verb
 from edgewm.estimate.gpu_probe import ceilings_text, measure_gpu
 from edgewm.estimate.site import site
 from edgewm.estimate.table import gpu_lines
@@ -37,7 +43,7 @@ def kernels() -> Path:
     return folder / "kernels.so"
 
 
-def compiled(text: str, headers: Mapping[str, str]) -> str:
+def ptx(text: str, headers: Mapping[str, str]) -> str:
     names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", text + headers["round.cu"], re.M)
     return ".version 8.5\n.target sm_87\n" + "".join(f".visible .entry {name}()\n" for name in names)
 
@@ -45,7 +51,7 @@ def compiled(text: str, headers: Mapping[str, str]) -> str:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """The environment in which a program finds the stand-in; `driver(**machine)` sets it for programs here."""
-    monkeypatch.setattr(gpu_probe, "compile_ptx", compiled)
+    monkeypatch.setattr(gpu_probe, "compile_ptx", ptx)
     for name, value in (("RUNS", 3), ("ROUNDS", ROUNDS), ("STREAM_BYTES", STREAM_BYTES), ("NODES", NODES)):
         monkeypatch.setattr(gpu_probe, name, value)
 
@@ -86,8 +92,8 @@ def check(found: dict) -> None:
 
 
 def test_its_kernels_compile() -> None:
-    ptx = compile_module.compile_ptx(ceilings_text(), HEADERS)
-    names = re.findall(r"^\.visible \.entry (\w+)\(", ptx, re.M)
+    text = compile_module.compile_ptx(ceilings_text(), HEADERS)
+    names = re.findall(r"^\.visible \.entry (\w+)\(", text, re.M)
     assert {f"ceiling_{name}" for name in ("f32", "bf16", "i8", "read", "copy", "nothing", "meet")} <= {*names}
     assert "ewm_stamp" in names
 
@@ -130,6 +136,15 @@ def test_a_driver_that_refuses_says_why(driver: Callable, tmp_path: Path, machin
     assert line.endswith(f"not measured: {why}")
 
 
+def test_a_driver_without_a_function_is_told_by_its_name(
+    driver: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver()
+    cuda_standin.library(tmp_path, [*fixture.FLAGS, "-DSTANDIN_WITHOUT_UPLOAD"])
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert measured(tmp_path) == {"why": "no such function in libcuda.so.1: cuGraphUpload"}
+
+
 def test_blocks_that_cannot_meet_are_not_timed(driver: Callable, tmp_path: Path) -> None:
     driver(cooperative=0)
     found = measured(tmp_path)
@@ -141,6 +156,18 @@ def test_a_machine_without_a_driver_says_so(tmp_path: Path, monkeypatch: pytest.
     found = measured(tmp_path)
     assert found.keys() == {"why"} and found["why"].startswith("no NVIDIA driver: libcuda.so.1: cannot open")
     assert gpu_lines(found)[0].startswith("no GPU: not measured: no NVIDIA driver")
+
+
+@pytest.mark.needs("qemu-aarch64")
+def test_its_program_runs_on_a_board(tmp_path: Path) -> None:
+    """Orin's own, under an emulator that has no driver."""
+    program = gpu_probe.compiled(resolve("orin")[0], tmp_path / "gpu")
+    before = qemu_command("cortex-a76")
+    assert before is not None and elf_machine(program) == "aarch64"
+    done = subprocess.run([*before, program, "look"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["why"].startswith("no NVIDIA driver: libcuda.so.1: cannot open")
+    done = subprocess.run([*before, program, "measure"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: not so")
 
 
 def test_without_the_compiler_it_says_what_to_install(
@@ -205,3 +232,23 @@ def test_figures_stand_beside_the_boards_own(tmp_path: Path, monkeypatch: pytest
     assert rows["GPU: a node of a replayed graph"] == 9.0 and rows["GPU: reads out of memory"] == 150.0
     assert machine.gpu_of(board, board.mode_named("MAXN"))["name"] == "a GPU"
     assert machine.gpu_of(board, board.mode_named("30W")) is None
+
+
+def test_a_profile_holds_a_gpus_plan_to_what_was_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = SimpleNamespace(raw={"runs": {"plan": "gpu"}}, target="orin", mode="MAXN")
+    local, device = SimpleNamespace(device="local"), SimpleNamespace(device="ssh")
+    monkeypatch.setattr(machine, "kept_files", lambda board: {})
+    assert profile.peaks_of(manifest, local, 2) is None
+    monkeypatch.setattr(machine, "kept_files", lambda board: {"MAXN": facts("orin", tmp_path)})
+    wanted = {name: GPU[name] for name in ("fp32_gflops", "bf16_gflops", "int8_gops", "dram_gbps")}
+    assert profile.peaks_of(manifest, local, 2) == wanted and profile.peaks_of(manifest, device, 2) is None
+    asked = []
+
+    def estimated(bundle: str, **options: object) -> dict:
+        asked.append(options)
+        return {"plan_ms": {"point": 2.0 if options["mode"] == "MAXN" else 3.0}, "provenance": ["facts"]}
+
+    monkeypatch.setattr(verb, "estimate", estimated)
+    changes = headroom._estimates(manifest, tmp_path, 1)
+    assert [change for change, _, _ in changes] == [f"mode {name} instead of MAXN" for name in ("15W", "30W", "50W")]
+    assert all("threads" not in options for options in asked)

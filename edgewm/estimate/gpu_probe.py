@@ -31,6 +31,14 @@ def ceilings_text() -> str:
     return f'{sizes_text()}#include "round.cu"\n{(HERE / "gpu_ceilings.cu").read_text()}'
 
 
+def compiled(board: Target, folder: Path) -> Path:
+    """The program in `folder`, for any CPU of the board's kind."""
+    folder.mkdir(parents=True)
+    flags = [flag for flag in compile_flags(board) if not flag.startswith("-mcpu=")]
+    source = {"gpu_probe.cc": (HERE / "gpu_probe.cc").read_text()}
+    return compile_program(source, [RUNTIME], flags=flags, out=folder / PROGRAM)
+
+
 def measure_gpu(board: Target, there: Site, folder: Path) -> dict[str, Any]:
     """Facts of the first GPU of the machine at `there`; {"why"} with what is known of it where nothing was measured.
 
@@ -41,10 +49,7 @@ def measure_gpu(board: Target, there: Site, folder: Path) -> dict[str, Any]:
     a graph, `answer_us` until the end of one with an empty kernel is seen by looking again and again, or by naps
     (`answer_napping_us`). Raises EdgewmError where a program fails.
     """
-    folder.mkdir(parents=True)
-    flags = [flag for flag in compile_flags(board) if not flag.startswith("-mcpu=")]
-    source = {"gpu_probe.cc": (HERE / "gpu_probe.cc").read_text()}
-    compile_program(source, [RUNTIME], flags=flags, out=folder / PROGRAM)
+    compiled(board, folder)
     found = there.run(folder, PROGRAM, "look")
     if "why" in found:
         return found

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from ..charts import clipped
 from ..console import number, table
 
 SHOWN = 12  # kernels
+LONGEST_NAME = 44  # of a kernel, so that its figures stand beside it in a narrow terminal
 
 
 def estimate_table(result: Mapping[str, Any]) -> Group:
@@ -21,7 +23,8 @@ def estimate_table(result: Mapping[str, Any]) -> Group:
     made = table(f"{result['subject']} on {where}", "kernel", "times", "ms", "share", "bound by")
     rows = result["kernels"]
     for row in rows[:SHOWN]:
-        made.add_row(row["name"], number(row["calls"]), number(row["ms"]), _percent(row["ms"] / whole), row["bound"])
+        name, share = clipped(row["name"], LONGEST_NAME), _percent(row["ms"] / whole)
+        made.add_row(name, number(row["calls"]), number(row["ms"]), share, row["bound"])
     if len(rows) > SHOWN:
         rest = sum(row["ms"] for row in rows[SHOWN:])
         made.add_row(f"and {len(rows) - SHOWN} more", "", number(rest), _percent(rest / whole), "")
