@@ -82,10 +82,10 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 # field of distill.train.Settings -> what it takes; help
 TRAINING: dict[str, tuple[click.ParamType, str]] = {
-    "steps": (COUNT, "Of training.  [default: 4000; of a proposal 1000]"),
+    "steps": (COUNT, "Of training.  [default: 4000; of a proposal 400]"),
     "learning_rate": (click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003; of a proposal 0.001]"),
     "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
-    "contexts": (COUNT, "Contexts to learn in.  [default: 256, searched by the teacher's planner; of a proposal 4096]"),
+    "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256, for a proposal 512]"),
     "round_contexts": (COUNT, "New ones for the student's planner, each round.  [default: 64]"),
 }
 
@@ -126,7 +126,7 @@ def distill_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 OF_A_PROPOSAL = frozenset(
-    {"model", "proposal_only", "out", "data", "seed", "steps", "learning_rate", "contexts", "json_file"}
+    {"model", "proposal_only", "out", "data", "cache", "seed", "steps", "learning_rate", "contexts", "json_file"}
 )
 
 

@@ -133,7 +133,7 @@ def proposal_line(result: Result) -> str:
     """What a proposal is worth without a search."""
     return (
         f"{result['proposal']}: its plans lose {100 * result['regret']:.2g} % of what planning gains, without a search "
-        f"({result['searches']} contexts); build it with fewer --samples and --iterations"
+        f"({result['held_out']} contexts); build it with fewer --samples and --iterations"
     )
 
 

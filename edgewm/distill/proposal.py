@@ -1,15 +1,16 @@
 """A plan at a glance, trained for a model as it is: where its planner's search begins (`models/proposal.py`).
 
-The network descends the cost of its own plans, as the model imagines them, in contexts and in what its plans lead to
-from there. The planner's own plans say only how far candidates deviate around it, each number of a plan: many plans
-cost the same, so to imitate those that searches happened to find is to learn their mean.
+A small network imitates the plans that the planner's own searches found, until held-out ones are met no better; what it
+misses them by is what first candidates deviate by. Plans that descend the model's cost instead, through its gradients,
+cost less than any search finds and reach fewer goals: they leave what the model has seen.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,117 +18,119 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import EdgewmError
 from ..models.proposal import FILE, Proposal
 from ..options import Progress
-from ..planner import committed_actions
-from ..program import Planner
-from .targets import write_bytes
-from .teacher import CONTEXTS, HELD_OUT, Teacher, contexts, encoded, noise, searched
+from . import targets
+from .teacher import CONTEXTS, Arrays, Teacher, contexts, encoded, noise, searched
 
 Array = np.ndarray
-SEED = 1 << 19  # added to the first key of contexts: a search's are others
+SEED = 1 << 19  # added to the first key of contexts: those of students are others
+SHARD = 64  # searches
+HELD = 8  # one of so many contexts is held out
+LOOK = 10  # steps
 SMALLEST = float(torch.finfo(torch.float32).tiny)
-RESTART = 0.25  # of contexts begin anew after each plan: an episode is four plans long on average
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a proposal at the end is a function of, beside the model and its data: `contexts` to learn in, `steps` of
-    `batch` plans, `width` of the network's two layers, held-out `searches` of the planner, a learning rate that falls
-    to zero along half a cosine."""
+    """What a proposal is a function of, beside the model and its data: `contexts` that the planner searches, at most
+    `steps` of `batch` plans, `width` of the network's two layers."""
 
-    contexts: int = 4096
-    steps: int = 1000
+    contexts: int = 512
+    steps: int = 400
     batch: int = 64
-    width: int = 256
-    searches: int = 16
+    width: int = 128
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.1
     seed: int = 0
 
 
-def latents(teacher: Teacher, n: int, seed: int) -> tuple[Array, Array]:
-    """Of `n` observations and of their goals, (n, D) each."""
-    drawn = contexts(teacher, n, seed)
-    z, goal = (encoded(teacher.side, teacher.camera, drawn[key]) for key in ("observation", "goal"))
-    return z, goal
+def searches(teacher: Teacher, n: int, seed: int) -> Arrays:
+    """The planner's plans in `n` contexts: `latent`, `goal_latent` (n, D), `plan` (n, H, A), `plan_cost` and
+    `blind_cost` (n,), the median of blind candidates."""
+    drawn, camera, action = contexts(teacher, n, seed), teacher.camera, teacher.model.action_dim
+    z, goal = (encoded(teacher.side, camera, drawn[key]) for key in ("observation", "goal"))
+    looked = [
+        searched(teacher.side, teacher.planner, z[i], goal[i], noise(teacher.planner, action, seed, i))
+        for i in range(n)
+    ]
+    plans = np.stack([found.mean for found in looked])
+    return {
+        "latent": z, "goal_latent": goal, "plan": plans.astype(np.float32), "plan_cost": costs(teacher, z, goal, plans),
+        "blind_cost": np.array([np.median(found.costs[0]) for found in looked], np.float32),
+    }  # fmt: skip
 
 
-def train(teacher: Teacher, settings: Settings, progress: Progress | None = None) -> tuple[Proposal, dict[str, Any]]:
-    """The proposal for the teacher's model and planner, and what its plans cost beside the planner's, `regret`: the
-    share that they lose of what planning gains. EdgewmError for too little data, and for losses that are no numbers."""
-    say, model, planner = progress or (lambda stage, done: None), teacher.model, teacher.planner
-    say("contexts", 0.0)
-    starts, goals = map(torch.from_numpy, latents(teacher, settings.contexts, CONTEXTS + SEED + settings.seed * 4096))
+def costs(teacher: Teacher, z: Array, goal: Array, plans: Array) -> Array:
+    """(n,), of a plan (n, H, A) in each context."""
+    rows = zip(z, goal, plans, strict=True)
+    return np.array([teacher.side.score(*pair, plan[None])[0] for *pair, plan in rows], np.float32)
+
+
+def gathered(teacher: Teacher, settings: Settings, cache: Path | None, say: Progress) -> Arrays:
+    """All searches, kept in `cache` where one is given."""
+    if cache is not None:
+        targets.open_folder(cache, {
+            "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "version": 1,
+            "planner": asdict(teacher.planner), "seed": settings.seed, "shard": SHARD,
+        })  # fmt: skip
+    found = []
+    for i in range(0, settings.contexts, SHARD):
+        say(f"searches {i}/{settings.contexts}", 0.9 * i / settings.contexts)
+        n, seed = min(SHARD, settings.contexts - i), CONTEXTS + SEED + settings.seed * 4096 + i // SHARD
+        made = lambda n=n, seed=seed: searches(teacher, n, seed)  # noqa: E731
+        found.append(made() if cache is None else targets.shard(cache, f"plans-{i // SHARD:04d}-{n}", made))
+    return {key: np.concatenate([shard[key] for shard in found]) for key in found[0]}
+
+
+def train(
+    teacher: Teacher, settings: Settings, cache: Path | None = None, progress: Progress | None = None
+) -> tuple[Proposal, dict[str, Any]]:
+    """The proposal for the teacher's model and planner, and what it is worth in held-out contexts: `regret`, the share
+    of what planning gains that its plans lose without a search, and `missed`, of the variance of plans. EdgewmError for
+    too little data, and for losses that are no numbers."""
+    say = progress or (lambda stage, done: None)
+    made = gathered(teacher, settings, cache, say)
+    z, goal, plans = (torch.from_numpy(made[key]) for key in ("latent", "goal_latent", "plan"))
+    held = np.arange(len(z)) % HELD == 0
+    seen = torch.from_numpy(np.flatnonzero(~held))
     torch.manual_seed(settings.seed)
-    found = Proposal(model.latent_dim, settings.width, planner.horizon, model.action_dim)
-    found.centre.copy_(starts.mean(0))
-    found.spread.fill_(max(float(starts.var(0).mean().sqrt()), SMALLEST))
-    module, score = model.torch.requires_grad_(False), model.scored(planner.objective)
-    costs = torch.vmap(lambda z, goal, plan: score(module, z[None], goal[None], plan[None])[0])
+    found = Proposal(z.shape[1], settings.width, *plans.shape[1:])
+    found.centre.copy_(z.mean(0))
+    found.spread.fill_(max(float(z.var(0).mean().sqrt()), SMALLEST))
     optimizer = torch.optim.AdamW(found.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    rng, unit = np.random.default_rng([SEED, settings.seed]), None
-    at = starts.clone()  # where each context's episode has come to
+    best, least = copy.deepcopy(found), math.inf
     for step in range(settings.steps):
-        index = torch.from_numpy(rng.choice(len(at), min(settings.batch, len(at)), replace=False))
-        here, there = at[index], goals[index]
-        plans = found(here, there)
-        inside = bounded(plans, planner)
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
-            cost = costs(here, there, inside).mean()
-        unit = unit or max(cost.item(), SMALLEST)
-        loss = cost / unit + (plans - inside).abs().mean()  # beyond the bounds a cost has no slope
+        rng = np.random.default_rng([settings.seed, step])
+        index = seen[torch.from_numpy(rng.integers(len(seen), size=settings.batch))]
+        loss = (found(z[index], goal[index]) - plans[index]).square().mean()
         if not math.isfinite(loss.item()):
             raise EdgewmError(f"the loss is {loss.item()} at step {step}", teacher.name, "give a lower --learning-rate")
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        is_over = torch.from_numpy(rng.random((len(index), 1)) < RESTART)
-        at[index] = torch.where(is_over, starts[index], played(teacher, here, inside.detach()))
-        say(f"step {step + 1}/{settings.steps}", 0.1 + 0.8 * (step + 1) / settings.steps)
-    found = found.eval().requires_grad_(False)
-    say("searches", 0.9)
-    return found, judged(teacher, found, settings)
-
-
-def judged(teacher: Teacher, found: Proposal, settings: Settings) -> dict[str, Any]:
-    """Searches of the planner in held-out contexts: gives the proposal its `std`, the root mean square of what lies
-    between their plans and its own, and says what it is worth without any search."""
-    planner, action, seed = teacher.planner, teacher.model.action_dim, HELD_OUT + SEED + settings.seed * 4096
-    z, goal = latents(teacher, settings.searches, seed)
-    own = bounded(found(torch.from_numpy(z), torch.from_numpy(goal)), planner).numpy()
-    off, lost, gained = [], 0.0, 0.0
-    for i in range(len(z)):
-        looked = searched(teacher.side, planner, z[i], goal[i], noise(planner, action, seed, i))
-        theirs, ours = teacher.side.score(z[i], goal[i], np.stack([looked.mean, own[i]]))
-        lost, gained = lost + float(ours - theirs), gained + float(np.median(looked.costs[0]) - theirs)
-        off.append(np.square(looked.mean - own[i]))
-    found.std.copy_(torch.from_numpy(np.sqrt(np.mean(off, 0))).clamp_min(SMALLEST))
-    return {"regret": lost / gained, "searches": len(z), "std": float(found.std.mean())}
-
-
-def bounded(plans: Tensor, planner: Planner) -> Tensor:
-    """The plans within the planner's bounds."""
-    has_bounds = planner.low is not None or planner.high is not None
-    return plans.clamp(planner.low, planner.high) if has_bounds else plans
+        if (step + 1) % LOOK == 0 and (missed := float(_off(found, z, goal, plans)[held].mean())) < least:
+            best, least = copy.deepcopy(found), missed
+        say(f"step {step + 1}/{settings.steps}", 0.9 + 0.1 * (step + 1) / settings.steps)
+    best = best.eval().requires_grad_(False)
+    off = _off(best, z, goal, plans)[held]
+    best.std.copy_(off.mean(0).sqrt().clamp_min(SMALLEST))
+    own = np.clip(best(z, goal).numpy(), teacher.planner.low, teacher.planner.high)
+    lost = costs(teacher, *(made[key][held] for key in ("latent", "goal_latent")), own[held]) - made["plan_cost"][held]
+    gained = made["blind_cost"][held] - made["plan_cost"][held]
+    worth = {"regret": float(lost.sum() / gained.sum()), "missed": float(off.mean() / plans[held].var())}
+    return best, {**worth, "held_out": int(held.sum())}
 
 
 @torch.no_grad()
-def played(teacher: Teacher, z: Tensor, plans: Tensor) -> Tensor:
-    """Latents (B, D) after what is played of plans (B, H, A) from `z` (B, D), as the model imagines it."""
-    model, latents = teacher.model, [z]
-    for t in range(1, committed_actions(teacher.planner) + 1):
-        seen = slice(max(0, t - model.window), t)
-        latents.append(model.predict(model.torch, torch.stack(latents[seen], 1), plans[:, seen]))
-    return latents[-1]
+def _off(found: Proposal, z: Tensor, goal: Tensor, plans: Tensor) -> Tensor:
+    """Squares of what plans are missed by."""
+    return (found(z, goal) - plans).square()
 
 
 def write(found: Proposal, folder: Path) -> None:
     """`proposal.safetensors` in a checkpoint's directory, whole or not at all."""
     weights: Mapping[str, Any] = {name: value.contiguous() for name, value in sorted(found.state_dict().items())}
-    write_bytes(folder / FILE, save(weights))
+    targets.write_bytes(folder / FILE, save(weights))

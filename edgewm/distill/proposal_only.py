@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import EdgewmError
 from ..judge.sources import source_of
 from ..models import folder_of, load
-from ..models.checkpoint import read_object, weights_file
+from ..models.checkpoint import read_object, sha256, weights_file
 from ..models.robot import ROBOT
 from ..options import Progress
 from . import states
@@ -22,13 +22,13 @@ from .teacher import teacher_of
 
 
 def distill_proposal(
-    model: str, *, out: Path = Path("student"), data: Path | None = None, training: Mapping[str, Any] | None = None,
-    seed: int = 0, progress: Progress | None = None,
+    model: str, *, out: Path = Path("student"), data: Path | None = None, cache: Path | None = None,
+    training: Mapping[str, Any] | None = None, seed: int = 0, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a proposal for MODEL and its own planner; `out` is then that checkpoint with it. What `--json` prints.
 
-    `training` holds fields of `proposal.Settings`. EdgewmError for a MODEL that is no checkpoint, too little data,
-    losses that are no numbers, a full disk, an OUT that holds other files.
+    `training` holds fields of `proposal.Settings`; searches are kept in `cache`, where one is given. EdgewmError for a
+    MODEL that is no checkpoint, too little data, losses that are no numbers, a full disk, an OUT with other files.
     """
     folder = folder_of(model)
     if folder is None:
@@ -39,9 +39,10 @@ def distill_proposal(
         raise EdgewmError("the output is no empty directory", str(out), "give -o an empty directory")
     full = load(model)
     planner = replace(full.planner, proposal=False, warm_start=False)
-    teacher = teacher_of(model, full, planner, source_of(model, full, data))
+    known = None if data is None else sha256(data)[data.name]
+    teacher = teacher_of(model, full, planner, source_of(model, full, data), known)
     settings = replace(Settings(seed=seed), **(training or {}))
-    found, worth = train(teacher, settings, progress)
+    found, worth = train(teacher, settings, cache, progress)
     robot = read_object(folder / ROBOT) if (folder / ROBOT).is_file() else {}
     robot["planner"] = {**robot.get("planner", {}), "proposal": True, "warm_start": False}
     with states.disk(out):
