@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
 
 import distill_world
 import fixtures_models as fixtures
@@ -158,3 +161,11 @@ def test_a_backend_begins_at_zero():
     program = capture_model(model, replace(model.planner, samples=4, iterations=1), ("plan_with_noise",))
     with pytest.raises(EdgewmError, match="a backend begins a search at zero"):
         graphs_of(program)
+
+
+def test_shares_of_a_planners_candidates(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    proposals = importlib.import_module("proposals")
+    whole = replace(proposing().planner, samples=128, iterations=8, elites=12)
+    found = [proposals.budget(whole, Fraction(share)) for share in ("1", "1/20", "1/100", "0")]
+    assert [(p.samples, p.iterations, p.elites) for p in found] == [(128, 8, 12), (26, 2, 2), (10, 1, 2), (1, 1, 1)]
