@@ -24,6 +24,7 @@ from .cli_options import (
     Listed,
     Rate,
     check_cpus,
+    check_distill,
     check_precision,
     check_slo,
     distill_options,
@@ -113,11 +114,22 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
 
     The largest whose plan takes at most a period on the target, in the precision that rounds least. OUT is then a MODEL
     for `edgewm build`. Where the model itself holds the rate in another precision, it says so and trains none.
-    """
-    from .console import distill_table, progress_bar
-    from .distill import distill as distilled
 
+    With --proposal-only it trains a small network that proposes a plan: a search that begins there needs few
+    candidates.
+    """
+    from .console import distill_table, progress_bar, proposal_line
+    from .distill import distill as distilled
+    from .distill import distill_proposal
+
+    is_proposal = options.pop("proposal_only")
+    check_distill(is_proposal)
     training = {field: given for field in TRAINING if (given := options.pop(field)) is not None}
+    if is_proposal:
+        kept = {name: options[name] for name in ("out", "data", "cache", "seed")}
+        with progress_bar() as progress:
+            result = distill_proposal(model, training=training, progress=progress, **kept)
+        return result, proposal_line(result), 0
     options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}
     with progress_bar() as progress:
         result = distilled(model, progress=progress, notice=lambda text: click.echo(text, err=True), **options)

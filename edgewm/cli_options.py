@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from .errors import EdgewmError
 from .options import AUTO, PRECISIONS, RECIPES, SLO
 
 PATH = click.Path(path_type=Path)
@@ -57,6 +59,7 @@ PLANNER: dict[str, tuple[str, tuple[str, ...] | type | int, str]] = {
         "Plan while the last plan is played, from where its committed steps end.",
     ),
     "warm_start": ("--warm-start/--no-warm-start", bool, "Start from what the last plan left to play."),
+    "proposal": ("--proposal/--no-proposal", bool, "Begin the search at the plan that the model proposes."),
     "objective": ("--objective", ("final", "path"), "Cost of the last imagined latent, or mean of all."),
     "var_scale": ("--var-scale", float, "Standard deviation of the first candidates."),
     "noise_beta": ("--noise-beta", float, "icem: noise falls with frequency f as f^(-beta/2); 0 is white."),
@@ -79,19 +82,22 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 # field of distill.train.Settings -> what it takes; help
 TRAINING: dict[str, tuple[click.ParamType, str]] = {
-    "steps": (COUNT, "Of training.  [default: 4000]"),
+    "steps": (COUNT, "Of training.  [default: 4000; of a proposal 400]"),
     "learning_rate": (
-        click.FLOAT,
-        "At first; at the end a hundredth of it.  [default: 0.003; 0.0005 from its teacher's layers]",
+        click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003; 0.0005 from its teacher's layers; of a "
+        "proposal 0.001]",
     ),
     "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
-    "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256]"),
+    "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256, for a proposal 512]"),
     "round_contexts": (COUNT, "New ones for the student's planner, each round.  [default: 64]"),
 }
 
 
 DISTILL: dict[str, dict[str, Any]] = {
-    "--rate-hz": {"type": Rate(), "required": True, "help": "How many plans a second the student is to make."},
+    "--rate-hz": {"type": Rate(), "help": "How many plans a second the student is to make."},
+    "--proposal-only": {
+        "is_flag": True, "help": "Train no student, but where a search of MODEL begins; OUT is MODEL with that.",
+    },
     "--target": {"default": "host", "show_default": True, "help": "Board, by any name of `edgewm targets`."},
     "--mode": {"help": "Power mode of the board.  [default: as it boots]"},
     "--precision": {
@@ -123,6 +129,22 @@ def distill_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for flag, settings in reversed(DISTILL.items()):
         command = click.option(flag, **settings)(command)
     return command
+
+
+OF_A_PROPOSAL = frozenset(
+    {"model", "proposal_only", "out", "data", "cache", "seed", "steps", "learning_rate", "contexts", "json_file"}
+)
+
+
+def check_distill(is_proposal: bool) -> None:
+    """EdgewmError for options of a student that are given for a proposal, and for a student without a rate."""
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    strange = sorted(f"--{name.replace('_', '-')}" for name in given - OF_A_PROPOSAL)
+    if is_proposal and strange:
+        raise EdgewmError(f"{strange[0]} is for a student", "--proposal-only", f"leave {strange[0]} out")
+    if not is_proposal and "rate_hz" not in given:
+        raise EdgewmError("no rate to distil for", "--rate-hz", "give how many plans a second the student is to make")
 
 
 def check_slo(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

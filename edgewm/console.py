@@ -130,6 +130,14 @@ def distill_table(result: Result) -> Table:
     return made
 
 
+def proposal_line(result: Result) -> str:
+    """What a proposal is worth without a search."""
+    return (
+        f"{result['proposal']}: its plans lose {100 * result['regret']:.2g} % of what planning gains, without a search "
+        f"({result['held_out']} contexts); build it with fewer --samples and --iterations"
+    )
+
+
 def _build_of(result: Result) -> str:
     """The command that builds the model itself as it was chosen."""
     asked, best = result["asked"], result["chosen"]

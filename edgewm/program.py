@@ -161,6 +161,8 @@ class Planner:
     objective          final: cost of the last imagined latent; path: mean cost of all imagined latents (torch-world)
     warm_start         a plan starts from what the last one left to play, not from zero
     history            frames of context, one model action apart; more than 1 wants commit_steps = action_block
+    proposal           the search begins at the plan that the model proposes, with its deviation, not at zero; the
+                       mean is then the first candidate of each iteration
     roll_committed     a plan is made while the last one is played: it begins where those commit_steps end, from the
                        latent rolled through them, and is played from there on; else it begins at the observation
     noise_beta         icem: noise falls with frequency f as f^(-noise_beta / 2) along the horizon; 0 is white
@@ -186,6 +188,7 @@ class Planner:
     objective: str = "final"
     history: int = 1
     roll_committed: bool = False
+    proposal: bool = False
     noise_beta: float = 2.0
     alpha: float = 0.1
     n_elite_keep: int = 5

@@ -394,7 +394,7 @@ def _planner(planner: dict) -> str:
     from .planner import KINDS
 
     said = ["kind", "samples", "iterations", "elites", "horizon", "action_block", "commit_steps"]
-    usual = {"history": 1, "roll_committed": False, "warm_start": False, "objective": "final"}
+    usual = {"history": 1, "roll_committed": False, "warm_start": False, "proposal": False, "objective": "final"}
     said += [*KINDS[planner["kind"]], *(name for name, value in usual.items() if planner.get(name, value) != value)]
     return ", ".join(f"{name} {planner[name]}" for name in said)
 

@@ -186,7 +186,8 @@ def add_layers(
     if AUTO in manifest.raw:
         recipe = manifest.raw[AUTO]["recipe"]
     else:
-        recipe = recipe_of(passed(capture_model(model, manifest.planner), EXACT), manifest.precision)
+        blind = replace(manifest.planner, proposal=False)  # which the full model may not have
+        recipe = recipe_of(passed(capture_model(model, blind), EXACT), manifest.precision)
     pairs = source.contexts(min(layers.CONTEXTS, result["contexts"]), seed + 2)
     result["plan"]["layers"] = layers.run(model, manifest.planner, recipe, pairs, seed, progress)
 

@@ -16,6 +16,7 @@ from edgewm import expr
 from edgewm.interp import run
 from edgewm.judge import sides
 from edgewm.models import Model, capture_model, own
+from edgewm.models.proposal import Proposal
 from edgewm.ops import NUMPY, make
 from edgewm.planner import kept_elites, state_ports
 from edgewm.program import Graph, Node, Planner, Port, Program, rewrite
@@ -52,6 +53,14 @@ class Remembering(nn.Module):
 @functools.cache
 def remembering(window: int = 2, block: int = 1) -> Model:
     return own.from_module(fixtures.seeded(Remembering(window, block), 3), "remembering")
+
+
+@functools.cache
+def proposing() -> Model:
+    """The same with a proposal of seeded weights, where its planner begins."""
+    model = remembering()
+    found = fixtures.seeded(Proposal(LATENT, 8, PLANNER.horizon, AXES), 5)
+    return replace(model, proposal=found, planner=replace(model.planner, proposal=True))
 
 
 def program_of(window: int = 2, block: int = 1, **settings: Any) -> Program:

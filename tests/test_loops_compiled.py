@@ -29,6 +29,7 @@ PROTOCOLS: dict[str, tuple[str, dict[str, Any]]] = {
     "from the observation": ("tiny_models:tiny", {"commit_steps": 2}),
     "rolled on": ("tiny_models:tiny", {"commit_steps": 2, "roll_committed": True}),
     "warm start": ("tiny_models:tiny", {"commit_steps": 2, "warm_start": True}),
+    "a proposal": ("planning:proposing", {"commit_steps": 2, "first_candidate_is_mean": False}),
     "frames before": ("planning:remembering", {"history": 2}),
     "all of it": ("planning:remembering", {"history": 2, "roll_committed": True, "warm_start": True}),
 }  # fmt: skip
@@ -80,7 +81,7 @@ def test_the_bundle_and_the_full_model_play_the_same_episode(pair: Pair, late: i
 
 def test_a_full_model_that_forgets_plays_another_episode(pair: Pair) -> None:
     manifest = read_manifest(pair.bundle)
-    forgetful = replace(manifest.planner, warm_start=False, history=1, roll_committed=False)
+    forgetful = replace(manifest.planner, warm_start=False, history=1, roll_committed=False, proposal=False)
     without = replace(manifest, planner=forgetful)
     apart = np.abs(acted(of_full(pair, manifest, 0)) - acted(of_full(pair, without, 0))).max()
     assert apart > 0.01 if forgetful != manifest.planner else apart == 0

@@ -34,6 +34,9 @@ ALIGNMENT = 64
 def graphs_of(program: Program) -> dict[str, Graph]:
     """The graphs of a bundle by name. EdgewmError for a plan that carries more than its warm start to the next one."""
     planner = program.planner
+    if planner.proposal:
+        where = "--proposal of the model's planner"
+        raise EdgewmError("a backend begins a search at zero", where, "build with --no-proposal, or --backend native")
     for name, is_so in (("--history", planner.history > 1), ("--roll-committed", planner.roll_committed)):
         if is_so:
             raise EdgewmError(

@@ -14,8 +14,10 @@ train.py       the run: rounds of candidates that the student's own planner drew
 processes.py   one process, or several that torchrun started
 write_student.py  the checkpoint that `build` takes
 verb.py        `edgewm distill`                pareto.py   every candidate as time, fidelity and success
+proposal.py    a plan at a glance, for a search to begin at     proposal_only.py   a checkpoint with one
 """
 
+from .proposal_only import distill_proposal
 from .verb import distill
 
-__all__ = ["distill"]
+__all__ = ["distill", "distill_proposal"]

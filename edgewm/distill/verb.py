@@ -63,6 +63,7 @@ def distill(
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     board, full = board_of(target, mode, threads, measured), load(model)
+    full = replace(full, proposal=None, planner=replace(full.planner, proposal=False))  # a student has none
     given = {k: v for k, v in (planner or {}).items() if v is not None}
     asked = {
         "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,

@@ -16,7 +16,7 @@ from .. import statistics
 from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, mean_interval, ratio_interval
-from .sides import Observation, Side, elites_of, rollout, search
+from .sides import Observation, Side, elites_of, rollout, search, start_of
 
 Array = np.ndarray
 
@@ -45,7 +45,8 @@ def look(
     """Everything the statistics need of one context; `noises` is (2, I, S, H, A)."""
     z, target = full.encode(observation), full.encode(goal)
     own, own_target = compressed.encode(observation), compressed.encode(goal)
-    first, other = (search(lambda c: full.score(z, target, c), planner, n) for n in noises)
+    begin = start_of(full, z, target)
+    first, other = (search(lambda c: full.score(z, target, c), planner, n, *begin) for n in noises)
     plan = np.asarray(compressed.plan(observation, goal, noises[0]), np.float64)
     everyone = first.candidates.reshape(-1, *plan.shape)
     followed = everyone[np.linspace(0, len(everyone) - 1, DRIFT_CANDIDATES).round().astype(int)]

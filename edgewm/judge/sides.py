@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ops import NUMPY
-from ..planner import committed_actions, kept_elites, state_ports
+from ..planner import committed_actions, has_mean_first, kept_elites, state_ports
 from ..program import Planner, Port
 
 Array = np.ndarray
@@ -29,7 +29,8 @@ class Side:
     `encode(observation)` -> latent (D,); `predict(z, actions)` with z (B, T, D), actions (B, T, A) and T up to `window`
     -> the latent after the last one, (B, D); `score(z, goal, candidates)` -> cost (S,), from one latent, which then
     stands for all of the planner's history, or from frames (T, D), with the actions between them before each candidate
-    (S, T - 1 + H, A); `plan(observation, goal, noise)` with noise (I, S, H, A) -> actions (H, A): a first plan.
+    (S, T - 1 + H, A); `plan(observation, goal, noise)` with noise (I, S, H, A) -> actions (H, A): a first plan;
+    `propose(z, goal)`, of a model that has a proposal and a planner that begins there, -> its mean and std (H, A).
     """
 
     encode: Callable[[Observation], Array]
@@ -37,6 +38,7 @@ class Side:
     score: Callable[[Array, Array, Array], Array]
     plan: Callable[[Observation, Observation, Array], Array]
     window: int
+    propose: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
 
 def rollout(side: Side, z: Array, actions: Array) -> Array:
@@ -65,16 +67,19 @@ def elites_of(cost: Array, k: int) -> Array:
     return np.sort(np.argsort(np.where(np.isnan(cost), np.inf, cost), kind="stable")[:k])
 
 
-def search(score: Callable[[Array], Array], planner: Planner, noise: Array, warm: Array | None = None) -> Search:
-    """The planner's method on given noise (I, S, H, A), in float64 around any cost; from zero or from `warm` (H, A)."""
+def search(
+    score: Callable[[Array], Array], planner: Planner, noise: Array, warm: Array | None = None, std: Array | None = None
+) -> Search:  # fmt: skip
+    """The planner's method on given noise (I, S, H, A), in float64 around any cost; from zero or from `warm` (H, A),
+    with deviation `std` (H, A) or the planner's."""
     mean = np.zeros(noise.shape[2:]) if warm is None else np.asarray(warm, np.float64)
-    std = np.full(noise.shape[2:], planner.var_scale)
-    first, count = int(planner.first_candidate_is_mean), kept_elites(planner)
+    std = np.full(noise.shape[2:], planner.var_scale) if std is None else np.asarray(std, np.float64)
+    first, count = int(has_mean_first(planner)), kept_elites(planner)
     tried, costs, chosen = [], [], []
     kept, best = np.empty((0, *mean.shape)), mean
     for white in noise.astype(np.float64):
         candidates = mean + std * (coloured(planner, white) if planner.kind == "icem" else white)
-        if planner.first_candidate_is_mean:
+        if has_mean_first(planner):
             candidates[0] = mean
         candidates[first : first + len(kept)] = kept
         candidates = np.clip(candidates, planner.low, planner.high)
@@ -90,13 +95,18 @@ def search(score: Callable[[Array], Array], planner: Planner, noise: Array, warm
     return Search(np.stack(tried), np.stack(costs), np.stack(chosen), mean if is_mean else best)
 
 
+def start_of(side: Side, z: Array, goal: Array) -> tuple[Array, ...]:
+    """Where the planner of a side begins its search, for `search`: mean and std; empty for one without a proposal."""
+    return () if side.propose is None else side.propose(z, goal)
+
+
 def _refitted(planner: Planner, mean: Array, std: Array, elites: Array, cost: Array) -> tuple[Array, Array]:
     """Mean and deviation for the next iteration, from elites (k, H, A) and their costs (k,)."""
     if planner.kind == "mppi":
         weights = np.exp(-(cost - cost.min()) / planner.temperature)
         return np.tensordot(weights / weights.sum(), elites, 1), std
     stays = planner.alpha if planner.kind == "icem" else 0.0
-    spread = elites.std(0, ddof=int(planner.unbiased_std))
+    spread = elites.std(0, ddof=min(int(planner.unbiased_std), len(elites) - 1))
     return stays * mean + (1 - stays) * elites.mean(0), stays * std + (1 - stays) * spread
 
 
@@ -152,7 +162,7 @@ def replan(
         actions = np.concatenate([np.broadcast_to(shared, (len(candidates), older, width)), candidates], 1)
         return side.score(context if older else context[0], goal, actions)
 
-    found = search(cost, planner, noise, memory.warm).mean
+    found = search(cost, planner, noise, *(start_of(side, context[-1], goal) or [memory.warm])).mean
     if older:
         memory.frames, memory.actions = latents[1:], [*between[1:], found[0] if played is None else played]
     if planner.warm_start:
@@ -192,11 +202,20 @@ def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
         latents, actions = in_context(planner, z, candidates)
         return cost(module, tensor(latents), tensor(goal[None]), tensor(actions)).numpy()
 
+    @torch.inference_mode()
+    def proposed(z: Array, goal: Array) -> tuple[Array, Array]:
+        mean = proposal(tensor(z[None]), tensor(goal[None]))[0].numpy()
+        return np.clip(mean, planner.low, planner.high), proposal.std.numpy()
+
+    proposal = copy.deepcopy(model.proposal).to(kind) if planner.proposal and model.proposal is not None else None
+    propose = None if proposal is None else proposed
+
     def plan(observation: Observation, goal: Observation, noise: Array) -> Array:
         z, target = encode(observation), encode(goal)
-        return search(lambda candidates: score(z, target, candidates), planner, noise).mean
+        return search(lambda candidates: score(z, target, candidates), planner, noise, *start_of(made, z, target)).mean
 
-    return Side(encode, predict, score, plan, model.window)
+    made = Side(encode, predict, score, plan, model.window, propose)
+    return made
 
 
 def window_of(runtime: Any) -> int:
@@ -251,7 +270,7 @@ def in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Ar
 
 def _reset_state(runtime: Any, model: Any, planner: Planner) -> dict[str, Array]:
     """What the state ports of `plan_with_noise` hold after a reset."""
-    if planner.history == 1 and not planner.roll_committed:
+    if planner.history == 1 and not planner.roll_committed and not planner.proposal:
         return {"warm_mean": np.zeros((planner.horizon, model.action_dim), np.float32)}
     read = {port.name for port in runtime.ports("plan_with_noise") if port.is_input}
     ports = state_ports(planner, model.latent_dim, model.action_dim)

@@ -22,10 +22,11 @@ from ..reference.worlds import world_by_word
 from . import own, stable_worldmodel, torch_world
 from .checkpoint import read_config, weights_file
 from .model import Model, example
+from .proposal import capture_proposal, with_proposal
 
 FAMILIES: tuple[ModuleType, ...] = (torch_world, stable_worldmodel)
 
-__all__ = ["Model", "capture_model", "capture_roll", "capture_score", "example", "load"]
+__all__ = ["Model", "capture_model", "capture_roll", "capture_score", "example", "folder_of", "load"]
 
 
 def load(spec: str) -> Model:
@@ -34,11 +35,8 @@ def load(spec: str) -> Model:
 
     Raises EdgewmError when there is no such thing, when its family is unknown, or when a weight does not fit.
     """
-    shipped = world_by_word(spec)
-    if shipped is not None:
-        return _checkpoint(checkpoint_of(shipped.name))
-    path = Path(spec)
-    if path.is_dir() or path.is_file():
+    path = _path_of(spec)
+    if path is not None:
         return _checkpoint(path)
     if ":" in spec:
         return own.load(spec)
@@ -49,6 +47,18 @@ def load(spec: str) -> Model:
     )
 
 
+def folder_of(spec: str) -> Path | None:
+    """The checkpoint's directory that MODEL names; None where it names a function, or nothing."""
+    path = _path_of(spec)
+    return path if path is None or path.is_dir() else path.parent
+
+
+def _path_of(spec: str) -> Path | None:
+    shipped = world_by_word(spec)
+    path = Path(spec) if shipped is None else checkpoint_of(shipped.name)
+    return path if path.is_dir() or path.is_file() else None
+
+
 def _checkpoint(path: Path) -> Model:
     """The model in a directory, or in one weights file of it; any JSON file of a directory stands for the directory."""
     path = path.parent if path.suffix == ".json" and path.is_file() else path
@@ -56,7 +66,7 @@ def _checkpoint(path: Path) -> Model:
     config = read_config(folder)
     for family in FAMILIES:
         if family.recognises(config):
-            return family.load(folder, config, weights_file(folder) if path.is_dir() else path)
+            return with_proposal(family.load(folder, config, weights_file(folder) if path.is_dir() else path), folder)
     raise EdgewmError(
         f"config.json describes no known family (its keys: {', '.join(sorted(config)[:6])})",
         str(folder / "config.json"),
@@ -66,7 +76,8 @@ def _checkpoint(path: Path) -> Model:
 
 def capture_model(model: Model, planner: Planner | None = None, only: Sequence[str] | None = None) -> Program:
     """The Program of a model: entries `encode`, `predict` (full window; `predict_<T>` for shorter ones), `score`,
-    `decode_<head>`, `plan` (noise from Philox) and `plan_with_noise` (noise from a port); weights, ports, planner.
+    `decode_<head>`, `propose` where the planner has its `proposal`, `plan` (noise from Philox) and `plan_with_noise`
+    (noise from a port); weights, ports, planner.
 
     Of `only`, where given, these entries, and what they need. Raises EdgewmError for planner settings that do not fit
     and for whatever `capture` refuses.
@@ -92,11 +103,14 @@ def capture_model(model: Model, planner: Planner | None = None, only: Sequence[s
     pairs = zip(model.ports_of("observation"), model.ports_of("goal"), strict=True)
     goals = {observation.name: goal.name for observation, goal in pairs}
     roll = capture_roll(model, planner, weights) if planner.roll_committed else None
+    propose = capture_proposal(model, planner, weights) if planner.proposal else None
+    if propose is not None and (only is None or "propose" in only):
+        entries["propose"] = Graph({"mean": propose.outputs["mean"]})
     weights |= plan_weights(planner)
     for name, injected in (("plan", False), ("plan_with_noise", True)):
         if only is not None and name not in only:
             continue
-        entries[name] = plan_graph(entries["encode"], entries["score"], planner, goals, injected, roll)
+        entries[name] = plan_graph(entries["encode"], entries["score"], planner, goals, injected, roll, propose)
     kept = (*state_ports(planner, latent, action), noise_port(planner, action))
     ports = tuple(_bounded(p, planner) for p in model.ports)
     return Program(entries=entries, weights=weights, ports=ports + kept, planner=planner)

@@ -25,6 +25,8 @@ class Model:
     upstream's rollout and criterion: the first actions are those between the frames of z; `path_score`, where there is
     one, takes the same and returns the mean cost of all imagined latents; `heads[name](module, z (1, latent))` -> a
     reading of the latent.
+    `proposal`, where there is one, maps latents z and goal (B, latent) to plans (B, H, A) to begin a search at, which
+    deviate by its `std` (H, A).
     `window` is the longest T, `action_dim` counts one model action (`planner.action_block` periods), `files` gives the
     SHA-256 of each file read.
     """
@@ -42,6 +44,7 @@ class Model:
     heads: Mapping[str, Callable[[torch.nn.Module, Tensor], Tensor]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     path_score: Score | None = None
+    proposal: torch.nn.Module | None = None
 
     def ports_of(self, kind: str) -> tuple[Port, ...]:
         """The ports of one kind, in order; goal ports answer observation ports one by one."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from .graph import METHODS, noise_port, plan_graph, plan_weights, state_ports
 from .sampling import next_warm_mean
-from .settings import KINDS, MAX_HORIZON, OBJECTIVES, check, committed_actions, kept_elites, settled
+from .settings import KINDS, MAX_HORIZON, OBJECTIVES, check, committed_actions, has_mean_first, kept_elites, settled
 
 __all__ = [
-    "KINDS", "MAX_HORIZON", "METHODS", "OBJECTIVES", "check", "committed_actions", "kept_elites", "next_warm_mean",
+    "KINDS", "MAX_HORIZON", "METHODS", "OBJECTIVES", "check", "committed_actions", "has_mean_first",
+    "kept_elites", "next_warm_mean",
     "noise_port", "plan_graph", "plan_weights", "settled", "state_ports",
 ]  # fmt: skip

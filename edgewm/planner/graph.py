@@ -11,7 +11,7 @@ from .. import expr as e
 from ..errors import EdgewmError
 from ..program import Graph, Node, Planner, Port
 from . import cem, context, icem, mppi
-from .sampling import injected, next_warm_mean, philox
+from .sampling import bounded, injected, next_warm_mean, philox
 from .settings import WHERE, check
 
 METHODS: Mapping[str, ModuleType] = {"cem": cem, "icem": icem, "mppi": mppi}
@@ -29,8 +29,9 @@ def plan_weights(planner: Planner) -> dict[str, np.ndarray]:
 
 def state_ports(planner: Planner, latent_dim: int, action_dim: int) -> tuple[Port, ...]:
     """What is kept between plans: state ports, all zeros after a reset (but `seed`, which the reset gives)."""
+    warm = () if planner.proposal else (Port("warm_mean", "state", (planner.horizon, action_dim)),)
     return (
-        Port("warm_mean", "state", (planner.horizon, action_dim)),
+        *warm,
         *context.ports(planner, latent_dim, action_dim),
         Port("plan_counter", "state", (1,), "u32"), Port("seed", "state", (2,), "u32"),
     )  # fmt: skip
@@ -48,12 +49,14 @@ def plan_graph(
     goals: Mapping[str, str] | None = None,
     injected_noise: bool = False,
     roll: Graph | None = None,
+    propose: Graph | None = None,
 ) -> Graph:
     """The whole plan as one graph.
 
     `encode` maps observations to `z` (1, latent); `score` maps `z` (history, latent), `goal` (1, latent), `candidates`
     (samples, horizon, action) and, with a history, `past_actions` (history - 1, action) to `cost` (samples,); `roll`,
-    which `roll_committed` needs, is that of `context.going_on`. `goals` names the goal input for each of `encode`'s
+    which `roll_committed` needs, is that of `context.going_on`; `propose`, which `proposal` needs, maps `z` (1, latent)
+    and `goal` (1, latent) to `mean` and `std` (horizon, action). `goals` names the goal input for each of `encode`'s
     inputs (default: `goal` for a single one). Further inputs: the state ports of `state_ports`, but in the place of
     `plan_counter` and `seed`, when `injected_noise`, `noise` (iterations, samples, horizon, action).
 
@@ -85,20 +88,30 @@ def plan_graph(
         outside["noise"] = e.input("noise", noise_port(planner, action_dim).shape)
     else:
         outside |= {"plan_counter": e.input("plan_counter", (1,), "u32"), "seed": e.input("seed", (2,), "u32")}
-    found = _search(planner, score, outside, e.input("warm_mean", (horizon, action_dim)))
+    if planner.proposal:
+        newest = e.narrow(begin.latents, 0, frames - 1, frames)
+        proposed = e.inline(propose, {"z": newest, "goal": target})
+        first = bounded(planner, proposed["mean"]), proposed["std"]
+    else:
+        first = e.input("warm_mean", (horizon, action_dim)), None
+    found = _search(planner, score, outside, *first)
     actions = METHODS[planner.kind].actions(planner, found)
     outputs = {"actions": actions, **{name: found[name] for name in ("mean", "std", "cost", "elites")}}
-    outputs |= {"warm_mean": next_warm_mean(planner, actions), **context.kept(planner, seen, actions, coming)}
+    if not planner.proposal:
+        outputs["warm_mean"] = next_warm_mean(planner, actions)
+    outputs |= context.kept(planner, seen, actions, coming)
     if not injected_noise:
         outputs["plan_counter"] = e.add(outside["plan_counter"], 1)
     return Graph(outputs)
 
 
-def _search(planner: Planner, score: Graph, outside: Mapping[str, Node], warm: Node) -> dict[str, Node]:
-    """The loop over iterations: its carries after the last."""
-    method, action_dim = METHODS[planner.kind], warm.shape[-1]
+def _search(
+    planner: Planner, score: Graph, outside: Mapping[str, Node], mean: Node, std: Node | None
+) -> dict[str, Node]:  # fmt: skip
+    """The loop over iterations, from `mean` and `std` (None: `var_scale`): its carries after the last."""
+    method, action_dim = METHODS[planner.kind], mean.shape[-1]
     inside = {name: e.input(name, node.shape, node.dtype) for name, node in outside.items()}
-    carries = method.start(planner, warm)
+    carries = method.start(planner, mean, std)
     carried = {name: e.input(name, node.shape, node.dtype) for name, node in carries.items()}
     noise = (
         injected(inside["noise"]) if "noise" in inside

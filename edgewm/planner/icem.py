@@ -15,7 +15,7 @@ import numpy as np
 from .. import expr as e
 from ..program import Node, Planner
 from .sampling import bounded, chosen, counter, drawn, first_carries, refit
-from .settings import kept_elites
+from .settings import has_mean_first, kept_elites
 
 COLOUR = "planner/noise_colour"  # weight (horizon, horizon)
 LEAST_DEVIATION = 1e-8  # of coloured noise along the horizon
@@ -45,13 +45,14 @@ def coloured(planner: Planner, white: Node) -> Node:
     return e.permute(e.div(mixed, e.maximum(deviation, LEAST_DEVIATION)), (0, 2, 1))
 
 
-def start(planner: Planner, warm: Node) -> dict[str, Node]:
-    """The carries before the first iteration."""
-    carries = first_carries(planner, warm)
+def start(planner: Planner, mean: Node, std: Node | None = None) -> dict[str, Node]:
+    """The carries before the first iteration, which draws around `mean` (horizon, action) with deviation `std`, or
+    `var_scale`."""
+    carries = first_carries(planner, mean, std)
     if kept_elites(planner):
-        carries["kept"] = e.expand(e.const(0.0), (planner.samples, *warm.shape))
+        carries["kept"] = e.expand(e.const(0.0), (planner.samples, *mean.shape))
     if not planner.return_mean:
-        carries["best"] = warm
+        carries["best"] = mean
     return carries
 
 
@@ -85,7 +86,7 @@ def actions(planner: Planner, carried: Mapping[str, Node]) -> Node:
 def with_kept(planner: Planner, candidates: Node, kept: Node) -> Node:
     """The candidates with those of `kept` (both (samples, horizon, action)) in the places after the mean; as they are
     in the first iteration, which has none."""
-    first = int(planner.first_candidate_is_mean)
+    first = int(has_mean_first(planner))
     place = e.iota((planner.samples, 1, 1), 0)
     here = e.bit_and(e.less(first - 1, place), e.less(place, first + kept_elites(planner)))
     return e.select(e.bit_and(here, e.less(0, counter())), kept, candidates)
@@ -103,7 +104,7 @@ def places_of_kept(planner: Planner, costs: Node) -> Node:
     before = e.bit_or(e.less(other, mine), e.bit_and(e.equal(other, mine), sooner))
     none = e.const(0, "i32")
     rank = e.reshape(e.reduce_sum(e.select(before, 1, none), 1), (1, count))  # a permutation: the order is total
-    here = e.equal(e.sub(e.iota((samples, count), 0), int(planner.first_candidate_is_mean)), rank)
+    here = e.equal(e.sub(e.iota((samples, count), 0), int(has_mean_first(planner))), rank)
     return e.reshape(e.reduce_sum(e.select(here, e.reshape(found, (1, count)), none), 1), (samples,))
 
 

@@ -13,9 +13,10 @@ from ..program import Node, Planner
 from .sampling import bounded, chosen, drawn, first_carries
 
 
-def start(planner: Planner, warm: Node) -> dict[str, Node]:
-    """The carries before the first iteration."""
-    return first_carries(planner, warm)
+def start(planner: Planner, mean: Node, std: Node | None = None) -> dict[str, Node]:
+    """The carries before the first iteration, which draws around `mean` (horizon, action) with deviation `std`, or
+    `var_scale`."""
+    return first_carries(planner, mean, std)
 
 
 def iterate(

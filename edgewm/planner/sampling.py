@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import arithmetic
 from .. import expr as e
 from ..program import Node, Planner
-from .settings import committed_actions
+from .settings import committed_actions, has_mean_first
 
 
 def counter() -> Node:
@@ -30,7 +30,7 @@ def injected(noise: Node) -> Node:
 def drawn(planner: Planner, mean: Node, std: Node, noise: Node) -> Node:
     """Candidates (samples, horizon, action): mean + std * noise, the first one the mean itself where so wanted."""
     found = e.fma(noise, std, mean)
-    if planner.first_candidate_is_mean:
+    if has_mean_first(planner):
         found = e.select(e.equal(e.iota((planner.samples, 1, 1), 0), 0), mean, found)
     return found
 
@@ -46,14 +46,15 @@ def refit(planner: Planner, elites: Node) -> tuple[Node, Node]:
     k, *shape = elites.shape
     mean = e.mean(elites, 0)
     centred = e.sub(elites, mean)
-    variance = e.mul(e.reduce_sum(e.mul(centred, centred), 0), 1.0 / (k - planner.unbiased_std))
+    variance = e.mul(e.reduce_sum(e.mul(centred, centred), 0), 1.0 / max(1, k - planner.unbiased_std))
     return e.reshape(mean, shape), e.reshape(e.sqrt(variance), shape)
 
 
-def first_carries(planner: Planner, warm: Node) -> dict[str, Node]:
+def first_carries(planner: Planner, mean: Node, std: Node | None) -> dict[str, Node]:
     """What every kind carries from iteration to iteration, as it is before the first: `cost` and `elites` of none."""
+    std = e.expand(e.const(planner.var_scale), mean.shape) if std is None else std
     return {
-        "mean": warm, "std": e.expand(e.const(planner.var_scale), warm.shape), "cost": e.expand(e.const(0.0), (1,)),
+        "mean": mean, "std": std, "cost": e.expand(e.const(0.0), (1,)),
         "elites": e.iota((planner.elites,), 0),
     }  # fmt: skip
 

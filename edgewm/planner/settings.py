@@ -65,13 +65,23 @@ def check(planner: Planner, action_dim: int | None = None) -> None:
         raise EdgewmError(f"var_scale is {planner.var_scale}", WHERE, "give a positive number")
     if planner.low is not None and planner.high is not None and not planner.low < planner.high:
         raise EdgewmError(f"bounds are [{planner.low}, {planner.high}]", WHERE, "give low below high")
+    if planner.proposal and planner.warm_start:
+        raise EdgewmError(
+            "a warm start with a proposal: a search begins at one of them", WHERE,
+            "give --no-warm-start or --no-proposal",
+        )  # fmt: skip
     {"cem": _check_refit, "icem": _check_icem, "mppi": _check_mppi}[planner.kind](planner)
     _check_commitment(planner)
 
 
 def _check_refit(planner: Planner) -> None:
-    if planner.unbiased_std and planner.elites < 2:
+    if planner.unbiased_std and planner.elites < 2 and planner.samples > 1:
         raise EdgewmError("an unbiased deviation of 1 elite", WHERE, "take 2 elites or more")
+
+
+def has_mean_first(planner: Planner) -> bool:
+    """Whether the first candidate of an iteration is the mean that it is drawn around."""
+    return planner.first_candidate_is_mean or planner.proposal
 
 
 def _check_icem(planner: Planner) -> None:
@@ -82,7 +92,7 @@ def _check_icem(planner: Planner) -> None:
         raise EdgewmError(f"alpha is {planner.alpha}", WHERE, "give the share of the last mean that stays: 0, below 1")
     if planner.n_elite_keep < 0:
         raise EdgewmError(f"n_elite_keep is {planner.n_elite_keep}", WHERE, "keep 0 elites or more")
-    if planner.first_candidate_is_mean + kept_elites(planner) > planner.samples:
+    if has_mean_first(planner) + kept_elites(planner) > planner.samples:
         raise EdgewmError(
             f"the mean and {kept_elites(planner)} kept elites of {planner.samples} samples", WHERE,
             "take more samples, or a smaller n_elite_keep",

@@ -17,6 +17,7 @@ NAMED = tuple(name for name in PRECISIONS if not name.endswith(WHOLE))
 FORMATS = tuple(name for name in RECIPES if not name.endswith(WHOLE))
 ROUNDED = ("bf16", "fp16")  # formats without steps: as accurate for a small number as for a large one
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
+ONCE = ("encode", "propose")  # entries that run once a plan
 STRAIT_SHARE = 0.1  # of the work on a candidate: in bf16 that takes a tenth more time, a third where a CPU has none
 
 
@@ -47,8 +48,8 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     if precision in RECIPES:
         form, whole, _ = precision.partition(WHOLE)
         taken = set().union(*map(products_of, program.entries.values()))
-        if not whole and "encode" in program.entries:
-            taken -= products_of(program.entries["encode"])
+        if not whole:
+            taken -= set().union(*(products_of(g) for name, g in program.entries.items() if name in ONCE))
         taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
         narrow = straits(program) if form not in ROUNDED else frozenset()
         return {name: "bf16" if name in narrow else form for name in sorted(taken)}

@@ -1,0 +1,113 @@
+"""What a proposal is worth: success in closed loop against the number of candidates that a plan tries.
+
+    python benchmarks/proposals.py DIRECTORY [--model reference] [--episodes 40] [--shares 1/20,1/100]
+
+DIRECTORY is what `edgewm distill MODEL --proposal-only` wrote. Bundles of it plan in fp32 with all of the planner's
+candidates, with those shares of them, and with one, which is the proposal itself; blind and from the proposal. All play
+the same episodes; the difference is to the full search, with 90 % bootstrap intervals over episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recording import add_flags, finish
+
+from edgewm import statistics
+from edgewm.act import period_of
+from edgewm.binding import Runtime
+from edgewm.build import build
+from edgewm.judge import latency
+from edgewm.judge.closed_loop import starts_of
+from edgewm.judge.loops import played
+from edgewm.judge.sources import source_of
+from edgewm.manifest import read_manifest
+from edgewm.models import load
+from edgewm.program import Planner
+
+TWO_ROUNDS = 32  # candidates from which on there are two iterations
+
+
+def budget(planner: Planner, share: Fraction) -> Planner:
+    """The planner with a share of its candidates: 0 for one."""
+    whole = planner.samples * planner.iterations * share
+    if share == 1:
+        return planner
+    iterations = 2 if whole >= TWO_ROUNDS else 1
+    samples = max(1, round(whole / iterations))
+    elites = min(samples, max(2, round(planner.elites * samples / planner.samples)))
+    return replace(planner, samples=samples, iterations=iterations, elites=elites)
+
+
+def successes(bundle: Path, make: Any, starts: list[int], threads: int) -> np.ndarray:
+    """Of a bundle's episodes (n,), which succeeded."""
+    manifest, clock, wins = read_manifest(bundle), [0], []
+    with Runtime(bundle, threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
+        for start in starts:
+            world = make(start)
+            observation = world.reset(start)
+            parts = latency.of_bundle(runtime, clock, manifest, world.goal, start)
+            policy = latency.timed(parts, manifest.planner, lambda: 0)
+            wins.append(played(world, observation, policy) is not None)
+    return np.array(wins)
+
+
+def proposals(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a budget, blind and from the proposal; the full search first."""
+    model = load(str(given.directory))
+    whole = replace(model.planner, proposal=False)
+    shares = [Fraction(1), *map(Fraction, given.shares.split(",")), Fraction(0)]
+    settings = [(budget(whole, share), is_from) for share in shares for is_from in (False, True)]
+    settings = [(p, is_from) for p, is_from in settings if p.samples > 1 or is_from]
+    make, starts = source_of(given.model, model).make, starts_of(given.episodes, 0)
+    rows: list[dict[str, Any]] = []
+    first = None
+    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
+        for i, (planner, is_from) in enumerate(settings):
+            own = {key: getattr(planner, key) for key in ("samples", "iterations", "elites")}
+            out = Path(folder) / str(i)
+            build(str(given.directory), planner={**own, "proposal": is_from}, threads=given.threads, out=out)
+            wins = successes(out, make, starts, given.threads)
+            first = wins if first is None else first
+            rows.append(row(planner, is_from, wins, first, given))
+            print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
+    return rows
+
+
+def row(
+    planner: Planner, is_from: bool, wins: np.ndarray, first: np.ndarray, given: argparse.Namespace
+) -> dict[str, Any]:  # fmt: skip
+    candidates = planner.samples * planner.iterations
+    low, high = statistics.bootstrap((wins * 1.0 - first)[:, None], lambda d: float(d.mean()), 0.9)
+    begun = "from the proposal" if is_from else "blind"
+    least, most = statistics.wilson(int(wins.sum()), len(wins), 0.9)
+    return {
+        "table": "proposals", "name": f"{candidates} ({planner.samples} x {planner.iterations}), {begun}",
+        "episodes": len(wins), "successes": int(wins.sum()), "interval": f"{least:.0%} to {most:.0%}",
+        "difference": f"{low:+.2f} to {high:+.2f}",
+        "command": f"python benchmarks/proposals.py DIRECTORY --episodes {given.episodes} --shares {given.shares}",
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--model", default="reference", help="whose simulator")
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--shares", default="1/20,1/100", help="of the planner's candidates")
+    parser.add_argument("--threads", type=int, default=1)
+    add_flags(parser)
+    given = parser.parse_args()
+    finish(proposals(given), given)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
