@@ -98,8 +98,9 @@ def bound_rows(precision: str, bundle: Path) -> list[Row]:
     plan = {
         "table": "orin-plan", "name": f"LeWM 18M {precision}", "estimate_ms": told["estimate_ms"]["point"],
         "low_ms": told["estimate_ms"]["low"], "high_ms": told["estimate_ms"]["high"], "bound_ms": told["bound_ms"],
-        **{f"by_{limit}_ms": ms for limit, ms in by_limit.items()}, "launches": told["launches"],
-        "launch_ms": told["node_ms"], "launch_share": told["node_share"], **basis,
+        **{f"by_{limit}_ms": ms for limit, ms in by_limit.items()},
+        **{key: told[key] for key in ("launches", "nodes", "nodes_ms", "nodes_share", "barriers_ms", "barriers_share")},
+        "launch_share": told["nodes_share"] + told["barriers_share"], **basis,
     }  # fmt: skip
     whole_us = sum(row["estimate_us"] for row in rows)
     kernels = [

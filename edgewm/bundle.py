@@ -24,7 +24,7 @@ from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
 PERSISTENT = "ewm_persistent"
-PERSISTENT_SPILL_BYTES = 32 * 4  # it calls functions, and keeps over a call what they may overwrite: 32 registers
+PERSISTENT_SPILL_BYTES = 32 * 4  # of each function that it calls: those which alone may have more registers, 32 of them
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}

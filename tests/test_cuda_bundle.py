@@ -29,11 +29,12 @@ from edgewm.binding import Runtime
 from edgewm.build import build, place_program
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
 from edgewm.cuda.compile import Compiled, KernelFacts
-from edgewm.cuda.schedule import schedule_gpu
+from edgewm.cuda.schedule import launch_counts, schedule_gpu
 from edgewm.cuda.source import cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
-from edgewm.estimate.placed import choose
+from edgewm.estimate import gpu as gpu_model
+from edgewm.estimate.placed import choose, estimate_gpu
 from edgewm.golden import allowed_difference, example_inputs, record
 from edgewm.host import host
 from edgewm.manifest import read_manifest
@@ -243,14 +244,30 @@ def test_auto_takes_the_smaller_estimate_and_says_both() -> None:
     assert thor.place == "cpu" and "clocks in 120W are not known" in thor.why
 
 
-def gpu_ms(point: float, launch_share: float = 0.1) -> dict[str, float]:
-    return {"point": point, "launch_share": launch_share}
+def gpu_ms(point: float, persistent: bool = False) -> dict[str, float]:
+    return {"point": point, "persistent": persistent}
 
 
-def test_one_launch_is_chosen_where_launches_take_most_of_the_time() -> None:
-    assert [choose("gpu", None, gpu_ms(1.0, share)).persistent for share in (0.4, 0.6)] == [False, True]
-    assert not choose("cpu", None, gpu_ms(1.0, 0.6)).persistent and not choose("gpu", None, None).persistent
-    assert not choose("auto", {"point": 0.5}, gpu_ms(1.0, 0.6)).persistent
+def test_one_launch_is_taken_where_it_was_estimated() -> None:
+    assert [choose("gpu", None, gpu_ms(1.0, one)).persistent for one in (False, True)] == [False, True]
+    assert not choose("cpu", None, gpu_ms(1.0, True)).persistent and not choose("gpu", None, None).persistent
+    assert not choose("auto", {"point": 0.5}, gpu_ms(1.0, True)).persistent
+
+
+def test_one_launch_is_estimated_where_barriers_cost_less_than_nodes_and_fewer_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule, orin = schedule_gpu(program("w8a8")), resolve("orin", "MAXN")
+    apart, together = launch_counts(schedule.entries["plan"].steps)
+    assert 1 < together < apart
+    one, _ = estimate_gpu(schedule, *orin)
+    assert one is not None and one["persistent"]
+    for what, price in (("BARRIER_CLOCKS", 10**6), ("FLIGHT_BYTES", 1e-6)):
+        with monkeypatch.context() as dear:
+            dear.setattr(gpu_model, what, price)
+            many, _ = estimate_gpu(schedule, *orin)
+        assert many is not None and not many["persistent"] and many["point"] > one["point"]
+        assert many["launch_share"] > one["launch_share"]
 
 
 @pytest.mark.parametrize(

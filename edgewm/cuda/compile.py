@@ -75,9 +75,10 @@ WORKER = Path(__file__).with_name("nvidia.py")
 class KernelFacts:
     """What is known of a kernel without running it.
 
-    `registers` a thread; `spill_bytes` stored and `local_bytes` of stack, a thread; `shared_bytes` a block, static ones
-    alone. `instructions`: how often each stands in the machine code, by mnemonic (`IMMA.16832.S8.S8`). `elf_abi` and
-    `ptx_version` are those of the file it is in.
+    `registers` a thread; `spill_bytes` stored and `local_bytes` of stack, a thread, the most of any of its functions
+    (it has several where not all are inlined); `shared_bytes` a block, static ones alone. `instructions`: how often
+    each stands in the machine code, by mnemonic (`IMMA.16832.S8.S8`). `elf_abi` and `ptx_version` are those of the file
+    it is in.
     """
 
     name: str
@@ -209,9 +210,9 @@ def read_facts(said: str, listing: str, cubin: bytes, ptx: str) -> tuple[KernelF
     for name, block in zip(blocks[::2], blocks[1::2], strict=True):
         used = re.search(r"Used (\d+) registers[^\n]*", block)
         shared = re.search(r"(\d+) bytes smem", used[0])
-        # functions that were not inlined follow their kernel
+        # functions that were not inlined follow their kernel; each keeps its own over a call of another
         local, spilled = (
-            sum(map(int, re.findall(pattern, block))) for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores")
+            max(map(int, re.findall(pattern, block))) for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores")
         )
         found.append(
             KernelFacts(

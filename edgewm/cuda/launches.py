@@ -183,6 +183,11 @@ PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }  # fmt: skip
 
 
+def phases(family: str, direct: bool) -> int:
+    """Launches of a call that stands alone."""
+    return 1 + (family in PACK and not (family == "product" and direct))
+
+
 def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool) -> int:
     """Bytes of the workspace that a call's phases share."""
     if family == "attention":

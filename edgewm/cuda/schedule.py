@@ -85,6 +85,19 @@ def _same_row(reads: Operand, writes: Operand, outer: int) -> bool:
     return along and all(s == ZERO for s in (*reads.strides[outer:], *writes.strides[outer:]))
 
 
+def launch_counts(steps: list[Step]) -> tuple[int, int]:
+    """Launches of one run, and how many are left where those that follow on each other are one."""
+    apart, together, follows = 0, 0, False
+    for step in steps:
+        if isinstance(step, Repeat):
+            of_round = launch_counts(step.body)
+            apart, together, follows = apart + step.count * of_round[0], together + step.count * of_round[1], False
+        else:
+            apart += launches.phases(step.calls[-1].family, is_direct(step.calls[-1]))
+            together, follows = together + (not follows), True
+    return apart, together
+
+
 def calls_of(steps: list[Step]) -> list[Call]:
     """Every call in order, loops entered once: the order of section "calls"."""
     found: list[Call] = []

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from ..cuda import launches
+from ..cuda.schedule import launch_counts
 from ..errors import EdgewmError
-from ..schedule import Call, Repeat, Schedule, Step
+from ..schedule import Call, Repeat, Schedule, Step, is_direct
 from ..target import Mode, Target
 from . import calibration
 from .cpu import interval
-from .gpu import Precision, check_mode, kernel_us
+from .gpu import LEAST_CLOCKS, Coefficients, Precision, check_mode, kernel_us, launches_us, stream_of
 from .network import Kernel
 
-Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source; on a GPU the share that launches take
+# plan_ms {point, low, high} and its source; on a GPU the share that launches take, and `persistent`: whether it is that
+# of launches which are run as one where they follow on each other, as that takes less time
+Estimate = Mapping[str, Any]
 # What a product's operands are in registers, by family; everything else is f32.
 HELD = {
     "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
     "product_i8": Precision("int8", "fp32", 1, 4),
 }  # fmt: skip
-PHASES = {"product": 2, "product_bf16": 2, "product_i8": 2}  # launches of a call
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Placement:
 
 def choose(wanted: str, cpu_ms: Estimate | None, gpu_ms: Estimate | None, unknown: str = "") -> Placement:
     """`wanted` is cpu, gpu or auto, which takes the smaller estimate; `unknown`: why there is none of the GPU."""
-    one = _is_launch_bound(gpu_ms)
+    one = gpu_ms is not None and gpu_ms["persistent"]
     if wanted != "auto":
         return Placement(wanted, f"asked for: --place {wanted}", cpu_ms, gpu_ms, one and wanted == "gpu")
     if gpu_ms is None:
@@ -65,18 +67,28 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
     entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
     calls: list[tuple[Call, int]] = []
     _walk(entry.steps, 1, calls)
-    spent: Counter[str] = Counter()
+    count, together = launch_counts(entry.steps)
+    resident = launches.RESIDENT * launches.THREADS * mode.sm
+    joined = replace(with_, stream=stream_of(resident, mode, with_))  # all of them hold as few blocks as the largest
+    found = []
+    for persistent, nodes, reached in ((False, count, with_), (True, together, joined)):
+        launch_us = sum(launches_us(count, nodes, mode, with_).values())
+        found.append((_kernels_us(calls, board, mode, reached) + launch_us, launch_us, persistent))
+    whole, launch_us, persistent = min(found)
+    source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
+    told = {"launch_share": launch_us / whole, "persistent": persistent, "source": source}
+    return {**interval(whole / 1e3, with_.sigma), **told}, ""
+
+
+def _kernels_us(calls: Sequence[tuple[Call, int]], board: Target, mode: Mode, with_: Coefficients) -> float:
+    """us of all calls, without what their launches cost."""
+    whole = 0.0
     for call, times in calls:
         held = HELD.get(call.family, HELD["product"])
-        spent += kernel_us(kernel_of(call, times), board, mode, held, with_, "graph")
-    source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
-    whole = sum(spent.values())
-    return {**interval(whole / 1e3, with_.sigma), "launch_share": spent["launch"] / whole, "source": source}, ""
-
-
-def _is_launch_bound(gpu_ms: Estimate | None) -> bool:
-    """Whether a plan's kernels take less time than it takes to launch them."""
-    return gpu_ms is not None and gpu_ms["launch_share"] > 1 / 2
+        spent = kernel_us(kernel_of(call, times), board, mode, held, with_)
+        least_us = LEAST_CLOCKS / mode.gpu_mhz * launches.phases(call.family, is_direct(call)) * times
+        whole += max(sum(spent.values()) - spent["launch"], least_us)
+    return whole
 
 
 def _walk(steps: Sequence[Step], times: int, found: list[tuple[Call, int]]) -> None:
@@ -91,7 +103,7 @@ def kernel_of(call: Call, times: int) -> Kernel:
     """A call as the GPU model knows kernels; its lanes are rows."""
     if call.family in HELD:
         *lead, n, k = call.dims
-        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times, launches=PHASES[call.family])
+        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times)
     if call.family == "attention":
         *lead, queries, keys, depth, _ = call.dims
         return Kernel(call.family, "attention", queries, keys, depth, times, prod(lead) * call.lanes)
