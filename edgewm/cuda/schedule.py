@@ -20,7 +20,7 @@ def schedule_gpu(program: Program) -> Schedule:
     Weights are packed and workspaces measured for `kernels/*.cu`; scratch is one buffer that all workspaces share, as
     calls run one after the other.
     """
-    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained)
+    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained, joins=True)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
     ports = {layout.buffer for e in entries.values() for layout in (*e.inputs.values(), *e.outputs.values())}
     workspaces = {call.workspace for e in entries.values() for call in calls_of(e.steps)}
