@@ -68,7 +68,7 @@ class Subject:
 
 def ceilings_text() -> str:
     """The translation unit of gpu_ceilings.cu."""
-    return f'{sizes_text()}#include "round.cu"\n{CEILINGS.read_text()}'
+    return f'{sizes_text()}#include "stamp.cu"\n{CEILINGS.read_text()}'
 
 
 def lewm(**sizes: int) -> Model:

@@ -65,7 +65,7 @@ def board() -> tuple[Target, Mode]:
 
 def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
     """A module in name alone, for tests whose kernels run from source."""
-    names = re.findall(r"^\s*EWM_(?:WIDE_)?(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
+    names = re.findall(r"^\s*EWM_(?:(?:WIDE_)?KERNEL|THREAD|APART)\((\w+)", headers["stamp.cu"] + text, re.M)
     kinds = {"IMMA.16832.S8.S8": 1, "HMMA.16816.F32.BF16": 1}
     facts = tuple(KernelFacts(name, 32, 0, 0, 0, 7, "8.5", kinds) for name in names)
     return Compiled(sm, cuda_standin.cubin(names, int(sm[3:])), "// .version 8.5\n// .target sm_87\n", facts)

@@ -75,10 +75,10 @@ WORKER = Path(__file__).with_name("nvidia.py")
 class KernelFacts:
     """What is known of a kernel without running it.
 
-    `registers` a thread; `spill_bytes` stored and `local_bytes` of stack, a thread, the most of any of its functions
-    (it has several where not all are inlined); `shared_bytes` a block, static ones alone. `instructions`: how often
-    each stands in the machine code, by mnemonic (`IMMA.16832.S8.S8`). `elf_abi` and `ptx_version` are those of the file
-    it is in.
+    `registers` a thread; `spill_bytes` stored and `local_bytes` of stack, a thread; `shared_bytes` a block, static ones
+    alone. `instructions`: how often each stands in the machine code, by mnemonic (`IMMA.16832.S8.S8`). `elf_abi` and
+    `ptx_version` are those of the file it is in. A function that a kernel calls has facts of its own, with the kernel's
+    registers.
     """
 
     name: str
@@ -205,31 +205,32 @@ def read_facts(said: str, listing: str, cubin: bytes, ptx: str) -> tuple[KernelF
     """Facts of each kernel, by name, from the assembler's `-v`, nvdisasm's listing, the ELF header and the PTX."""
     elf_abi = cubin[8]  # EI_ABIVERSION
     version = re.search(r"^\.version (\S+)", ptx, re.M)[1]
+    code = instructions(listing)
     found = []
     blocks = re.split(r"Compiling entry function '(\w+)' for '\w+'", said)[1:]
-    for name, block in zip(blocks[::2], blocks[1::2], strict=True):
+    for block in blocks[1::2]:
         used = re.search(r"Used (\d+) registers[^\n]*", block)
         shared = re.search(r"(\d+) bytes smem", used[0])
-        # functions that were not inlined follow their kernel; each keeps its own over a call of another
-        local, spilled = (
-            max(map(int, re.findall(pattern, block))) for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores")
-        )
-        found.append(
-            KernelFacts(
-                name, int(used[1]), spilled, local, int(shared[1]) if shared else 0, elf_abi, version,
-                instructions_of(listing, name),
-            )
-        )  # fmt: skip
+        properties = r"Function properties for (\w+)\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores"
+        for name, stack, spilled in re.findall(properties, block):  # of the kernel, then of what it calls
+            found.append(
+                KernelFacts(
+                    name, int(used[1]), int(spilled), int(stack), int(shared[1]) if shared else 0, elf_abi, version,
+                    code.get(name, {}),
+                )
+            )  # fmt: skip
     return tuple(sorted(found, key=lambda facts: facts.name))
 
 
-def instructions_of(listing: str, kernel: str) -> dict[str, int]:
-    """How often each instruction stands in a kernel's part of nvdisasm's listing."""
-    part = re.search(rf"^\.text\.{re.escape(kernel)}:\n(.*?)(?=^\.text\.|\Z)", listing, re.M | re.S)
-    if part is None:
-        return {}
-    code = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", part[1], re.M)
-    return dict(sorted(Counter(code).items()))
+def instructions(listing: str) -> dict[str, dict[str, int]]:
+    """How often each instruction stands in the code of each kernel, and of each function that one calls, by name; from
+    nvdisasm's listing."""
+    found = {}
+    pieces = re.split(r"^(?:\.text\.|\$\w+\$)(\w+):\n", listing, flags=re.M)
+    for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        code = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", text, re.M)
+        found[name] = dict(sorted(Counter(code).items()))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- what is kept
