@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,8 @@ def compile_gpu_bundle(
     sections, source = emit(program, schedule, manifest)
     text = cuda_text(source, persistent)
     with ThreadPoolExecutor(1) as beside:
-        compiling = beside.submit(
-            compiler or partial(compile_cuda, registers=launches.REGISTERS if persistent else None),
-            text, HEADERS, board.gpu.sm, board.gpu.toolkit,
-        )  # fmt: skip
+        registers = launches.REGISTERS if persistent else None
+        compiling = beside.submit(compiler or compile_cuda, text, HEADERS, board.gpu.sm, board.gpu.toolkit, registers)
         meanwhile()
         compiled = compiling.result()
     functions, rows = launch_rows(sections, source)

@@ -63,7 +63,7 @@ def board() -> tuple[Target, Mode]:
     return replace(host(), gpu=orin.gpu, mode=orin.mode, default_mode=orin.default_mode), mode
 
 
-def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
+def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str, registers: int | None = None) -> Compiled:
     """A module in name alone, for tests whose kernels run from source."""
     names = re.findall(r"^\s*EWM_(?:(?:WIDE_)?KERNEL|THREAD|APART)\((\w+)", headers["stamp.cu"] + text, re.M)
     kinds = {"IMMA.16832.S8.S8": 1, "HMMA.16816.F32.BF16": 1}
