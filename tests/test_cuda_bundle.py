@@ -5,6 +5,7 @@ What runs is the very CUDA source that is compiled for boards; only the module's
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -115,7 +116,11 @@ def test_a_plan_has_the_bits_of_the_processor(driver: Callable, precision: str, 
     given = example_inputs(program(precision), "plan", seed)
     with Runtime(gpu) as there, Runtime(cpu) as here:
         assert (there.info["persistent"], here.info["persistent"]) == (precision == "w8a8", 0)
+        calls = (ctypes.c_uint64 * there.info["calls"])()
+        if seed:  # while it is measured each launch stands alone
+            assert there._c.ewm_profile(there._loop, None, calls, None) == 0
         mine, theirs = there.run_entry("plan", **given), here.run_entry("plan", **given)
+        assert any(calls) == bool(seed)
     assert {name: a.tobytes() for name, a in mine.items()} == {name: a.tobytes() for name, a in theirs.items()}
 
 
