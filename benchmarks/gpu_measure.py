@@ -30,7 +30,7 @@ from edgewm.manifest import read_manifest
 from edgewm.target import Mode, Target
 
 LAUNCH = np.dtype(
-    [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("stop", "<u8"), ("call", "<u4"), ("phase", "<u4")]
+    [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("call", "<u4"), ("phase", "<u4")]
 )  # edgewm/runtime/launch.h
 FLOPS_A_ROUND = {"f32": 32 * 2 * THREADS, "bf16": 8 * 4096 * THREADS // 32, "i8": 8 * 8192 * THREADS // 32}  # a block
 RATES = {"f32": "fp32_gflops", "bf16": "bf16_gflops", "i8": "int8_gops"}
@@ -62,7 +62,7 @@ def ceilings(gpu: Gpu, cubin: bytes, effort: Effort) -> dict[str, float]:
     size = effort.ceiling_mib << 20
     tables, two = gpu.upload(bytes(256)), (gpu.allocate(size), gpu.allocate(size))
     given = np.zeros((), LAUNCH)
-    given["calls"] = given["operands"] = given["stop"] = tables
+    given["calls"] = given["operands"] = tables
     given["base"] = (*two, tables)
     kept = []  # parameters are read when a graph is recorded
 
@@ -129,7 +129,6 @@ class Loaded:
             gpu.allocate(int(sizes["arena_bytes"])), gpu.allocate(int(sizes["scratch_bytes"])),
             gpu.upload(sections["weights"]),
         )  # fmt: skip
-        self.given["stop"] = gpu.upload(bytes(4))
         self.kept: list[np.ndarray] = []
 
     def fill(self, sections: Mapping[str, bytes], entry: str, inputs: Mapping[str, np.ndarray]) -> None:

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import gpu_build
+import numpy as np
 from recording import add_flags, finish
 
 from edgewm import format as ewm
 from edgewm.cuda import bound
 from edgewm.cuda.compile import assembled
+from edgewm.cuda.launches import REGISTERS
 from edgewm.models import Model, synthetic
 from edgewm.target import resolve, targets
 
@@ -72,10 +74,13 @@ def build_row(precision: str, folder: Path) -> Row:
 
 def fact_rows(precision: str, bundle: Path) -> list[Row]:
     """The kernels' facts by architecture: the bundle's PTX assembled for each."""
-    ptx = ewm.unpack((bundle / "model.ewm").read_bytes())["ptx"].rstrip(b"\0").decode()
+    sections = ewm.unpack((bundle / "model.ewm").read_bytes())
+    ptx = sections["ptx"].rstrip(b"\0").decode()
+    (gpu,) = np.frombuffer(sections["gpu"], ewm.GPU)
+    registers = None if gpu["persistent"] == ewm.NONE else REGISTERS
     rows = []
     for sm, toolkit in sorted({(t.gpu.sm, t.gpu.toolkit) for t in targets().values() if t.gpu and t.gpu.toolkit}):
-        facts = assembled(ptx, sm, toolkit).facts
+        facts = assembled(ptx, sm, toolkit, registers).facts
         codes = {code: sum(any(c.startswith(code) for c in f.instructions) for f in facts) for code in ("IMMA", "HMMA")}
         rows.append({
             "table": "gpu-kernel-facts", "name": f"LeWM 18M {precision}, {sm}, CUDA {toolkit}", "kernels": len(facts),
@@ -98,8 +103,9 @@ def bound_rows(precision: str, bundle: Path) -> list[Row]:
     plan = {
         "table": "orin-plan", "name": f"LeWM 18M {precision}", "estimate_ms": told["estimate_ms"]["point"],
         "low_ms": told["estimate_ms"]["low"], "high_ms": told["estimate_ms"]["high"], "bound_ms": told["bound_ms"],
-        **{f"by_{limit}_ms": ms for limit, ms in by_limit.items()}, "launches": told["launches"],
-        "launch_ms": told["node_ms"], "launch_share": told["node_share"], **basis,
+        **{f"by_{limit}_ms": ms for limit, ms in by_limit.items()},
+        **{key: told[key] for key in ("launches", "nodes", "nodes_ms", "nodes_share", "barriers_ms", "barriers_share")},
+        "launch_share": told["nodes_share"] + told["barriers_share"], **basis,
     }  # fmt: skip
     whole_us = sum(row["estimate_us"] for row in rows)
     kernels = [

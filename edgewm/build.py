@@ -29,7 +29,7 @@ from .errors import EdgewmError
 from .estimate.counts import plan_counts
 from .estimate.placed import Placement, choose, estimate_gpu
 from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
-from .golden import record
+from .golden import Answers, answers, record
 from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
 from .options import AUTO, CALIBRATED, NATIVE, RECIPES, Progress, part
@@ -273,14 +273,19 @@ def write(
 ) -> dict[str, Any]:  # fmt: skip
     """Emit, compile, record golden answers, and put the bundle in its place; without `counts` it runs on a GPU in
     `mode`."""
+    answered: Answers | None = None
     with staging(out) as folder:
         if counts is None and mode is not None:
             persistent = manifest["placement"]["persistent"]
-            sections, paths = compile_gpu_bundle(program, schedule, manifest, board, mode, folder, persistent)
+            found = answered = []
+            sections, paths = compile_gpu_bundle(
+                program, schedule, manifest, board, mode, folder, persistent,
+                meanwhile=lambda: found.extend(answers(program, seed)),
+            )  # fmt: skip
         else:
             sections, paths = compile_bundle(program, schedule, manifest, board, folder)
         say(0.5)
-        sections |= record(program, sections, board, seed, paths)
+        sections |= record(program, sections, board, seed, paths, answered)
         if counts is not None:
             sections[SECTION] = json.dumps(counts, separators=(",", ":")).encode()
         say(0.9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .target import Mode, Target, compile_flags
 from .toolchain import build_runtime
 
 PERSISTENT = "ewm_persistent"
-PERSISTENT_SPILL_BYTES = 32 * 4  # it calls functions, and keeps over a call what they may overwrite: 32 registers
+PERSISTENT_SPILL_BYTES = 32 * 4  # of each function that it calls: those which alone may have more registers, 32 of them
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {
@@ -53,13 +54,18 @@ def compile_bundle(
 def compile_gpu_bundle(
     program: Program, schedule: Schedule, manifest: Mapping, board: Target, mode: Mode, folder: Path,
     persistent: bool = False, compiler: Callable[..., Compiled] | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:  # fmt: skip
     """As `compile_bundle`, for a schedule of `cuda.schedule`; the library holds no kernels. EdgewmError where a kernel
     does not keep to what the board asks for (`cuda.gates`). `persistent`: launches that follow on each other are run as
-    one. `compiler` takes the place of `compile_cuda`."""
+    one. `compiler` takes the place of `compile_cuda`; `meanwhile` is done by this thread while it runs."""
     sections, source = emit(program, schedule, manifest)
     text = cuda_text(source, persistent)
-    compiled = (compiler or compile_cuda)(text, HEADERS, board.gpu.sm, board.gpu.toolkit)
+    with ThreadPoolExecutor(1) as beside:
+        registers = launches.REGISTERS if persistent else None
+        compiling = beside.submit(compiler or compile_cuda, text, HEADERS, board.gpu.sm, board.gpu.toolkit, registers)
+        meanwhile()
+        compiled = compiling.result()
     functions, rows = launch_rows(sections, source)
     functions = (*functions, PERSISTENT) if persistent else functions
     check_launches(compiled, functions, rows, board, mode)
@@ -75,26 +81,33 @@ def compile_gpu_bundle(
 
 def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target, mode: Mode) -> None:
     """The gates, over every launch of the file."""
+    one = PERSISTENT in functions
     uses = [
-        gates.Use(functions[function], int(blocks), launches.THREADS, int(shared_bytes), bool(cooperative))
+        gates.Use(
+            PERSISTENT if one else functions[function],
+            int(blocks),
+            launches.THREADS,
+            int(shared_bytes),
+            bool(cooperative),
+        )
         for function, blocks, shared_bytes, cooperative in np.unique(
             rows[["function", "blocks", "shared_bytes", "cooperative"]]
         )
     ]
-    if PERSISTENT in functions:
+    if one:
         shared_bytes = int(rows["shared_bytes"].max())
         uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, shared_bytes, True, launches.RESIDENT))
     wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
-    gates.check(compiled, uses, wanted, board, mode, {PERSISTENT: PERSISTENT_SPILL_BYTES})
+    gates.check(compiled, uses, wanted, board, mode, dict.fromkeys(functions, PERSISTENT_SPILL_BYTES) if one else {})
 
 
 def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:
     """The sections that only a file for a GPU has."""
     abi = compiled.cubin[8]  # EI_ABIVERSION
-    begin, round_, stamp = map(functions.index, OWN)
+    (stamp,) = map(functions.index, OWN)
     persistent = functions.index(PERSISTENT) if PERSISTENT in functions else ewm.NONE
     sm = int(board.gpu.sm.removeprefix("sm_"))
-    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), begin, round_, stamp, persistent)
+    gpu = (sm, LEAST_DRIVER[abi], abi, launches.THREADS, len(functions), len(rows), stamp, persistent)
     return {
         "gpu": np.array([gpu], ewm.GPU).tobytes(),
         "functions": np.array([(name.encode(),) for name in functions], ewm.FUNCTION).tobytes(),

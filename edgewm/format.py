@@ -102,7 +102,7 @@ CALL = np.dtype(
     ]
 )
 # Of a file whose calls run on a GPU.
-GPU_FIELDS = ("sm", "driver", "elf_abi", "threads", "functions", "launches", "begin", "round", "stamp", "persistent")
+GPU_FIELDS = ("sm", "driver", "elf_abi", "threads", "functions", "launches", "stamp", "persistent")
 GPU = np.dtype([(name, "<u4") for name in GPU_FIELDS])
 FUNCTION = np.dtype([("name", "S40")])
 LAUNCH = np.dtype([(name, "<u4") for name in ("call", "phase", "function", "blocks", "shared_bytes", "cooperative")])

@@ -13,6 +13,7 @@ import numpy as np
 from .errors import EdgewmError
 from .families import FAMILIES
 from .format import MAX_OPERANDS, MAX_RANK
+from .join import Ties
 from .kernel import load
 from .layout import LANE, ZERO, Buffer, Layout, broadcast, dense, dtype_of, in_lanes, reshape, view
 from .ops import TABLE, make
@@ -25,9 +26,11 @@ LANES: int = load("product").LANES
 class Lowering:
     """Lowers the graphs of one program; `pack(family, array, attrs)` lays constant operands out for the target."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], tile: int, pack, workspace_bytes, group=group):
+    def __init__(self, weights: Mapping[str, np.ndarray], tile: int, pack, workspace_bytes, group=group, joins=False):
         self.weights, self.tile, self.pack, self.workspace_bytes = weights, tile, pack, workspace_bytes
         self.group = group  # of a flow of calls, to steps
+        self.joins = joins  # values that are concatenated lie side by side, where they can
+        self.ties = Ties()
         self.constants: dict[str, np.ndarray] = {}
         self.buffers: dict[str, Buffer] = {}
         self.ports: dict[tuple, Buffer] = {}
@@ -36,7 +39,7 @@ class Lowering:
     def entry(self, graph: Graph, anytime: bool) -> EntrySchedule:
         """Dense ports in, dense ports out."""
         env: dict[Node, Layout] = {}
-        inputs = {}
+        inputs, self.ties = {}, Ties()
         for name, leaf in graph.inputs().items():
             inputs[name] = env[leaf] = self.port(name, leaf, False)
         flow: list = []
@@ -45,6 +48,7 @@ class Lowering:
         for name, node in graph.outputs.items():
             outputs[name] = self.port(name, node, True)
             self.copy(env[node], outputs[name], flow)
+        self.ties.resolve(flow, self.buffers)
         return EntrySchedule(self.group(flow, self.tile), inputs, outputs)
 
     def port(self, name: str, node: Node, is_result: bool) -> Layout:
@@ -273,6 +277,8 @@ class Lowering:
     def concat(self, node: Node, env, flow: list) -> Layout:
         shape, axis = node.shape, node["axis"]
         sources = [env[s] for s in node.sources]
+        if self.joins and (joined := self.ties.joined(sources, axis)) is not None:
+            return joined
         allowed = [a for a in range(len(shape)) if a != axis]
         if not allowed:  # a vector: dense, written through masked stores
             out = dense(self.buffer(node.dtype, node.size, 0), shape)

@@ -5,15 +5,8 @@
 
 namespace ewm {
 
-// Not inlined: one kernel holds the functions of all.
-template <BlockOfCall run>
-__attribute__((noinline)) void apart(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  run(c, o, f, block);
-}
-
 // run_function(function, call, operands, frame, block) is generated for each bundle.
 template <class RunFunction> inline void run_rows(const Persistent& l, RunFunction run_function) {
-  if (*l.launch.stop) return;
   const Frame frame{{l.launch.base[0], l.launch.base[1], l.launch.base[2]}};
   for (uint32_t i = l.first; i < l.first + l.count; i++) {
     const GpuLaunch row = l.rows[i];

@@ -84,7 +84,7 @@ class Device:
 
 
 LAUNCH = np.dtype(
-    [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("stop", "<u8"), ("call", "<u4"), ("phase", "<u4")]
+    [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("call", "<u4"), ("phase", "<u4")]
 )
 
 PERSISTENT = np.dtype([("launch", LAUNCH), ("rows", "<u8"), ("first", "<u4"), ("count", "<u4"), ("barrier", "<u8")])
@@ -101,10 +101,9 @@ class Memory:
         raw = np.full(at + 128, 0xFF, np.uint8)  # f32 NaN, so that a stray read shows
         whole = raw[-raw.ctypes.data % 128 :][:at]
         self.spaces = [whole[s : s + n] for s, n in zip(starts, sizes, strict=True)]
-        self.stop = np.zeros(1, np.uint32)
         self.calls, self.operands = np.ascontiguousarray(calls), np.ascontiguousarray(operands)
         self.parameter = np.zeros((), LAUNCH)
-        for key, array in (("calls", self.calls), ("operands", self.operands), ("stop", self.stop)):
+        for key, array in (("calls", self.calls), ("operands", self.operands)):
             self.parameter[key] = array.ctypes.data
         self.parameter["base"] = [s.ctypes.data for s in self.spaces]
         device.forget()

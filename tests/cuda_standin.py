@@ -20,7 +20,7 @@ from edgewm import toolchain
 HERE = Path(__file__).with_name("cuda")
 SM, DRIVER, ABI = 87, 12000, 7
 THREADS = 256  # of a block
-FUNCTIONS = ("ewm_begin", "ewm_round", "ewm_stamp", "add", "mul", "tally")
+FUNCTIONS = ("ewm_stamp", "add", "mul", "tally")
 
 # What a launch computes is what the fixture's kernels compute, a block a tile of as many lanes as it has threads.
 KERNELS = r"""
@@ -38,24 +38,10 @@ static uint64_t now() {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
-static bool before_round(const ewm::Round& r) {
-  ewm::Progress& p = *r.progress;
-  if (p.stop) return false;
-  r.pace->iterations = r.round, r.pace->of = r.count;
-  if (r.pace->budget_ns == ~0ull || r.round == r.count) return false;
-  const uint64_t at = now();
-  if (r.round > 0 && at - p.round_began_ns > p.longest_ns) p.longest_ns = at - p.round_began_ns;
-  p.round_began_ns = at;
-  return at - p.began_ns + p.longest_ns >= r.pace->budget_ns;
-}
 EXPORT int cuda_cpu_launch(const char* name, const uint32_t* grid, const uint32_t* block, uint32_t, const void* given,
                            uint64_t, char* fault, size_t room) {
-  const auto& r = *static_cast<const ewm::Round*>(given);
   const auto& l = *static_cast<const ewm::Launch*>(given);
   if (strcmp(name, "ewm_stamp") == 0) *static_cast<const ewm::Stamp*>(given)->at_ns = now();
-  else if (strcmp(name, "ewm_begin") == 0)
-    *r.progress = ewm::Progress{now(), 0, 0, 0, 0}, *r.pace = ewm::Pace{r.pace->budget_ns, 0, 0};
-  else if (strcmp(name, "ewm_round") == 0) r.progress->stop |= before_round(r);
   else {
     ewm::Kernel kernel = nullptr;
     for (uint32_t i = 0; i < ewm::kernel_count; i++)
@@ -64,7 +50,7 @@ EXPORT int cuda_cpu_launch(const char* name, const uint32_t* grid, const uint32_
     const ewm::Call& c = l.calls[l.call];
     if (uint64_t(grid[0]) * block[0] < c.lanes)
       return snprintf(fault, room, "%u blocks for %u lanes", grid[0], c.lanes), 1;
-    for (uint32_t b = 0; b < grid[0] && !*l.stop; b++) {
+    for (uint32_t b = 0; b < grid[0]; b++) {
       ewm::Tile t{b * block[0], block[0], c.lanes - b * block[0]};
       if (t.valid > t.lanes) t.valid = t.lanes;
       kernel(c, l.operands + c.first_operand, ewm::Frame{{l.base[0], l.base[1], l.base[2]}}, t);
@@ -92,7 +78,7 @@ def tables(ptx: bytes = b"", port_rows: np.ndarray | None = None) -> dict[str, b
     names = [FUNCTIONS.index(name) for name in ("add", "mul", "tally")]
     rows = [(i, 0, names[call["kernel"]], -(-int(call["lanes"]) // THREADS), 0, 0) for i, call in enumerate(calls)]
     functions = np.array([(name.encode(),) for name in FUNCTIONS], ewm.FUNCTION)
-    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, 1, 2, ewm.NONE)], ewm.GPU)
+    gpu = np.array([(SM, DRIVER, ABI, THREADS, len(FUNCTIONS), len(rows), 0, ewm.NONE)], ewm.GPU)
     return sections | {
         "operands": operands.tobytes(), "sizes": sizes.tobytes(), "gpu": gpu.tobytes(),
         "functions": functions.tobytes(), "launches": np.array(rows, ewm.LAUNCH).tobytes(),

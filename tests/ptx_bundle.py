@@ -26,7 +26,7 @@ class Spaces:
         self.spaces = [self.memory.view(p, n) for p, n in zip(places, sizes, strict=True)]
         self.parameter = np.zeros((), LAUNCH)
         self.parameter["base"] = places
-        for key, array in zip(("calls", "operands", "stop"), (*tables, np.zeros(1, np.uint32)), strict=True):
+        for key, array in zip(("calls", "operands"), tables, strict=True):
             self.parameter[key] = self.memory.put(array)
         self.steps = 0
 

@@ -5,6 +5,7 @@ What runs is the very CUDA source that is compiled for boards; only the module's
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -29,11 +30,12 @@ from edgewm.binding import Runtime
 from edgewm.build import build, place_program
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
 from edgewm.cuda.compile import Compiled, KernelFacts
-from edgewm.cuda.schedule import schedule_gpu
+from edgewm.cuda.schedule import launched, schedule_gpu
 from edgewm.cuda.source import cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
-from edgewm.estimate.placed import choose
+from edgewm.estimate import gpu as gpu_model
+from edgewm.estimate.placed import choose, estimate_gpu
 from edgewm.golden import allowed_difference, example_inputs, record
 from edgewm.host import host
 from edgewm.manifest import read_manifest
@@ -62,9 +64,9 @@ def board() -> tuple[Target, Mode]:
     return replace(host(), gpu=orin.gpu, mode=orin.mode, default_mode=orin.default_mode), mode
 
 
-def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
+def uncompiled(text: str, headers: Mapping[str, str], sm: str, tools: str, registers: int | None = None) -> Compiled:
     """A module in name alone, for tests whose kernels run from source."""
-    names = re.findall(r"^\s*EWM_(?:WIDE_)?(?:KERNEL|THREAD)\((\w+),", headers["round.cu"] + text, re.M)
+    names = re.findall(r"^\s*EWM_(?:(?:WIDE_)?KERNEL|THREAD|APART)\((\w+)", headers["stamp.cu"] + text, re.M)
     kinds = {"IMMA.16832.S8.S8": 1, "HMMA.16816.F32.BF16": 1}
     facts = tuple(KernelFacts(name, 32, 0, 0, 0, 7, "8.5", kinds) for name in names)
     return Compiled(sm, cuda_standin.cubin(names, int(sm[3:])), "// .version 8.5\n// .target sm_87\n", facts)
@@ -114,7 +116,11 @@ def test_a_plan_has_the_bits_of_the_processor(driver: Callable, precision: str, 
     given = example_inputs(program(precision), "plan", seed)
     with Runtime(gpu) as there, Runtime(cpu) as here:
         assert (there.info["persistent"], here.info["persistent"]) == (precision == "w8a8", 0)
+        calls = (ctypes.c_uint64 * there.info["calls"])()
+        if seed:  # while it is measured each launch stands alone
+            assert there._c.ewm_profile(there._loop, None, calls, None) == 0
         mine, theirs = there.run_entry("plan", **given), here.run_entry("plan", **given)
+        assert any(calls) == bool(seed)
     assert {name: a.tobytes() for name, a in mine.items()} == {name: a.tobytes() for name, a in theirs.items()}
 
 
@@ -243,14 +249,30 @@ def test_auto_takes_the_smaller_estimate_and_says_both() -> None:
     assert thor.place == "cpu" and "clocks in 120W are not known" in thor.why
 
 
-def gpu_ms(point: float, launch_share: float = 0.1) -> dict[str, float]:
-    return {"point": point, "launch_share": launch_share}
+def gpu_ms(point: float, persistent: bool = False) -> dict[str, float]:
+    return {"point": point, "persistent": persistent}
 
 
-def test_one_launch_is_chosen_where_launches_take_most_of_the_time() -> None:
-    assert [choose("gpu", None, gpu_ms(1.0, share)).persistent for share in (0.4, 0.6)] == [False, True]
-    assert not choose("cpu", None, gpu_ms(1.0, 0.6)).persistent and not choose("gpu", None, None).persistent
-    assert not choose("auto", {"point": 0.5}, gpu_ms(1.0, 0.6)).persistent
+def test_one_launch_is_taken_where_it_was_estimated() -> None:
+    assert [choose("gpu", None, gpu_ms(1.0, one)).persistent for one in (False, True)] == [False, True]
+    assert not choose("cpu", None, gpu_ms(1.0, True)).persistent and not choose("gpu", None, None).persistent
+    assert not choose("auto", {"point": 0.5}, gpu_ms(1.0, True)).persistent
+
+
+def test_one_launch_is_estimated_where_barriers_cost_less_than_nodes_and_fewer_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule, orin = schedule_gpu(program("w8a8")), resolve("orin", "MAXN")
+    regions = launched(schedule.entries["plan"].steps)
+    assert 1 < sum(r.times * r.nodes for r in regions) < sum(r.times * r.launches for r in regions)
+    one, _ = estimate_gpu(schedule, *orin)
+    assert one is not None and one["persistent"]
+    for what, price in (("BARRIER_CLOCKS", 10**6), ("FLIGHT_BYTES", 1e-6)):
+        with monkeypatch.context() as dear:
+            dear.setattr(gpu_model, what, price)
+            many, _ = estimate_gpu(schedule, *orin)
+        assert many is not None and not many["persistent"] and many["point"] > one["point"]
+        assert many["launch_share"] > one["launch_share"]
 
 
 @pytest.mark.parametrize(

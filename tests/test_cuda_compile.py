@@ -75,6 +75,17 @@ def test_spills_are_seen():
     assert facts.spill_bytes > 0 and facts.registers == 64
 
 
+@pytest.mark.parametrize("tools", c.ASSEMBLERS)
+def test_a_function_that_a_kernel_calls_has_facts_of_its_own(tools):
+    text = """
+    extern "C" __attribute__((noinline)) void part(float* x, int n) { for (int i = 0; i < n; i++) x[i] *= x[i + n]; }
+    extern "C" __global__ void whole(float* x, int n) { part(x, n); part(x + 1, 2 * n); }
+    """
+    part, whole = c.compile_cuda(text, {}, "sm_87", tools).facts
+    assert (part.name, whole.name) == ("part", "whole") and part.registers == whole.registers
+    assert "FMUL" in part.instructions and "FMUL" not in whole.instructions and "EXIT" in whole.instructions
+
+
 def test_an_error_of_the_compiler_is_told_with_its_line():
     with pytest.raises(
         EdgewmError, match=r"NVRTC failed:\n +bundle\.cu\(1\): error: identifier \"nothing\" is undefined"

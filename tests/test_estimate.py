@@ -409,7 +409,8 @@ def test_what_is_refused(subject: str, options: dict, what: str, fix: str) -> No
 
 def test_a_models_plan_on_a_gpu_is_its_kernels_and_its_launches() -> None:
     found = estimate(MODEL, target="orin", mode="MAXN", place="gpu", precision="w8a8")
-    assert (found["place"], found["runtime"], found["bound"]) == ("gpu", "edgewm", "launch")
+    assert (found["place"], found["runtime"], found["bound"]) == ("gpu", "edgewm", "sync")
+    assert found["persistent"] and "launches that follow on each other run as one" in found["notes"][-1]
     assert sum(row["ms"] for row in found["kernels"]) == pytest.approx(found["plan_ms"]["point"])
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert any("CUDA graph node" in source for source in found["provenance"])

@@ -203,10 +203,14 @@ def test_a_bundles_plan_is_estimated_where_it_runs(tmp_path: Path, monkeypatch: 
     slower = estimate_verb.estimate(str(tmp_path))
     assert slower["shares"]["launch"] * slower["plan_ms"]["point"] == pytest.approx(launches * 50 / 1e3)
     monkeypatch.setattr(bound, "is_persistent", lambda sections: True)
+    nodes = bound.whole(bound.bundle_rows(tmp_path, *board()), *board())["nodes"]
     kept = estimate_verb.estimate(str(tmp_path))
-    assert kept["shares"]["sync"] * kept["plan_ms"]["point"] == pytest.approx(launches * 1.5 / 1e3)
+    assert 0 < nodes < launches and kept["persistent"] and not slower["persistent"]
+    assert kept["shares"]["launch"] * kept["plan_ms"]["point"] == pytest.approx(nodes * 50 / 1e3)
+    assert kept["shares"]["sync"] * kept["plan_ms"]["point"] == pytest.approx((launches - nodes) * 1.5 / 1e3)
+    assert kept["notes"][-1].endswith("between: as measured")
     monkeypatch.setattr(estimate_verb, "gpu_of", lambda board, mode, measured: None)
-    assert "what a graph node does" in estimate_verb.estimate(str(tmp_path))["notes"][-1]
+    assert "five trips to the L2" in estimate_verb.estimate(str(tmp_path))["notes"][-1]
     with pytest.raises(EdgewmError, match="--threads is for a plan on a CPU, this is one on a GPU"):
         estimate_verb.estimate(str(tmp_path), threads=2)
     monkeypatch.setattr(estimate_verb, "resolve", lambda name, mode: (resolve("host")[0], board()[1]))

@@ -17,16 +17,19 @@ import cuda_standin
 import loopback
 import pytest
 import runtime_fixture as fixture
+import tiny
 from cuda_cpu import Device
 
 from edgewm import headroom, profile
 from edgewm.abi import elf_machine
 from edgewm.cuda import compile as compile_module
+from edgewm.cuda.schedule import launched, schedule_gpu
 from edgewm.cuda.source import HEADERS
 from edgewm.doctor import qemu_command
 from edgewm.errors import EdgewmError
 from edgewm.estimate import calibration, gpu_probe, machine, verb
 from edgewm.estimate.gpu_probe import ceilings_text, measure_gpu
+from edgewm.estimate.placed import price_gpu
 from edgewm.estimate.site import site
 from edgewm.estimate.table import gpu_lines
 from edgewm.estimate.verb import estimate
@@ -44,7 +47,7 @@ def kernels() -> Path:
 
 
 def ptx(text: str, headers: Mapping[str, str]) -> str:
-    names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", text + headers["round.cu"], re.M)
+    names = re.findall(r"^EWM_(?:KERNEL|THREAD)\((\w+),", text + headers["stamp.cu"], re.M)
     return ".version 8.5\n.target sm_87\n" + "".join(f".visible .entry {name}()\n" for name in names)
 
 
@@ -223,6 +226,18 @@ def test_the_verb_takes_measured_facts_of_a_gpu(tmp_path: Path) -> None:
     assert "edgewm targets probe --target jetson_agx_orin_64gb --out FILE" in caught.value.fix
     with pytest.raises(EdgewmError, match=r"the facts hold nothing of .*: no NVIDIA driver"):
         estimate(**asked, measured=facts("orin", tmp_path, why="no NVIDIA driver"))
+
+
+def test_a_plan_is_one_launch_where_measured_barriers_cost_less_than_nodes() -> None:
+    where = resolve("orin", "MAXN")
+    schedule = schedule_gpu(tiny.lowered("w8a8"))
+    for barrier_us, persistent in ((1.5, True), (20.0, False), (None, False)):
+        found, _ = price_gpu(schedule, *where, {**GPU, "barrier_us": barrier_us})
+        assert found["persistent"] == persistent and ("sync" in found["shares"]) == persistent
+        regions = launched(schedule.entries["plan"].steps)
+        nodes = sum(r.times * (r.nodes if persistent else r.launches) for r in regions)
+        nodes_us = nodes * GPU["graph_node_us"]
+        assert found["shares"]["launch"] * found["plan_ms"]["point"] == pytest.approx(nodes_us / 1e3)
 
 
 def test_figures_stand_beside_the_boards_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

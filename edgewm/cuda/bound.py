@@ -4,8 +4,10 @@ The bound of a call is the longest of its limits at the board's advertised peaks
 their own format, tiles counted whole), `vector` (all other arithmetic), `l2` (what it reads and writes, through the
 port of each SM) and `memory` (what of that the L2 cannot hold). Where a call has fewer blocks than the mode has SMs,
 the SMs without one do nothing: tensor and vector work is that of the busiest. Nothing runs faster than the bound. The
-estimate divides the limits by the fractions of peaks that published kernels reach (`estimate.gpu.Coefficients`), and
-adds what each launch costs as one node of a replayed graph.
+estimate divides the limits by the fractions of peaks that published kernels reach (`estimate.gpu.Coefficients`), of
+DRAM's bandwidth by no more than what the threads of a launch have on their way, and adds what each launch costs: a node
+of a replayed graph, or, where launches that follow on each other are one, a barrier of its blocks. No launch takes less
+than what it reads one after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -24,7 +27,7 @@ from .. import format as ewm
 from ..errors import EdgewmError
 from ..estimate import calibration
 from ..estimate.cpu import bound_of, interval
-from ..estimate.gpu import FP32_LANES, L2_BYTES, Coefficients, check_mode
+from ..estimate.gpu import FP32_LANES, L2_BYTES, Coefficients, check_mode, launches_us, least_us, stream_of
 from ..kernel_times import calls_of
 from ..target import Mode, Target
 from . import launches
@@ -46,10 +49,12 @@ def bundle_rows(
     """One row for each kernel and shape of a bundle's plan, largest estimate first; times in us of one plan.
 
     `what` its calls are, one behind the other in one launch; `functions` [{name, registers, spill_bytes, shared_bytes,
-    blocks, resident, occupancy, limit, tensor_code}] its launches; `calls` and `launches` how many of a plan, `indices`
-    into section "calls", `work` what all of them do; `bound_us` {limit: us} and `bound` the largest; `estimate_us` with
-    the launches, `node_us` their part: nodes of a graph, or barriers of a launch that stays where their cost was
-    `probed` (`gpu_probe.measure_gpu`). EdgewmError for a bundle whose calls run on a CPU, or a mode without clocks.
+    blocks, resident, occupancy, limit, tensor_code}] its launches; `calls` and `launches` how many of a plan and
+    `nodes` how many of those are nodes of its graph, `indices` into section "calls", `work` what all of them do;
+    `bound_us` {limit: us} and `bound` the largest; `estimate_us` with the launches, `nodes_us` and `barriers_us` their
+    part, at what was `probed` of the GPU (`gpu_probe.measure_gpu`) or what boards' facts say; `latency_us` the part
+    that goes by with reads one after the other. EdgewmError for a bundle whose calls run on a CPU, or a mode without
+    clocks.
     """
     check_mode(board, mode)
     sections = ewm.unpack((bundle / "model.ewm").read_bytes())
@@ -59,17 +64,19 @@ def bundle_rows(
             "build it again with --target of a board with a GPU, and --place gpu or auto",
         )  # fmt: skip
     with_ = coefficients(board, mode, probed)
-    between_us = with_.node_us * with_.node_mhz / mode.gpu_mhz
-    if with_.barrier_us is not None and is_persistent(sections):
-        between_us = with_.barrier_us
     facts = {f["name"]: f for f in json.loads(sections[FACTS])}
     names = [f["name"].decode() for f in np.frombuffer(sections["functions"], ewm.FUNCTION)]
     phases: dict[int, list[np.void]] = {}
     for row in np.frombuffer(sections["launches"], ewm.LAUNCH):
         phases.setdefault(int(row["call"]), []).append(row)
+    joined = is_persistent(sections)
+    most = max(f["registers"] for f in facts.values())  # of the one kernel that runs all
+    at_once = max(int(row["shared_bytes"]) for own in phases.values() for row in own)
     found: dict[tuple, dict[str, Any]] = {}
-    for _, region in groupby(calls_of(bundle), key=lambda call: call["step"]):
+    before = None  # the step of the region before
+    for step, region in groupby(calls_of(bundle), key=lambda call: call["step"]):
         calls = list(region)
+        follows, before = joined and before is not None and step == before + 1, step
         last, own = calls[-1], phases[calls[-1]["call"]]
         key = tuple((call["kernel"], tuple(call["dims"]), call["lanes"]) for call in calls)
         work = sum((Counter({k: v for k, v in call["work"].items() if k != "does"}) for call in calls), Counter())
@@ -77,19 +84,29 @@ def bundle_rows(
             functions = [_function(facts[names[int(p["function"])]], p, board) for p in own]
             found[key] = {
                 "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
-                "functions": functions, "calls": 0, "launches": 0, "work": Counter(), "bound_us": Counter(),
-                "estimate_us": 0.0, "node_us": 0.0,
+                "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
+                "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
                 "each": limits_us({**last, "work": work}, [f["blocks"] for f in functions], board, mode),
             }  # fmt: skip
         row, times = found[key], last["times"]
-        node_us = len(own) * between_us
+        nodes = not follows if joined else len(own)
+        spent = launches_us(len(own), nodes, mode, with_)
+        core = row["functions"][-1]
+        resident = occupancy(board.gpu, most, launches.THREADS, at_once).blocks if joined else core["resident"]
+        threads = min(core["blocks"], resident * mode.sm) * launches.THREADS
+        reached = replace(with_, stream=stream_of(threads, mode, with_))
         row["indices"] += [call["call"] for call in calls]
         row["calls"] += times
         row["launches"] += times * len(own)
+        row["nodes"] += times * nodes
         row["work"].update({kind: amount * times for kind, amount in work.items()})
         row["bound_us"].update({limit: us * times for limit, us in row["each"].items()})
-        row["node_us"] += node_us * times
-        row["estimate_us"] += (estimated_us(row["each"], work, with_) + node_us) * times
+        row["nodes_us"] += spent["nodes"] * times
+        row["barriers_us"] += spent["barriers"] * times
+        busy_us = estimated_us(row["each"], work, reached)
+        latency_us = max(0.0, least_us(len(own), mode) - busy_us)
+        row["latency_us"] += latency_us * times
+        row["estimate_us"] += (busy_us + latency_us + sum(spent.values())) * times
     for row in found.values():
         del row["each"]
         row["bound"] = bound_of(row["bound_us"])
@@ -103,14 +120,16 @@ def is_persistent(sections: Mapping[str, bytes]) -> bool:
 
 
 def whole(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> dict[str, Any]:
-    """Of a plan: `bound_ms`, `launches`, `node_ms`, `estimate_ms` {point, low, high} and `node_share` of the point."""
+    """Of a plan: `bound_ms`, `launches`, `nodes` (of them, in its graph; behind barriers the others), `nodes_ms`,
+    `barriers_ms`, `estimate_ms` {point, low, high}, and the shares of its point: `nodes_share`, `barriers_share`."""
     sigma = calibration.coefficients(board, mode).sigma
     bound = sum(max(row["bound_us"].values()) for row in rows) / 1e3
-    point, node = (sum(row[key] for row in rows) / 1e3 for key in ("estimate_us", "node_us"))
+    point, nodes, barriers = (sum(r[key] for r in rows) / 1e3 for key in ("estimate_us", "nodes_us", "barriers_us"))
     told = interval(point, sigma)
     return {
-        "launches": sum(row["launches"] for row in rows), "bound_ms": bound, "node_ms": node,
-        "estimate_ms": {**told, "low": max(told["low"], bound)}, "node_share": node / point if point else 0.0,
+        **{key: sum(row[key] for row in rows) for key in ("launches", "nodes")}, "bound_ms": bound, "nodes_ms": nodes,
+        "barriers_ms": barriers, "estimate_ms": {**told, "low": max(told["low"], bound)},
+        **{f"{key}_share": ms / point if point else 0.0 for key, ms in (("nodes", nodes), ("barriers", barriers))},
     }  # fmt: skip
 
 
@@ -178,13 +197,15 @@ def lines(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> list[
     """A table of the rows with the plan's own line last; every time in it is an estimate."""
     text = [
         f"static bound on {board.title} in {mode.name}, an estimate: us of one plan",
-        "  estimate    node   bound of       calls  regs spill  shared  blocks  resident  kernel",
+        "  estimate  launch   bound of       calls  regs spill  shared  blocks  resident  kernel",
     ]
     for row in rows:
         bound = f"{row['bound_us'][row['bound']]:9.1f} {row['bound']:7s}"
         for i, f in enumerate(row["functions"]):
             head = (
-                f"  {row['estimate_us']:8.1f} {row['node_us']:7.1f} {bound} {row['calls']:6d}" if i == 0 else " " * 44
+                f"  {row['estimate_us']:8.1f} {row['nodes_us'] + row['barriers_us']:7.1f} {bound} {row['calls']:6d}"
+                if i == 0
+                else " " * 44
             )
             text.append(
                 f"{head:44s} {f['registers']:5d} {f['spill_bytes']:5d} {f['shared_bytes']:7d} {f['blocks']:7d} "
@@ -194,6 +215,8 @@ def lines(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> list[
     ms = told["estimate_ms"]
     text.append(
         f"  a plan: estimate {ms['point']:.1f} ms ({ms['low']:.1f} to {ms['high']:.1f}), bound {told['bound_ms']:.1f} "
-        f"ms; {told['launches']} launches cost {told['node_ms']:.1f} ms as nodes of a graph ({told['node_share']:.0%})"
+        f"ms; of {told['launches']} launches {told['nodes']} are nodes of a graph and cost {told['nodes_ms']:.1f} ms "
+        f"({told['nodes_share']:.0%}); barriers before the others {told['barriers_ms']:.1f} ms "
+        f"({told['barriers_share']:.0%})"
     )
     return text

@@ -68,6 +68,7 @@ ASSEMBLERS: Mapping[str, Tool] = {
     "13.0": Tool("nvidia-nvjitlink", "13.0.88", "nvidia/cu13/lib/libnvJitLink.so.13"),
 }
 DISASSEMBLER = Tool("nvidia-cuda-nvdisasm", "13.5.37", "nvidia/cu13/bin/nvdisasm")
+READ = "kernels and functions"  # what `read_facts` finds: kept facts of another reading are not taken
 WORKER = Path(__file__).with_name("nvidia.py")
 
 
@@ -77,7 +78,8 @@ class KernelFacts:
 
     `registers` a thread; `spill_bytes` stored and `local_bytes` of stack, a thread; `shared_bytes` a block, static ones
     alone. `instructions`: how often each stands in the machine code, by mnemonic (`IMMA.16832.S8.S8`). `elf_abi` and
-    `ptx_version` are those of the file it is in.
+    `ptx_version` are those of the file it is in. A function that kernels call has facts of its own, with the registers
+    of the kernel that has most.
     """
 
     name: str
@@ -106,21 +108,23 @@ def check_tools(tools: str) -> None:
         tool.path()
 
 
-def compile_cuda(text: str, headers: Mapping[str, str], sm: str, tools: str) -> Compiled:
-    """Every kernel of the CUDA C++ `text`, compiled for `sm` ("sm_87") by the CUDA release `tools` ("12.6").
+def compile_cuda(text: str, headers: Mapping[str, str], sm: str, tools: str, registers: int | None = None) -> Compiled:
+    """Every kernel of the CUDA C++ `text`, compiled for `sm` ("sm_87") by the CUDA release `tools` ("12.6"); with at
+    most so many `registers` a thread, in functions that kernels call too, which know of no launch bounds.
 
     `headers` are the texts it includes, by the name it includes them by. Kept under `toolchain.cache_folder()`, named
     by the SHA-256 of text, headers, options and tools. EdgewmError with the tool's first lines where one refuses or
     ends by itself, and with the line to type where a package is missing.
     """
     _assembler(sm, tools)  # refused before anything that takes time
-    return assembled(compile_ptx(text, headers), sm, tools)
+    return assembled(compile_ptx(text, headers), sm, tools, registers)
 
 
-def assembled(ptx: str, sm: str, tools: str) -> Compiled:
+def assembled(ptx: str, sm: str, tools: str, registers: int | None = None) -> Compiled:
     """PTX as machine code, kept and refused as in `compile_cuda`."""
     assembler = _assembler(sm, tools)
-    kept = _kept("cubin", [ptx, sm, str(assembler), str(DISASSEMBLER)])
+    options = [f"-maxrregcount={registers}"] if registers else []
+    kept = _kept("cubin", [ptx, sm, str(assembler), str(DISASSEMBLER), *options, READ])
     if kept is not None and kept.exists():
         found = _read(kept, sm, ptx)
         if found is not None:
@@ -128,7 +132,7 @@ def assembled(ptx: str, sm: str, tools: str) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="edgewm-") as scratch:
         folder = Path(scratch)
         (folder / "out.ptx").write_text(ptx)
-        said = _assemble(assembler, folder, sm)
+        said = _assemble(assembler, folder, sm, options)
         cubin = (folder / "out.cubin").read_bytes()
         listing = _run([str(DISASSEMBLER.path()), "-c", "out.cubin"], folder, "nvdisasm", f"listing {sm} code")[0]
     done = Compiled(sm, cubin, ptx, read_facts(said, listing, cubin, ptx))
@@ -166,12 +170,12 @@ def compile_ptx(text: str, headers: Mapping[str, str]) -> str:
     return ptx
 
 
-def _assemble(tool: Tool, folder: Path, sm: str) -> str:
+def _assemble(tool: Tool, folder: Path, sm: str, own: Sequence[str]) -> str:
     """FOLDER/out.cubin from FOLDER/out.ptx; what the assembler says of each kernel."""
     if tool.file.endswith("ptxas"):
-        command = [str(tool.path()), "-v", "--fmad=false", f"--gpu-name={sm}", "out.ptx", "-o", "out.cubin"]
+        command = [str(tool.path()), "-v", "--fmad=false", f"--gpu-name={sm}", *own, "out.ptx", "-o", "out.cubin"]
         return _run(command, folder, "ptxas", f"assembling for {sm}")[1]
-    options = (f"-arch={sm}", "-verbose", "-Xptxas=-v", "-Xptxas=--fmad=false")
+    options = (f"-arch={sm}", "-verbose", "-Xptxas=-v", "-Xptxas=--fmad=false", *own)
     return _worker("link", folder, tool.path(), options, "nvJitLink", f"assembling for {sm}")
 
 
@@ -204,31 +208,36 @@ def read_facts(said: str, listing: str, cubin: bytes, ptx: str) -> tuple[KernelF
     """Facts of each kernel, by name, from the assembler's `-v`, nvdisasm's listing, the ELF header and the PTX."""
     elf_abi = cubin[8]  # EI_ABIVERSION
     version = re.search(r"^\.version (\S+)", ptx, re.M)[1]
-    found = []
+    code = instructions(listing)
+    # By each kernel, and all that it calls: registers, bytes of shared memory.
+    used: dict[str, tuple[int, int]] = {}
     blocks = re.split(r"Compiling entry function '(\w+)' for '\w+'", said)[1:]
+    linked = dict(
+        re.findall(r"Function properties for '(\w+)':\n\D*used (\d+) registers", said)
+    )  # and by what it calls
     for name, block in zip(blocks[::2], blocks[1::2], strict=True):
-        used = re.search(r"Used (\d+) registers[^\n]*", block)
-        shared = re.search(r"(\d+) bytes smem", used[0])
-        # functions that were not inlined follow their kernel
-        local, spilled = (
-            sum(map(int, re.findall(pattern, block))) for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores")
-        )
-        found.append(
-            KernelFacts(
-                name, int(used[1]), spilled, local, int(shared[1]) if shared else 0, elf_abi, version,
-                instructions_of(listing, name),
-            )
-        )  # fmt: skip
+        own = re.search(r"Used (\d+) registers[^\n]*", block)
+        shared = re.search(r"(\d+) bytes smem", own[0])
+        used[name] = max(int(own[1]), int(linked.get(name, 0))), int(shared[1]) if shared else 0
+    most = max(registers for registers, _ in used.values())
+    found = []
+    properties = r"Function properties for (\w+)\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores"
+    for name, stack, spilled in re.findall(properties, said):
+        registers, shared_bytes = used.get(name, (most, 0))
+        facts = (registers, int(spilled), int(stack), shared_bytes, elf_abi, version, code.get(name, {}))
+        found.append(KernelFacts(name, *facts))
     return tuple(sorted(found, key=lambda facts: facts.name))
 
 
-def instructions_of(listing: str, kernel: str) -> dict[str, int]:
-    """How often each instruction stands in a kernel's part of nvdisasm's listing."""
-    part = re.search(rf"^\.text\.{re.escape(kernel)}:\n(.*?)(?=^\.text\.|\Z)", listing, re.M | re.S)
-    if part is None:
-        return {}
-    code = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", part[1], re.M)
-    return dict(sorted(Counter(code).items()))
+def instructions(listing: str) -> dict[str, dict[str, int]]:
+    """How often each instruction stands in the code of each kernel, and of each function that one calls, by name; from
+    nvdisasm's listing."""
+    found = {}
+    pieces = re.split(r"^(?:\.text\.|\$\w+\$)(\w+):\n", listing, flags=re.M)
+    for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        code = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", text, re.M)
+        found[name] = dict(sorted(Counter(code).items()))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- what is kept

@@ -21,6 +21,7 @@ NARROW, FEW_TILES = 32, 64  # where there are fewer tiles of BAND x SIDE, they a
 NARROW_STRIPS = 2  # of each warp at once
 FOLD = 256  # terms of each lane in shared memory, in `reduce`
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`; GOOD_BYTES of int8's rows
+REGISTERS = 128  # of a thread, where an SM of 65,536 holds RESIDENT blocks
 RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, the least of all boards, is 82,944 bytes
 
 SIZES: dict[str, int] = {
@@ -189,6 +190,11 @@ PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 # Of a number in the workspace, and of what stands behind all rows for each.
 BYTES = {"product_bf16": (2, 0), "product_fp16": (2, 0), "product_i8": (1, 8), "product_rounded": (1, 0)}
+
+
+def phases(family: str, direct: bool) -> int:
+    """Launches of a call that stands alone."""
+    return 1 + (family in PACK and not (family == "product" and direct))
 
 
 def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool) -> int:

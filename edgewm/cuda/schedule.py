@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..arena import place
@@ -20,7 +22,7 @@ def schedule_gpu(program: Program) -> Schedule:
     Weights are packed and workspaces measured for `kernels/*.cu`; scratch is one buffer that all workspaces share, as
     calls run one after the other.
     """
-    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained)
+    low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained, joins=True)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
     ports = {layout.buffer for e in entries.values() for layout in (*e.inputs.values(), *e.outputs.values())}
     workspaces = {call.workspace for e in entries.values() for call in calls_of(e.steps)}
@@ -83,6 +85,32 @@ def _same_row(reads: Operand, writes: Operand, outer: int) -> bool:
     """Whether a lane at an outer index reads one number, the one that it has written."""
     along = reads.mode == writes.mode == "V" and reads.strides[:outer] == writes.strides[:outer]
     return along and all(s == ZERO for s in (*reads.strides[outer:], *writes.strides[outer:]))
+
+
+class Launched(NamedTuple):
+    """A region's calls, how often they run, and as how many launches each time: those of the last call.
+
+    `nodes`: how many of the launches are left where those that follow on each other are one.
+    """
+
+    calls: list[Call]
+    times: int
+    launches: int
+    nodes: int
+
+
+def launched(steps: list[Step], times: int = 1) -> list[Launched]:
+    """Every region in order, loops entered once."""
+    found: list[Launched] = []
+    follows = False
+    for step in steps:
+        if isinstance(step, Repeat):
+            found += launched(step.body, times * step.count)
+        else:
+            count = launches.phases(step.calls[-1].family, is_direct(step.calls[-1]))
+            found.append(Launched(step.calls, times, count, int(not follows)))
+        follows = isinstance(step, Region)
+    return found
 
 
 def calls_of(steps: list[Step]) -> list[Call]:

@@ -26,14 +26,16 @@ HEADERS: Mapping[str, str] = {"stdint.h": "", **{name: path.read_text() for name
 PERSISTENT = '#include "persistent.cu"\n'
 BESIDE = "beside"
 LONG = 60  # statements of a functor that fills a thread's registers by itself
-OWN = ("ewm_begin", "ewm_round", "ewm_stamp")  # of every module, before those of calls
+OWN = ("ewm_stamp",)  # of every module, before those of calls
 
 
 def cuda_text(source: Source, persistent: bool = False) -> str:
-    """The whole translation unit; `persistent`: with `ewm_persistent`, which runs any of its launches in one."""
-    includes = "".join(f'#include "{name}.cu"\n' for name in ["round", *sorted(source.families)])
+    """The whole translation unit; `persistent`: the one kernel `ewm_persistent` runs any of its launches in turn."""
+    includes = "".join(f'#include "{name}.cu"\n' for name in ["stamp", *sorted(source.families)])
     kernels = "".join(
-        f"{_declared(instance)}({name}, Launch) {{ launched<{instance}>(l); }}\n"
+        f"EWM_APART({name}) {{ {instance}(c, o, f, block); }}\n"
+        if persistent
+        else f"{_declared(instance)}({name}, Launch) {{ launched<{instance}>(l); }}\n"
         for instance, name in _instances(source).items()
     )
     return (
@@ -56,8 +58,8 @@ def _declared(instance: str) -> str:
 
 def _persistent_text(source: Source) -> str:
     cases = "".join(
-        f"    case {i}: return apart<{instance}>(c, o, f, block);\n"
-        for i, instance in enumerate(_instances(source), start=len(OWN))
+        f"    case {i}: return {name}(c, o, f, block);\n"
+        for i, name in enumerate(_instances(source).values(), start=len(OWN))
     )
     return (
         "inline void run_function(uint32_t function, const Call& c, const Operand* o, const Frame& f, uint32_t block)\n"

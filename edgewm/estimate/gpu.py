@@ -28,6 +28,12 @@ VECTOR_ROWS = 16  # up to so many rows no tile is filled: weights are read once,
 FP32_LANES, EXPONENTIALS = 128, 16
 SOFTMAX_OPERATIONS = 6  # of a score beside its exponential: scale, mask, maximum, difference, sum, quotient
 L2_BYTES = 64  # into an SM each clock: the width of its port; not measured on these boards
+# In trips to the L2 of some 300 clocks, one after the other; not measured on these boards. A barrier of all blocks of
+# a cooperative launch, in place of a node, is five (fence, arrival, release, what is run next) and a barrier of each
+# block; the least that a launch then does is five (its call, operands, weights or middle of a row, numbers, results).
+BARRIER_CLOCKS, LEAST_CLOCKS = 2000, 1500
+DRAM_LATENCY_US = 0.7  # from a read to its answer under load, as published for other GPUs; not measured on these boards
+FLIGHT_BYTES = 16  # that a thread of edgewm's kernels has on their way at once
 RUNTIMES = ("fused", "graph")
 
 
@@ -130,13 +136,19 @@ def kernel_us(
     kernel: Kernel, board: Target, mode: Mode, precision: Precision, with_: Coefficients, runtime: str = "fused"
 ) -> Counter[str]:
     """us of all that are like this one, by what they are spent on."""
+    spent = busy_us(kernel, board, mode, precision, with_)
+    nodes = kernel.count * (kernel.launches if runtime == "graph" else 1)
+    spent["launch"] += launches_us(nodes, nodes, mode, with_)["nodes"]
+    return spent
+
+
+def busy_us(kernel: Kernel, board: Target, mode: Mode, precision: Precision, with_: Coefficients) -> Counter[str]:
+    """The same without what it costs to launch them."""
     limits = limits_us(kernel, board, mode, precision, with_)
     binding = bound_of(limits)
     spent = Counter({binding: limits[binding] * kernel.count})
     if kernel.kind == "attention" and binding == "tensor":
         spent["vector"] += limits["vector"] * kernel.count
-    launches = kernel.launches if runtime == "graph" else 1
-    spent["launch"] += launches * kernel.count * with_.node_us * with_.node_mhz / mode.gpu_mhz
     return spent
 
 
@@ -169,6 +181,24 @@ def limits_us(kernel: Kernel, board: Target, mode: Mode, precision: Precision, w
     elif kernel.m > VECTOR_ROWS or not kernel.is_weight:
         found["tensor"] = tensor_clocks(kernel, rate, mode.sm) / mode.gpu_mhz / with_.tensor[form]
     return found
+
+
+def launches_us(launches: int, nodes: int, mode: Mode, with_: Coefficients) -> dict[str, float]:
+    """What it costs to begin `launches`, of which `nodes` are nodes of a replayed graph and each of the others stands
+    behind a barrier of the node before: us of `nodes` and of `barriers`."""
+    node_us = with_.node_us * with_.node_mhz / mode.gpu_mhz
+    barrier_us = BARRIER_CLOCKS / mode.gpu_mhz if with_.barrier_us is None else with_.barrier_us
+    return {"nodes": nodes * node_us, "barriers": (launches - nodes) * barrier_us}
+
+
+def least_us(launches: int, mode: Mode) -> float:
+    """What `launches` of edgewm's kernels take at the least, one after the other."""
+    return launches * LEAST_CLOCKS / mode.gpu_mhz
+
+
+def stream_of(threads: int, mode: Mode, with_: Coefficients) -> float:
+    """The fraction of DRAM's bandwidth that is reached where so many threads run at once."""
+    return min(with_.stream, threads * FLIGHT_BYTES / (mode.dram_gbps * 1e3 * DRAM_LATENCY_US))
 
 
 def rate_of(board: Target, form: str) -> int:

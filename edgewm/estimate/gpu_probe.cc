@@ -194,7 +194,6 @@ Work work_of(const Machine& gpu, const Memory& memory, const char* name, uint32_
   work.count = count;
   work.given.calls = reinterpret_cast<const Call*>(memory.tables);
   work.given.operands = reinterpret_cast<const Operand*>(memory.tables);
-  work.given.stop = reinterpret_cast<const uint32_t*>(memory.tables);
   work.given.base[0] = reinterpret_cast<char*>(memory.two[0]);
   work.given.base[1] = reinterpret_cast<char*>(memory.two[1]);
   work.given.base[2] = reinterpret_cast<char*>(memory.tables);

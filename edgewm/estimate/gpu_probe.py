@@ -28,7 +28,7 @@ NODES = 1000
 
 def ceilings_text() -> str:
     """The translation unit of `gpu_ceilings.cu`."""
-    return f'{sizes_text()}#include "round.cu"\n{(HERE / "gpu_ceilings.cu").read_text()}'
+    return f'{sizes_text()}#include "stamp.cu"\n{(HERE / "gpu_ceilings.cu").read_text()}'
 
 
 def compiled(board: Target, folder: Path) -> Path:

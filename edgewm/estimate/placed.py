@@ -8,23 +8,26 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from ..cuda import launches
+from ..cuda.bound import coefficients
+from ..cuda.schedule import Launched, launched
 from ..errors import EdgewmError
-from ..schedule import Call, Repeat, Schedule, Step
+from ..schedule import Call, Schedule
 from ..target import Mode, Target
-from . import calibration
 from .cpu import bound_of, interval
-from .gpu import Coefficients, Precision, check_mode, kernel_us
+from .gpu import Coefficients, Precision, busy_us, check_mode, launches_us, least_us, stream_of
 from .machine import gpu_of
 from .network import Kernel
 
-Estimate = Mapping[str, Any]  # plan_ms {point, low, high} and its source; on a GPU the share that launches take
+# plan_ms {point, low, high} and its source; on a GPU the share that launches take, and `persistent`: whether it is that
+# of launches which are run as one where they follow on each other, as that takes less time
+Estimate = Mapping[str, Any]
 # What a product's operands are in registers, by family; everything else is f32.
 HELD = {
     "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
     "product_fp16": Precision("fp16", "fp32", 2, 4), "product_i8": Precision("int8", "fp32", 1, 4),
     "product_rounded": Precision("int8", "fp32", 1, 4),
 }  # fmt: skip
-PHASES = 2  # launches of a product
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Placement:
 
 def choose(wanted: str, cpu_ms: Estimate | None, gpu_ms: Estimate | None, unknown: str = "") -> Placement:
     """`wanted` is cpu, gpu or auto, which takes the smaller estimate; `unknown`: why there is none of the GPU."""
-    one = _is_launch_bound(gpu_ms)
+    one = gpu_ms is not None and gpu_ms["persistent"]
     if wanted != "auto":
         return Placement(wanted, f"asked for: --place {wanted}", cpu_ms, gpu_ms, one and wanted == "gpu")
     if gpu_ms is None:
@@ -65,61 +68,66 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
     except EdgewmError as fault:
         return None, fault.what
     source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
-    source += "" if probed is None else f"; peaks, memory and nodes measured on {probed['name']}"
-    return {**found["plan_ms"], "launch_share": found["shares"].get("launch", 0.0), "source": source}, ""
+    source += "" if probed is None else f"; peaks, memory, nodes and barriers measured on {probed['name']}"
+    share = sum(found["shares"].get(limit, 0.0) for limit in ("launch", "sync"))
+    return {**found["plan_ms"], "launch_share": share, "persistent": found["persistent"], "source": source}, ""
 
 
 def price_gpu(
     schedule: Schedule, board: Target, mode: Mode, probed: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Coefficients]:
     """`plan_ms`, `bound`, `shares` and `kernels` of a schedule for a GPU, and what they rest on; `probed`: what was
-    measured of it. EdgewmError for a board without a GPU, or a mode whose clocks nobody has confirmed."""
+    measured of it. Of its two forms, the nodes of a graph or (`persistent`) launches that follow on each other run as
+    one with barriers between, the one that takes less. EdgewmError for a board without a GPU, or a mode whose clocks
+    nobody has confirmed."""
     check_mode(board, mode)
-    made = calibration.of_own_kernels(calibration.coefficients(board, mode, probed=probed), board, mode, probed)
+    made = coefficients(board, mode, probed)
     entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
-    calls: list[tuple[Call, int, bool]] = []
-    _walk(entry.steps, 1, calls)
+    regions = launched(entry.steps)
+    forms = [_priced(regions, board, mode, made)]
+    if probed is None or probed["barrier_us"] is not None:  # else its blocks cannot meet
+        forms.append(_priced(regions, board, mode, made, persistent=True))
+    return min(forms, key=lambda form: form["plan_ms"]["point"]), made
+
+
+def _priced(
+    regions: Sequence[Launched], board: Target, mode: Mode, with_: Coefficients, persistent: bool = False
+) -> dict[str, Any]:
+    resident = launches.RESIDENT * launches.THREADS * mode.sm  # threads; all launches have those of the largest
+    reached = replace(with_, stream=stream_of(resident, mode, with_)) if persistent else with_
     rows: dict[str, tuple[Counter[str], int]] = {}
-    for call, times, is_last in calls:
-        held = HELD.get(call.family, HELD["product"])
-        name = f"{call.family} {'x'.join(map(str, call.dims))}, {call.lanes} lanes"
+    for region in regions:
+        each: Counter[str] = Counter()
+        for call in region.calls:
+            each.update(busy_us(kernel_of(call), board, mode, HELD.get(call.family, HELD["product"]), reached))
+        begun = launches_us(region.launches, region.nodes if persistent else region.launches, mode, with_)
+        each["latency"] += max(0.0, least_us(region.launches, mode) - sum(each.values()))
+        each.update({"launch": begun["nodes"], "sync": begun["barriers"]})
+        name = " + ".join(f"{call.family} {'x'.join(map(str, call.dims))}, {call.lanes} lanes" for call in region.calls)
         spent, count = rows.get(name, (Counter(), 0))
-        kernel = kernel_of(call, times)
-        kernel = kernel if is_last else replace(kernel, launches=0)  # a region's calls are launched with its last one
-        spent.update(kernel_us(kernel, board, mode, held, made, "graph"))
-        rows[name] = spent, count + times
-    whole = sum((spent for spent, _ in rows.values()), Counter())
+        spent.update({limit: us * region.times for limit, us in each.items()})
+        rows[name] = spent, count + region.times
+    whole: Counter[str] = Counter()
+    for spent, _ in rows.values():
+        whole.update(spent)
     us = sum(whole.values())
     kernels = [
         {"name": name, "ms": sum(spent.values()) / 1e3, "bound": bound_of(spent), "calls": count}
         for name, (spent, count) in rows.items()
     ]
     return {
-        "plan_ms": interval(us / 1e3, made.sigma), "bound": bound_of(whole),
+        "plan_ms": interval(us / 1e3, with_.sigma), "persistent": persistent, "bound": bound_of(whole),
         "shares": {limit: spent / us for limit, spent in whole.most_common() if spent},
         "kernels": sorted(kernels, key=lambda row: -row["ms"]),
-    }, made  # fmt: skip
+    }  # fmt: skip
 
 
-def _is_launch_bound(gpu_ms: Estimate | None) -> bool:
-    """Whether a plan's kernels take less time than it takes to launch them."""
-    return gpu_ms is not None and gpu_ms["launch_share"] > 1 / 2
-
-
-def _walk(steps: Sequence[Step], times: int, found: list[tuple[Call, int, bool]]) -> None:
-    for step in steps:
-        if isinstance(step, Repeat):
-            _walk(step.body, times * step.count, found)
-        else:
-            found += [(call, times, call is step.calls[-1]) for call in step.calls]
-
-
-def kernel_of(call: Call, times: int) -> Kernel:
+def kernel_of(call: Call) -> Kernel:
     """A call as the GPU model knows kernels; its lanes are rows."""
     if call.family in HELD:
         *lead, n, k = call.dims
-        return Kernel(call.family, "product", call.lanes * prod(lead), n, k, times, launches=PHASES)
+        return Kernel(call.family, "product", call.lanes * prod(lead), n, k)
     if call.family == "attention":
         *lead, queries, keys, depth, _ = call.dims
-        return Kernel(call.family, "attention", queries, keys, depth, times, prod(lead) * call.lanes)
-    return Kernel(call.family, "rows", call.lanes, 1, prod(call.dims), times)
+        return Kernel(call.family, "attention", queries, keys, depth, batch=prod(lead) * call.lanes)
+    return Kernel(call.family, "rows", call.lanes, 1, prod(call.dims))

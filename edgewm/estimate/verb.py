@@ -23,7 +23,7 @@ from ..options import Progress
 from ..target import Mode, Target, resolve
 from . import calibration
 from .cpu import COVERAGE, Machine, bound_of, price_plan
-from .gpu import RUNTIMES, check_mode, estimate_network, precision_of
+from .gpu import RUNTIMES, Coefficients, check_mode, estimate_network, precision_of
 from .machine import gpu_of, machine_of
 from .network import Kernel, Network
 from .shapes import network_of
@@ -31,6 +31,7 @@ from .shapes import network_of
 SHAPE = "shape:"
 MOST_CONVOLUTION = 0.1  # share of the operations beyond which a network is one of convolutions
 SECTION = "counts"  # of model.ewm
+SPENT = {"launch": "nodes_us", "sync": "barriers_us", "latency": "latency_us"}  # of a row of a bundle's kernels
 OF_OTHERS = "fractions of peaks that others' kernels reach; clocks pinned at the mode's"
 
 
@@ -142,8 +143,7 @@ def _model(
     say("schedule", 0.8)
     if place == "gpu":
         priced, made = price_gpu(schedule_gpu(program), board, power, gpu_of(board, power, measured))
-        found = _told(subject, board, power, precision, "gpu", priced, list(made.sources), (OF_OTHERS,))
-        found["runtime"] = "edgewm"
+        found = _of_own_kernels(subject, board, power, precision, priced, made)
     else:
         counts = plan_counts(schedule_program(program, board.isa), board.isa)
         found = _on_cpu(subject, counts, board, power, precision, cores, measured)
@@ -189,25 +189,32 @@ def _on_gpu(
         )  # fmt: skip
     probed = gpu_of(board, mode, measured)
     rows, made = bound.bundle_rows(bundle, board, mode, probed), bound.coefficients(board, mode, probed)
-    between = "sync" if bound.is_persistent(sections) else "launch"
     shares: Counter[str] = Counter()
     kernels = []
     for row in rows:
-        spent = Counter({row["bound"]: row["estimate_us"] - row["node_us"], between: row["node_us"]})
+        spent = Counter({name: row[key] for name, key in SPENT.items()})
+        spent[row["bound"]] += row["estimate_us"] - sum(spent.values())
         shares.update(spent)
         kernels.append({
             "name": row["what"], "ms": row["estimate_us"] / 1e3, "bound": bound_of(spent), "calls": row["calls"],
         })  # fmt: skip
     whole_us = sum(shares.values())
     found = {
-        "plan_ms": bound.whole(rows, board, mode)["estimate_ms"], "bound": bound_of(shares),
+        "plan_ms": bound.whole(rows, board, mode)["estimate_ms"], "persistent": bound.is_persistent(sections),
+        "bound": bound_of(shares),
         "shares": {limit: us / whole_us for limit, us in shares.most_common() if us}, "kernels": kernels,
     }  # fmt: skip
+    return _of_own_kernels(str(bundle), board, mode, precision, found, made)
+
+
+def _of_own_kernels(
+    subject: str, board: Target, mode: Mode, precision: str, found: Mapping[str, Any], made: Coefficients
+) -> dict[str, Any]:
     notes = [OF_OTHERS]
-    if between == "sync" and made.barrier_us is None:
-        notes.append("launches that follow on each other are one: what its blocks wait for each other is taken to cost "
-                     "what a graph node does")  # fmt: skip
-    told = _told(str(bundle), board, mode, precision, "gpu", found, list(made.sources), tuple(notes))
+    if found["persistent"]:
+        barrier = "a barrier is taken to cost five trips to the L2" if made.barrier_us is None else "as measured"
+        notes.append(f"launches that follow on each other run as one, with barriers of all blocks between: {barrier}")
+    told = _told(subject, board, mode, precision, "gpu", found, list(made.sources), tuple(notes))
     return told | {"runtime": "edgewm"}
 
 

@@ -58,6 +58,7 @@ class _Reuse:
     def __init__(self, graph: Graph, store: _Constants):
         self.graph, self.store = graph, store
         self.built: set[Node] = set()
+        self.whole: set[Node] = set()  # of these, the ones that were added with all that they need
         self.new: dict[Node, Node] = {}
         self.cuts: dict[tuple, Node] = {}
         self.delay = Delay()
@@ -67,7 +68,11 @@ class _Reuse:
             attrs = {k: _Reuse(v, self.store).build() if isinstance(v, Graph) else v for k, v in node.attrs}
             made = self.delay(self.rebuilt(node.op, [self.new[s] for s in node.sources], attrs))
             self.new[node] = made
-            self.built.update(order(made) if made.op == "concat" else (made,))
+            self.built.add(made)
+            if made.op == "concat":
+                needed = order(made, self.whole)
+                self.built.update(needed)
+                self.whole.update(needed)
         return Graph({name: self.new[node] for name, node in self.graph.outputs.items()})
 
     def rebuilt(self, op: str, sources: list[Node], attrs: dict) -> Node:

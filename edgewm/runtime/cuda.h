@@ -119,13 +119,12 @@ struct Device {
   bool integrated;  // shares the processor's memory
   uint32_t together;  // blocks of the persistent function that are resident at once
   // Device memory; calls, operands and weights are written once.
-  CudaAddress arena, scratch, weights, calls, operands, launches, progress;
-  // Memory that both see: all ports as the arena has them, and the pace. `..._there`: its address for the device.
+  CudaAddress arena, scratch, weights, calls, operands, launches, barrier;
+  // Memory that both see: all ports as the arena has them. `..._there`: its address for the device.
   char* ports;
-  Pace* pace;
-  CudaAddress ports_there, pace_there;
+  CudaAddress ports_there;
   uint64_t port_bytes;
-  CudaFunction* functions;  // by index in section "functions"
+  CudaFunction* functions;  // by index in section "functions"; nullptr where the module has none
   EntryGraphs* entries;     // by entry
   uint64_t graph_nodes, graph_bytes, graph_ns;  // of all graphs
   // While it is measured: the plan's graph with a stamp after each launch, and where they are written.

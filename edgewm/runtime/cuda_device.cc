@@ -38,9 +38,14 @@ int load_module(const ewm_model& m, Device& d, ewm_fault* fault) {
   return refuse(fault, EWM_NO_GPU, "PTX", said(d.cuda, "load_module", again), "a driver that compiles it");
 }
 
+// Whether the module has a function of its own: parts of the persistent one have none.
+bool is_launched(const ewm_model& m, uint32_t function) {
+  return m.gpu->persistent == EWM_NONE || function == m.gpu->persistent || function == m.gpu->stamp;
+}
+
 int find_functions(const ewm_model& m, Device& d, ewm_fault* fault) {
   for (uint32_t i = 0; i < m.gpu->functions; i++)
-    EWM_CALL(d.cuda, EWM_NO_GPU, Text("function %s", m.functions[i].name), function, &d.functions[i], d.module,
+    if (is_launched(m, i)) EWM_CALL(d.cuda, EWM_NO_GPU, Text("function %s", m.functions[i].name), function, &d.functions[i], d.module,
              m.functions[i].name);
   return EWM_OK;
 }
@@ -57,23 +62,21 @@ int make_empty(Device& d, const char* what, uint64_t bytes, CudaAddress& at, ewm
   return EWM_OK;
 }
 
-// All ports and behind them the pace, in memory that stays in place and that the device sees.
+// All ports, in memory that stays in place and that the device sees.
 int map_ports(const ewm_model& m, Device& d, ewm_fault* fault) {
   d.port_bytes = 0;
   for (uint32_t i = 0; i < m.sizes->ports; i++) {
     const uint64_t end = aligned(m.ports[i].offset + port_bytes(m.ports[i]));
     if (end > d.port_bytes) d.port_bytes = end;
   }
-  const uint64_t bytes = d.port_bytes + aligned(sizeof(Pace));
+  const uint64_t bytes = d.port_bytes == 0 ? 1 : d.port_bytes;
   void* at = nullptr;
   if (CudaResult error = d.cuda.allocate_host(&at, bytes, HOST_ALLOC_MAPPED))
     return refuse(fault, EWM_NO_MEMORY, "memory for ports", said(d.cuda, "allocate_host", error),
                   Text("%llu bytes that stay in place", (ull)bytes));
   memset(at, 0, bytes);
   d.ports = static_cast<char*>(at);
-  d.pace = reinterpret_cast<Pace*>(d.ports + d.port_bytes);
   EWM_CALL(d.cuda, EWM_NO_GPU, GPU, mapped_address, &d.ports_there, at, 0);
-  d.pace_there = d.ports_there + d.port_bytes;
   return EWM_OK;
 }
 
@@ -83,7 +86,7 @@ int ask_for_shared(const ewm_model& m, Device& d, ewm_fault* fault) {
     uint32_t most = 0;
     for (uint32_t i = 0; i < m.gpu->launches; i++)
       if ((m.launches[i].function == f || f == m.gpu->persistent) && m.launches[i].shared_bytes > most) most = m.launches[i].shared_bytes;
-    if (most > SHARED_BYTES_OF_ANY)
+    if (most > SHARED_BYTES_OF_ANY && is_launched(m, f))
       EWM_CALL(d.cuda, EWM_NO_GPU, Text("function %s, %u bytes of shared memory", m.functions[f].name, most),
                set_function, d.functions[f], FUNCTION_DYNAMIC_SHARED_BYTES, int(most));
   }
@@ -132,7 +135,7 @@ int load_device(const ewm_model& m, Device& d, ewm_fault* fault) {
   if (int bad = map_ports(m, d, fault)) return bad;
   if (int bad = make_empty(d, "arena", n.arena_bytes, d.arena, fault)) return bad;
   if (int bad = make_empty(d, "scratch", n.scratch_bytes, d.scratch, fault)) return bad;
-  if (int bad = make_empty(d, "progress", sizeof(Progress), d.progress, fault)) return bad;
+  if (int bad = make_empty(d, "barrier", sizeof(uint32_t), d.barrier, fault)) return bad;
   if (int bad = upload(d, "weights", m.weights, n.weight_bytes, d.weights, fault)) return bad;
   if (int bad = upload(d, "calls", m.calls, n.calls * sizeof(Call), d.calls, fault)) return bad;
   if (int bad = upload(d, "operands", m.operands, n.operands * sizeof(Operand), d.operands, fault)) return bad;
@@ -159,9 +162,10 @@ int check_launches(const ewm_model& m, Device& d, ewm_fault* fault) {
                     Text("%u", l.shared_bytes));
   }
   if (int bad = ask_for_shared(m, d, fault)) return bad;
+  if (m.gpu->persistent != EWM_NONE) return count_together(m, d, processors, cooperative != 0, fault);
   for (uint32_t i = 0; i < m.gpu->launches; i++)
     if (int bad = check_resident(m, d, m.launches[i], processors, fault)) return bad;
-  return m.gpu->persistent == EWM_NONE ? EWM_OK : count_together(m, d, processors, cooperative != 0, fault);
+  return EWM_OK;
 }
 
 // The library stays: a driver has threads of its own.
@@ -174,7 +178,7 @@ void leave_device(const ewm_model& m, Device& d) {
     if (d.stream != nullptr) cuda.end_stream(d.stream);
     for (CudaEvent done : d.done)
       if (done != nullptr) cuda.end_event(done);
-    const CudaAddress held[] = {d.arena, d.scratch, d.progress, d.weights, d.calls, d.operands, d.launches};
+    const CudaAddress held[] = {d.arena, d.scratch, d.barrier, d.weights, d.calls, d.operands, d.launches};
     for (CudaAddress at : held)
       if (at != 0) cuda.free(at);
     if (d.stamps_here != nullptr) cuda.free_host(d.stamps_here);

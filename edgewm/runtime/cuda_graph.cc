@@ -55,8 +55,6 @@ struct Recorder {
     error = refuse(fault, EWM_NO_GPU, GRAPH, said(d.cuda, call, result), "success");
     return false;
   }
-  CudaAddress stop() const { return d.progress + __builtin_offsetof(Progress, stop); }
-
   bool single(uint32_t function, void* parameter) {
     void* parameters[] = {parameter};
     return good("launch", d.cuda.launch(d.functions[function], 1, 1, 1, 1, 1, 1, 0, d.stream, parameters, nullptr));
@@ -67,20 +65,18 @@ struct Recorder {
     stamps += sizeof(uint64_t);
     return single(m.gpu->stamp, &parameter);
   }
-  bool begin() {
-    Round parameter{reinterpret_cast<Pace*>(d.pace_there), reinterpret_cast<Progress*>(d.progress), 0, 0};
-    return single(m.gpu->begin, &parameter);
-  }
+  // A run that was given up may have left blocks counted.
+  bool begin() { return m.gpu->persistent == EWM_NONE || good("fill_words", d.cuda.fill_words(d.barrier, 0, 1, d.stream)); }
 
   Launch launch(uint32_t call, uint32_t phase) const {
     return {reinterpret_cast<const Call*>(d.calls),
             reinterpret_cast<const Operand*>(d.operands),
             {reinterpret_cast<char*>(d.arena), reinterpret_cast<char*>(d.scratch), reinterpret_cast<char*>(d.weights)},
-            reinterpret_cast<const uint32_t*>(stop()),
             call,
             phase};
   }
   bool phase(const GpuLaunch& l) {
+    if (m.gpu->persistent != EWM_NONE) return together(static_cast<uint32_t>(&l - m.launches), 1);
     Launch parameter = launch(l.call, l.phase);
     void* parameters[] = {&parameter};
     const CudaFunction function = d.functions[l.function];
@@ -98,16 +94,17 @@ struct Recorder {
   bool flush() {
     const uint32_t rows = count;
     count = 0;
-    if (rows == 0) return true;
-    if (rows == 1) return phase(m.launches[first]);
+    return rows == 0 || together(first, rows);
+  }
+  bool together(uint32_t row, uint32_t rows) {
     uint32_t blocks = 1, shared_bytes = 0;
-    for (uint32_t i = first; i < first + rows; i++) {
+    for (uint32_t i = row; i < row + rows; i++) {
       if (m.launches[i].blocks > blocks) blocks = m.launches[i].blocks;
       if (m.launches[i].shared_bytes > shared_bytes) shared_bytes = m.launches[i].shared_bytes;
     }
     if (blocks > d.together) blocks = d.together;
-    Persistent parameter{launch(0, 0), reinterpret_cast<const GpuLaunch*>(d.launches), first, rows,
-                         reinterpret_cast<uint32_t*>(d.progress + __builtin_offsetof(Progress, barrier))};
+    Persistent parameter{launch(0, 0), reinterpret_cast<const GpuLaunch*>(d.launches), row, rows,
+                         reinterpret_cast<uint32_t*>(d.barrier)};
     void* parameters[] = {&parameter};
     return good("launch_cooperative",
                 d.cuda.launch_cooperative(d.functions[m.gpu->persistent], blocks, 1, 1, m.gpu->threads, 1, 1,

@@ -130,12 +130,12 @@ struct Gpu {
   uint32_t elf_abi;  // of the cubin: 7 by tools of CUDA 12, 8 by those of 13
   uint32_t threads;  // of each block
   uint32_t functions, launches;
-  uint32_t begin, round, stamp;  // functions that start a run, stand before a round of an anytime loop, note the time
+  uint32_t stamp;       // function that notes the time
   uint32_t persistent;  // function that runs any launches in turn, as one cooperative launch; ~0: each is launched
 };
-static_assert(sizeof(Gpu) == 40, "");
+static_assert(sizeof(Gpu) == 32, "");
 
-// Section "functions": of the module.
+// Section "functions": of the module; with a persistent one the module holds it and the stamp, the others are parts of it.
 struct Function {
   char name[40];
 };

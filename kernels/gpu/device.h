@@ -19,6 +19,9 @@ typedef unsigned long long uintptr_t;
 // The same with up to 255 registers, where few blocks have much to do.
 #define EWM_WIDE_KERNEL(name, Params) extern "C" __global__ void __launch_bounds__(ewm::THREADS, 1) name(const Params l)
 #define EWM_THREAD(name, Params) extern "C" __global__ void __launch_bounds__(1) name(const Params l)
+// A function of a block's call that is not inlined: one kernel runs those of all calls.
+#define EWM_APART(name) \
+  extern "C" __attribute__((noinline)) void name(const ewm::Call& c, const ewm::Operand* o, const ewm::Frame& f, uint32_t block)
 
 namespace ewm {
 

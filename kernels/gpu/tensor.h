@@ -22,11 +22,30 @@ template <class Sum> struct Sums {
   Sum sum[2][4][4];
 };
 
+// Adds to the sums of this warp its 32 rows by 32 columns of a strip, from `row0` of `x` and `column0` of `w` on.
+template <class Sum>
+inline void multiply_strip(const char* x, const char* w, uint32_t row0, uint32_t column0, Sums<Sum>& sums) {
+  const uint32_t lane = thread_index() % 32;
+  const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+#pragma unroll
+  for (uint32_t half = 0; half < STRIP / 32; half++) {
+    uint32_t a[2][4], b[2][4];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) load_matrices(a[i], x + chunk_at(row0 + 16 * i + a_row, 2 * half + a_chunk));
+#pragma unroll
+    for (uint32_t j = 0; j < 2; j++) load_matrices(b[j], w + chunk_at(column0 + 16 * j + b_row, 2 * half + b_chunk));
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
+  }
+}
+
 // Multiplies rows of `bytes` bytes; `x` and `w` hold at least one row each, those past `rows_left` repeat the last.
 template <class Sum>
 inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, uint32_t bytes, Sums<Sum>& sums) {
   char* const shared = shared_memory();
-  const uint32_t t = thread_index(), lane = t % 32, warp = t / 32;
+  const uint32_t t = thread_index(), warp = t / 32;
   const uint32_t own = t / 4, chunk = t % 4;
   const char* from[3];  // two rows of x and one of w, a chunk of each strip
   from[0] = x + static_cast<int64_t>(own < rows_left ? own : rows_left - 1) * bytes + chunk * CHUNK;
@@ -42,8 +61,6 @@ inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, ui
     }
     async_commit();
   };
-  const uint32_t row0 = warp % 4 * 32, column0 = warp / 4 * 32;
-  const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
   bring(0);
   bring(1);
   for (uint32_t strip = 0; strip < strips; strip++) {
@@ -51,19 +68,7 @@ inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, ui
     block_sync();  // this strip is there for all, and all are done with the one whose place the next one takes
     bring(strip + 2);
     const char* const at = shared + strip % STRIPS * STRIP_BYTES;
-#pragma unroll
-    for (uint32_t half = 0; half < STRIP / 32; half++) {
-      uint32_t a[2][4], b[2][4];
-#pragma unroll
-      for (uint32_t i = 0; i < 2; i++) load_matrices(a[i], at + chunk_at(row0 + 16 * i + a_row, 2 * half + a_chunk));
-#pragma unroll
-      for (uint32_t j = 0; j < 2; j++)
-        load_matrices(b[j], at + BAND * STRIP + chunk_at(column0 + 16 * j + b_row, 2 * half + b_chunk));
-#pragma unroll
-      for (uint32_t i = 0; i < 2; i++)
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
-    }
+    multiply_strip(at, at + BAND * STRIP, warp % 4 * 32, warp / 4 * 32, sums);
   }
   block_sync();  // of copies only empty groups are left
 }
@@ -113,26 +118,13 @@ inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, ui
     async_commit();
   };
   Sums<Sum> sums = {};
-  const uint32_t a_row = lane % 16, a_chunk = lane / 16, b_row = lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
   bring(0);
   for (uint32_t turn = 0; turn * WARPS_OF_BLOCK + warp < strips; turn++) {
     async_wait<0>();
     warp_sync();  // this strip is there for all lanes, and all are done with the one before
     bring(turn + 1);
     const char* const at = mine + turn % NARROW_STRIPS * NARROW_BYTES;
-#pragma unroll
-    for (uint32_t half = 0; half < STRIP / 32; half++) {
-      uint32_t a[2][4], b[2][4];
-#pragma unroll
-      for (uint32_t i = 0; i < 2; i++) load_matrices(a[i], at + chunk_at(16 * i + a_row, 2 * half + a_chunk));
-#pragma unroll
-      for (uint32_t j = 0; j < 2; j++)
-        load_matrices(b[j], at + NARROW * STRIP + chunk_at(16 * j + b_row, 2 * half + b_chunk));
-#pragma unroll
-      for (uint32_t i = 0; i < 2; i++)
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++) multiply_matrices(sums.sum[i][j], a[i], b[j / 2] + j % 2 * 2);
-    }
+    multiply_strip(at, at + NARROW * STRIP, 0, 0, sums);
   }
   block_sync();
   Sum* const out = reinterpret_cast<Sum*>(shared_memory()) + warp * NARROW * NARROW_STEP;

@@ -42,6 +42,9 @@ struct Registered {
   static void name(const Params& l)
 #define EWM_WIDE_KERNEL EWM_KERNEL
 #define EWM_THREAD EWM_KERNEL
+// A function of a block's call that is not inlined: one kernel runs those of all calls.
+#define EWM_APART(name) \
+  extern "C" __attribute__((noinline)) void name(const ewm::Call& c, const ewm::Operand* o, const ewm::Frame& f, uint32_t block)
 
 inline uint32_t thread_index() { return here.thread; }
 inline uint32_t block_index() { return here.block; }

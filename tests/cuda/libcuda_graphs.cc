@@ -41,16 +41,14 @@ int add_launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned b
   }
   if (cooperative && gx > unsigned(world.machine.resident * world.machine.processors)) return COOPERATIVE_TOO_LARGE;
   const bool stamp = strcmp(f->name, "ewm_stamp") == 0;
-  const bool round = strcmp(f->name, "ewm_begin") == 0 || strcmp(f->name, "ewm_round") == 0;
-  if ((stamp || round) && (gx != 1 || bx != 1)) fault("%s: %s in %u blocks of %u", name, f->name, gx, bx);
-  if (!stamp && !round && bx % 32 != 0) fault("%s: %s in blocks of %u", name, f->name, bx);
+  if (stamp && (gx != 1 || bx != 1)) fault("%s: %s in %u blocks of %u", name, f->name, gx, bx);
+  if (!stamp && bx % 32 != 0) fault("%s: %s in blocks of %u", name, f->name, bx);
   Node n{};
   n.kind = KERNEL;
   n.function = f, n.grid = gx, n.block = bx, n.shared = shared, n.cooperative = cooperative;
   const bool persistent = strcmp(f->name, "ewm_persistent") == 0;
   if (persistent && !cooperative) fault("%s: its blocks wait for each other", f->name);
   const size_t bytes = stamp        ? sizeof(ewm::Stamp)
-                       : round      ? sizeof(ewm::Round)
                        : persistent ? sizeof(ewm::Persistent)
                                     : sizeof(ewm::Launch);
   memcpy(n.parameter, parameters[0], bytes);

@@ -140,14 +140,8 @@ static bool check_parameter(const Node& n) {
     memcpy(&s, n.parameter, sizeof(s));
     return there(s.at_ns, 8, "at_ns");
   }
-  if (strcmp(name, "ewm_begin") == 0 || strcmp(name, "ewm_round") == 0) {
-    ewm::Round r;
-    memcpy(&r, n.parameter, sizeof(r));
-    if (memory_of(r.pace, sizeof(*r.pace), HOST, true) == nullptr) fault("%s: the pace is not in mapped memory", name);
-    return there(r.pace, sizeof(*r.pace), "pace") && there(r.progress, sizeof(*r.progress), "progress");
-  }
   const auto call_is_there = [&](const ewm::Launch& l) {
-    if (!there(l.calls, (l.call + 1) * sizeof(ewm::Call), "calls") || !there(l.stop, 4, "stop")) return false;
+    if (!there(l.calls, (l.call + 1) * sizeof(ewm::Call), "calls")) return false;
     const ewm::Call& c = l.calls[l.call];
     if (!there(l.operands, (c.first_operand + c.operands) * sizeof(ewm::Operand), "operands")) return false;
     for (uint32_t i = 0; i < c.operands; i++) {
