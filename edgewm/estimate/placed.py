@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from ..cuda import launches
+from ..cuda.compile import sees_calls
 from ..cuda.schedule import launch_counts
 from ..errors import EdgewmError
 from ..schedule import Call, Repeat, Schedule, Step, is_direct
@@ -71,7 +72,8 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
     resident = launches.RESIDENT * launches.THREADS * mode.sm
     joined = replace(with_, stream=stream_of(resident, mode, with_))  # all of them hold as few blocks as the largest
     found = []
-    for persistent, nodes, reached in ((False, count, with_), (True, together, joined)):
+    forms = ((False, count, with_), (True, together, joined))
+    for persistent, nodes, reached in forms if sees_calls(board.gpu.toolkit) else forms[:1]:
         launch_us = sum(launches_us(count, nodes, mode, with_).values())
         found.append((_kernels_us(calls, board, mode, reached) + launch_us, launch_us, persistent))
     whole, launch_us, persistent = min(found)
