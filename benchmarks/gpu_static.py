@@ -27,7 +27,7 @@ from recording import add_flags, finish
 
 from edgewm import format as ewm
 from edgewm.cuda import bound
-from edgewm.cuda.compile import assembled
+from edgewm.cuda.compile import assembled, sees_calls
 from edgewm.cuda.launches import REGISTERS
 from edgewm.models import Model, synthetic
 from edgewm.target import resolve, targets
@@ -73,13 +73,14 @@ def build_row(precision: str, folder: Path) -> Row:
 
 
 def fact_rows(precision: str, bundle: Path) -> list[Row]:
-    """The kernels' facts by architecture: the bundle's PTX assembled for each."""
+    """The kernels' facts by architecture that may be given this PTX: assembled for each."""
     sections = ewm.unpack((bundle / "model.ewm").read_bytes())
     ptx = sections["ptx"].rstrip(b"\0").decode()
     (gpu,) = np.frombuffer(sections["gpu"], ewm.GPU)
     registers = None if gpu["persistent"] == ewm.NONE else REGISTERS
     rows = []
-    for sm, toolkit in sorted({(t.gpu.sm, t.gpu.toolkit) for t in targets().values() if t.gpu and t.gpu.toolkit}):
+    boards = {(t.gpu.sm, t.gpu.toolkit) for t in targets().values() if t.gpu and t.gpu.toolkit}
+    for sm, toolkit in sorted(b for b in boards if registers is None or sees_calls(b[1])):
         facts = assembled(ptx, sm, toolkit, registers).facts
         codes = {code: sum(any(c.startswith(code) for c in f.instructions) for f in facts) for code in ("IMMA", "HMMA")}
         rows.append({

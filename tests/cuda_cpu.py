@@ -83,9 +83,7 @@ class Device:
         self.library.cuda_cpu_watch(None, ctypes.c_uint64(0), False)
 
 
-LAUNCH = np.dtype(
-    [("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("call", "<u4"), ("phase", "<u4")]
-)
+LAUNCH = np.dtype([("calls", "<u8"), ("operands", "<u8"), ("base", "<u8", 3), ("call", "<u4"), ("phase", "<u4")])
 
 PERSISTENT = np.dtype([("launch", LAUNCH), ("rows", "<u8"), ("first", "<u4"), ("count", "<u4"), ("barrier", "<u8")])
 

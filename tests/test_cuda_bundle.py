@@ -267,6 +267,9 @@ def test_one_launch_is_estimated_where_barriers_cost_less_than_nodes_and_fewer_t
     assert 1 < sum(r.times * r.nodes for r in regions) < sum(r.times * r.launches for r in regions)
     one, _ = estimate_gpu(schedule, *orin)
     assert one is not None and one["persistent"]
+    board, mode = orin
+    apart_only, _ = estimate_gpu(schedule, replace(board, gpu=replace(board.gpu, toolkit="13.0")), mode)
+    assert apart_only is not None and not apart_only["persistent"] and apart_only["point"] > one["point"]
     for what, price in (("BARRIER_CLOCKS", 10**6), ("FLIGHT_BYTES", 1e-6)):
         with monkeypatch.context() as dear:
             dear.setattr(gpu_model, what, price)

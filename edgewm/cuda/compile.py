@@ -102,6 +102,12 @@ class Compiled:
     facts: tuple[KernelFacts, ...]
 
 
+def sees_calls(tools: str) -> bool:
+    """Whether this CUDA release compiles a kernel and the functions it calls as one. The linker of 13.x compiles each
+    by the calling convention: at a kernel's registers they spill far more than gates allow."""
+    return tools in ASSEMBLERS and ASSEMBLERS[tools].file.endswith("ptxas")
+
+
 def check_tools(tools: str) -> None:
     """EdgewmError where a package that compiles with this CUDA release is missing."""
     for tool in (FRONT_END, ASSEMBLERS[tools], DISASSEMBLER):
@@ -172,7 +178,7 @@ def compile_ptx(text: str, headers: Mapping[str, str]) -> str:
 
 def _assemble(tool: Tool, folder: Path, sm: str, own: Sequence[str]) -> str:
     """FOLDER/out.cubin from FOLDER/out.ptx; what the assembler says of each kernel."""
-    if tool.file.endswith("ptxas"):
+    if tool.file.endswith("ptxas"):  # `sees_calls`
         command = [str(tool.path()), "-v", "--fmad=false", f"--gpu-name={sm}", *own, "out.ptx", "-o", "out.cubin"]
         return _run(command, folder, "ptxas", f"assembling for {sm}")[1]
     options = (f"-arch={sm}", "-verbose", "-Xptxas=-v", "-Xptxas=--fmad=false", *own)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..cuda import launches
 from ..cuda.bound import coefficients
+from ..cuda.compile import sees_calls
 from ..cuda.schedule import Launched, launched
 from ..errors import EdgewmError
 from ..schedule import Call, Schedule
@@ -85,7 +86,8 @@ def price_gpu(
     entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
     regions = launched(entry.steps)
     forms = [_priced(regions, board, mode, made)]
-    if probed is None or probed["barrier_us"] is not None:  # else its blocks cannot meet
+    can_meet = probed is None or probed["barrier_us"] is not None
+    if can_meet and sees_calls(board.gpu.toolkit):
         forms.append(_priced(regions, board, mode, made, persistent=True))
     return min(forms, key=lambda form: form["plan_ms"]["point"]), made
 
