@@ -1,11 +1,12 @@
-"""Students of a model: what each is worth beside its teacher, and what each loss adds.
+"""Students of a model: what plans at a rate, and what that is worth beside its teacher; and what each loss adds.
 
-    python benchmarks/distill.py students DIRECTORY... [--model reference] [--precisions fp32,w8a8] [--episodes 70]
+    python benchmarks/distill.py rates RESULT.json... [--episodes 400]
     python benchmarks/distill.py losses [--model reference] [--steps 400] [--width 32] [--cache FOLDER]
 
-students   directories that `edgewm distill` wrote. Bundles of teacher and student are judged by the judge's own suites
-           `plan` and `closed-loop` (pairs of episodes side by side from the same starts, at most `--episodes`), and
-           timed in one alternating run: the median, and the best round where other work shares the machine.
+rates      what `edgewm distill --json RESULT.json` found at several rates: a student, or the model itself in another
+           precision or with fewer candidates. Bundles of each are judged by the judge's own suites `plan` and
+           `closed-loop` (pairs of episodes from the same starts, the full model with its own search; at most
+           `--episodes`), and timed in one alternating run: the median, and the best round.
 losses     the same small student trained on the same answers from a random predictor, with all terms, without each,
            with one alone, and with all from a predictor that stands still: what held-out contexts say, with 90 %
            bootstrap intervals over contexts of the difference to all terms.
@@ -35,6 +36,7 @@ from edgewm.distill import fidelity, losses
 from edgewm.distill.shapes import as_model, of_teacher, shapes
 from edgewm.distill.teacher import HELD_OUT, teacher_of
 from edgewm.distill.train import Settings, material, train
+from edgewm.distill.verb import name_of
 from edgewm.judge.sides import named, upstream
 from edgewm.judge.sources import source_of
 from edgewm.models import load
@@ -45,22 +47,28 @@ BEGUN = "all terms, begun standing still"
 FIGURES = ("spearman", "rank", "elites")
 
 
-# -------------------------------------------------------------------------------------------------------- students
+# ----------------------------------------------------------------------------------------------------------- rates
 
 
-def students(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a student and precision; the teacher's in fp32 comes first."""
-    wanted = [(given.model, "fp32"), *((str(d), p) for d in given.directories for p in given.precisions.split(","))]
+def rates(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a rate; the teacher's in fp32 comes first."""
+    results = [json.loads(file.read_text()) for file in given.results]
+    teacher = results[0]["asked"]["teacher"]
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
-        bundles = [Path(folder) / str(i) for i in range(len(wanted))]
-        built = [
-            build(model, precision=precision, threads=given.threads, out=out)
-            for (model, precision), out in zip(wanted, bundles, strict=True)
-        ]
-        seconds = times(given.model, bundles, given.threads)
-        rows = []
-        for (model, precision), out, facts in zip(wanted, bundles, built, strict=True):
-            rows.append(row(given, model, precision, out, facts, seconds[str(out)], seconds[str(bundles[0])]))
+        bundles = [Path(folder) / str(i) for i in range(len(results) + 1)]
+        built = [build(teacher, threads=given.threads, out=bundles[0])]
+        for found, out in zip(results, bundles[1:], strict=True):
+            best = found["chosen"]
+            searched = {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
+            made = found["student"] or teacher
+            built.append(build(made, precision=best["precision"], planner=searched, threads=given.threads, out=out))
+        seconds = times(teacher, bundles, given.threads)
+        rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {})]
+        for found, out, facts in zip(results, bundles[1:], built[1:], strict=True):
+            told = judged(teacher, out, given)
+            rows.append(
+                row(f"{found['asked']['rate_hz']:g} Hz", name_of(found["chosen"]), facts, seconds[str(out)], told)
+            )
             print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
     return rows
 
@@ -83,41 +91,35 @@ def times(model: str, bundles: Sequence[Path], threads: int) -> dict[str, list[f
             runtime.close()
 
 
-def row(
-    given: argparse.Namespace, model: str, precision: str, bundle: Path, built: dict[str, Any], seconds: list[float],
-    teacher_s: list[float],
-) -> dict[str, Any]:  # fmt: skip
-    """What was found of one bundle."""
-    is_teacher = model == given.model
-    size = "" if is_teacher else predictor_of(Path(model))
-    found: dict[str, Any] = {
-        "table": "students",
-        "name": f"{given.model if is_teacher else Path(model).name} {precision}",
-        "predictor": size, "weights_mib": built["weight_bytes"] / 2**20, "plan_ms": 1e3 * median(seconds),
-        "best_plan_ms": 1e3 * min(seconds), "times_faster": min(teacher_s) / min(seconds),
+def judged(teacher: str, bundle: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """The judge's figures of a bundle, beside the teacher with its own search."""
+    suites = ["plan", "closed-loop"] if given.episodes else ["plan"]
+    told = validate(
+        bundle, against=teacher, suite=suites, preset="student", episodes=given.episodes or None,
+        contexts=given.contexts,
+    )  # fmt: skip
+    plan, loop = told["plan"], told["closed_loop"]
+    found = {
+        "contexts": plan["contexts"], "least_spearman": plan["spearman_min"], "elite_overlap": plan["elite_overlap"],
+        "regret": plan["regret"], "regret_to_its_own_search": plan.get("search_regret"),
     }  # fmt: skip
-    if not is_teacher:
-        suites = ["plan", "closed-loop"] if given.episodes else ["plan"]
-        told = validate(
-            bundle, against=given.model, suite=suites, episodes=given.episodes or None, contexts=given.contexts
-        )
-        plan, loop = told["plan"], told["closed_loop"]
-        found |= {
-            "contexts": plan["contexts"], "least_spearman": plan["spearman_min"],
-            "median_spearman": plan["spearman_median"], "elite_overlap": plan["elite_overlap"],
-            "regret": plan["regret"], "first_action_ratio": plan["first_action_ratio"],
-        }  # fmt: skip
+    if loop:
         for who in ("compressed", "full"):
-            found[f"successes_{who}"] = loop and "{} of {} ({:.0%} to {:.0%})".format(
-                loop[who]["successes"], loop[who]["episodes"], *loop[who]["wilson_95"]
-            )
-    return found | {"command": f"python benchmarks/distill.py students ... --episodes {given.episodes}"}
+            found[f"successes_{who}"] = "{} of {}".format(loop[who]["successes"], loop[who]["episodes"])
+        found["difference_points"] = "{:+.1f} to {:+.1f}".format(*(100 * x for x in loop["difference_95"]))
+        found["loses_less_than"] = loop["margin"]
+        found["decided"] = next((g["passed"] for g in told["gates"] if g["name"] == "closed_loop_loss"), None)
+    return found
 
 
-def predictor_of(student: Path) -> str:
-    """A student's predictor in a few words."""
-    m = json.loads((student / "config.json").read_text())["model"]
-    return f"{m['embed_dim']} wide, {m['predictor']['depth']} deep, window {m['history']}"
+def row(
+    name: str, plans_with: str, built: dict[str, Any], seconds: Sequence[float], told: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "table": "rates", "name": name, "plans_with": plans_with, "weights_mib": built["weight_bytes"] / 2**20,
+        "plan_ms": 1e3 * median(seconds), "best_plan_ms": 1e3 * min(seconds), **told,
+        "command": "python benchmarks/distill.py rates ...",
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -173,16 +175,15 @@ def ablated(name: str, found: dict, first: dict, given: argparse.Namespace) -> d
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reference")
     parts = parser.add_subparsers(required=True)
-    one = parts.add_parser("students")
-    one.add_argument("directories", type=Path, nargs="+")
-    one.add_argument("--precisions", default="fp32,w8a8")
-    one.add_argument("--episodes", type=int, default=70)
+    one = parts.add_parser("rates")
+    one.add_argument("results", type=Path, nargs="+")
+    one.add_argument("--episodes", type=int, default=400)
     one.add_argument("--contexts", type=int)
     one.add_argument("--threads", type=int, default=2)
-    one.set_defaults(run=students)
+    one.set_defaults(run=rates)
     other = parts.add_parser("losses")
+    other.add_argument("--model", default="reference")
     other.add_argument("--steps", type=int, default=400)
     other.add_argument("--width", type=int, default=32)
     other.add_argument("--only", help="of these rows, all terms beside them")

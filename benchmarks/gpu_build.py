@@ -31,9 +31,10 @@ from edgewm.build import manifest_of
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack, target_name
 from edgewm.cuda.compile import Compiled, compile_cuda
 from edgewm.cuda.schedule import schedule_gpu
-from edgewm.cuda.source import HEADERS, cuda_text, sizes_text
+from edgewm.cuda.source import HEADERS, cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
+from edgewm.estimate.gpu_probe import ceilings_text
 from edgewm.estimate.placed import Placement
 from edgewm.golden import example_inputs
 from edgewm.models import Model, capture_model, load, synthetic
@@ -44,9 +45,7 @@ from edgewm.quantize import NAMED, recipe_of
 from edgewm.rounding import tensor_rounding
 from edgewm.target import Target, resolve
 
-HERE = Path(__file__).resolve().parent
 BOARD = "h100"
-CEILINGS = HERE / "gpu_ceilings.cu"
 ORIN, PUBLISHED = "sm_87", (300, 30, 5)  # samples, iterations, horizon
 SEED, SAMPLE = 0, 1024
 
@@ -64,11 +63,6 @@ class Subject:
     precisions: tuple[str, ...] = NAMED
     orins: tuple[str, ...] = ()  # precisions whose longest plan is given to every other board too
     persistent: tuple[str, ...] = ()  # and those where it is also run by few launches that stay
-
-
-def ceilings_text() -> str:
-    """The translation unit of gpu_ceilings.cu."""
-    return f'{sizes_text()}#include "round.cu"\n{CEILINGS.read_text()}'
 
 
 def lewm(**sizes: int) -> Model:

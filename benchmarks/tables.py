@@ -5,7 +5,8 @@
 
 A line of a results file is one JSON object with `table` (the block's name), `machine` (of its file's name) and the
 columns; the newest line of the same `name` in a file wins, so results are appended and never edited. Lines that name
-the `run` they are of stand with lines of that run alone: of a table the newest run is shown.
+the `run` they are of stand with lines of that run alone: of a table the newest run is shown. Of the table of devices
+every board of targets/ has a row, empty until somebody sends what its kit printed (`take_kit.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import take_kit
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -69,6 +72,7 @@ def markdown(table: Iterable[Row]) -> str:
 def generated(text: str, found: Iterable[Row]) -> str:
     """README's text with each block rebuilt."""
     found = list(found)
+    found = [row for row in found if row["table"] != take_kit.TABLE] + take_kit.table_rows(found)
     return BLOCK.sub(
         lambda block: block[1] + markdown(row for row in found if row["table"] == block["name"]) + "\n" + block[3], text
     )

@@ -32,7 +32,7 @@ from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
 from .golden import record
 from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
-from .options import AUTO, CALIBRATED, NATIVE, PRECISIONS, Progress, part
+from .options import AUTO, CALIBRATED, NATIVE, RECIPES, Progress, part
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
@@ -71,8 +71,8 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `options.PRECISIONS` or `options.CALIBRATED`, `auto`, or a JSON file of one's own recipe; `calibration` is a file
-    of recorded data to choose weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
+    of `options.RECIPES`, `auto`, or a JSON file of one's own recipe; `calibration` is a file of recorded data to choose
+    steps, weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
     one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
     run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
     says of a plan {point, low, high, source}, null where nothing is known of the board; `auto` is what
@@ -116,7 +116,7 @@ def build(
             f"nothing of {precision} is calibrated", f"--calibration {calibration}",
             f"leave it out, or build {', '.join((*CALIBRATED, AUTO))}",
         )  # fmt: skip
-    if precision not in (*PRECISIONS, *CALIBRATED, AUTO):
+    if precision not in (*RECIPES, AUTO):
         precision = "recipe"  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
     if not dry_run:

@@ -27,7 +27,10 @@ PERSISTENT = "ewm_persistent"
 PERSISTENT_SPILL_BYTES = 32 * 4  # it calls functions, and keeps over a call what they may overwrite: 32 registers
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
-TENSOR = {"ewm_product_i8_multiply_": "IMMA", "ewm_product_bf16_multiply_": "HMMA"}
+TENSOR = {
+    "ewm_product_i8_multiply_": "IMMA", "ewm_product_rounded_multiply_": "IMMA",
+    "ewm_product_bf16_multiply_": "HMMA", "ewm_product_fp16_multiply_": "HMMA",
+}  # fmt: skip
 
 
 def target_name(board: Target, place: str = "cpu") -> str:

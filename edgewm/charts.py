@@ -134,8 +134,9 @@ def lines(
 
     told: list[float] = []  # places with a number below them; the others have a line alone
     out = [tick_y(at_y(v), short(v)) for v in ticks]
+    room = 8 + 6 * max(len(short(v)) for v in x)
     for v in x:
-        is_free = all(abs(at_x(v) - other) >= 16 for other in told)
+        is_free = all(abs(at_x(v) - other) >= room for other in told)
         out.append(tick_x(at_x(v), short(v) if is_free else ""))
         told += [at_x(v)] * is_free
     ends: list[float] = []

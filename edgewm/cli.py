@@ -62,11 +62,12 @@ def cli() -> None:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", callback=check_precision, default="fp32", show_default=True,
-              metavar="fp32|bf16[_all]|w8a8[_all]|w4a8|w4a16_g64|auto|FILE",
-              help="fp32 is exact; bf16 and w8a8 hold weights and activations in that, with _all the encoder's too; "
-              "w4 (g: 32, 64 or 128 inputs share a step) chooses weights by planning; auto chooses for each product "
-              "what plans best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
-@click.option("--calibration", type=PATH, help="Recorded data for 4-bit weights and auto, as of validate --data.")
+              metavar="fp32|bf16[_all]|fp16[_all]|w8a8[_all]|w8a8_static|w8a16|w4a8|w4a16_g64|auto|FILE",
+              help="fp32 is exact; bf16, fp16 (for GPUs) and w8a8 hold weights and activations in that, with _all the "
+              "encoder's too; w8a8_static (constant steps) and w4 (g: 32, 64 or 128 inputs share a step) choose steps "
+              "and weights by planning; auto chooses for each product what plans best and still holds --rate-hz; FILE "
+              "is a recipe.")  # fmt: skip
+@click.option("--calibration", type=PATH, help="Recorded data for w8a8_static, w4 and auto, as of validate --data.")
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
 @click.option("--place", type=click.Choice(PLACES), default="auto", show_default=True,
@@ -284,7 +285,8 @@ def _show(name: str, toml: bool) -> tuple[dict, Any, int]:
 def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
     """Measure a machine: peaks, bandwidth, what each part of a kernel costs, how fast threads meet and wake.
 
-    Takes a minute; a device needs no Python. `edgewm estimate` and `edgewm targets show` read what is kept. Facts that
+    Where there is an NVIDIA driver also its GPU: launches, graph nodes, barriers, memory, peaks. Takes a minute; a
+    device needs no Python. `edgewm estimate` and `edgewm targets show` read what is kept. Facts that
     went elsewhere (--out FILE) are given to `edgewm estimate --target BOARD --measured FILE`.
     """
     from .console import progress_bar
@@ -307,14 +309,16 @@ def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
               help="Of a network: kernels fused, or a framework's own, as a graph or one by one.")  # fmt: skip
 @planner_options
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own, or the mode's cores]")
+@click.option("--place", type=click.Choice(("cpu", "gpu")), help="Where a MODEL's plan runs.  [default: cpu]")
 @click.option("--isa", help="Estimate for less than the CPU has: avx2 or scalar on an avx512 machine.")
 @click.option("--measured", type=PATH, help="Facts that `targets probe --out` wrote on such a machine.")
 @click.option("--anyway", is_flag=True, help="Also what lies outside of what is known; the result says that it does.")
 def estimate(subject: str, **options: Any) -> tuple[dict, Any, int]:
     """How long would it take on a board that is not here?
 
-    A plan of a BUNDLE or MODEL on a CPU, from its schedule; one run of a network, from an ONNX file or of public sizes
-    (shape:vit-b-16, shape:bert-large,batch=4, shape:product,m=197,n=768,k=768; shape:? names all), on a board's GPU.
+    A plan of a MODEL from its schedule, on a CPU or a GPU, or of a BUNDLE where it was built to run; one run of a
+    network, from an ONNX file or of public sizes (shape:vit-b-16, shape:bert-large,batch=4,
+    shape:product,m=197,n=768,k=768; shape:? names all), on a board's GPU.
     """
     from .console import progress_bar
     from .estimate.table import estimate_table

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from .errors import EdgewmError
-from .options import AUTO, CALIBRATED, PRECISIONS, SLO
+from .options import AUTO, PRECISIONS, RECIPES, SLO
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -83,7 +83,11 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
 # field of distill.train.Settings -> what it takes; help
 TRAINING: dict[str, tuple[click.ParamType, str]] = {
     "steps": (COUNT, "Of training.  [default: 4000; of a proposal 400]"),
-    "learning_rate": (click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003; of a proposal 0.001]"),
+    "learning_rate": (
+        click.FLOAT,
+        "At first; at the end a hundredth of it.  [default: 0.003; 0.0005 from its teacher's layers; of a proposal "
+        "0.001 throughout]",
+    ),
     "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
     "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256, for a proposal 512]"),
     "round_contexts": (COUNT, "New ones for the student's planner, each round.  [default: 64]"),
@@ -108,6 +112,9 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--without": {"type": Listed(), "default": "", "metavar": "LOSS[,...]", "help": "Losses to leave out."},
+    "--episodes": {
+        "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",
+    },
     "--judged": {"type": COUNT, "help": "Contexts of the judge.  [default: what the preset's claim takes]"},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
@@ -161,7 +168,7 @@ def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    names = (*PRECISIONS, *CALIBRATED, AUTO)
+    names = (*RECIPES, AUTO)
     if value not in names and not Path(value).is_file():
         raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, names))}, nor a recipe's file.")
     return value

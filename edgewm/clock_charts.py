@@ -151,10 +151,10 @@ def estimate(found: Mapping[str, float], measured: Mapping[str, float | None]) -
     ]
     for name, value, css in told:
         if value is not None:
-            anchor = "end" if name == "max" else "start"
+            anchor, aside = ("end", -6) if name == "max" or x(value) > WIDTH / 2 else ("start", 6)
             out.append(f'<line class="mark {css}" x1="{x(value):.1f}" y1="58" x2="{x(value):.1f}" y2="82"/>')
             out.append(
-                f'<text class="label {css}" x="{x(value) + (-6 if name == "max" else 6):.1f}" '
-                f'y="{74 if name == "p50" else 96}" text-anchor="{anchor}">{name} {short(value)} ms</text>'
+                f'<text class="label {css}" x="{x(value) + aside:.1f}" '
+                f'y="{54 if name == "p50" else 96}" text-anchor="{anchor}">{name} {short(value)} ms</text>'
             )
     return f'<svg viewBox="0 0 {WIDTH} 104" role="img"><title>estimate and measurement</title>{"".join(out)}</svg>'

@@ -122,9 +122,10 @@ def distill_table(result: Result) -> Table:
         made.caption = f"no student is needed: {_build_of(result)}"
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
+        regret = plan.get("search_regret", plan["regret"])  # beside the full model's own search, where that is larger
         made.caption = (
             f"{result['student']}: least Spearman {number(plan['spearman_min'])}, elites kept "
-            f"{number(plan['elite_overlap'])}, regret {number(plan['regret'])}"
+            f"{number(plan['elite_overlap'])}, regret {number(regret)}"
         )
     return made
 
@@ -142,7 +143,7 @@ def _build_of(result: Result) -> str:
     asked, best = result["asked"], result["chosen"]
     own = ((f"--{key}", best["planner"][key]) for key in ("samples", "iterations", "elites"))
     flags = [(f"--{key}", asked[key]) for key in ("target", "mode", "threads")]
-    flags += [("--rate-hz", f"{asked['rate_hz']:g}"), ("--precision", best["precision"]), *own]
+    flags += [("--precision", best["precision"]), *own]
     return f"edgewm build {asked['teacher']} {' '.join(f'{flag} {value}' for flag, value in flags)}"
 
 

@@ -33,12 +33,16 @@ def schedule_program(program: Program, isa: str) -> Schedule:
     packers = {  # and what one number of what they pack is
         "product": (product.pack_f32, np.float32),
         "product_bf16": (product.pack_bf16, np.uint32),
+        "product_fp16": (product.pack_f16, np.float32),
         "product_i8": (product.pack_i8, np.int8),
+        "product_rounded": (product.pack_i8, np.int8),
     }
     workspaces = {
         "product": product.workspace_bytes,
         "product_bf16": product.workspace_bf16_bytes,
+        "product_fp16": product.workspace_f16_bytes,
         "product_i8": product.workspace_i8_bytes,
+        "product_rounded": product.workspace_rounded_bytes,
     }
 
     def pack(family: str, part: int, block: np.ndarray) -> np.ndarray:
@@ -313,7 +317,7 @@ def instantiate(source: Source, call: Call) -> tuple[int, list[Operand]]:
     prologue = source.functor(value_functor(Functor(node["left"], modes["left"], "i"), is_direct(call)))
     ending = source.functor(store_functor(epilogue, dtype, out.mode))
     packed = [o for _, o in call.groups["packed"]]
-    if call.family in ("product", "product_bf16", "product_i8"):
+    if call.family.startswith("product"):
         return source.kernel(call.family, prologue, ending), [*bound["left"], *packed, *bound["epilogue"], out]
     score = source.functor(score_functor(Functor(node["score"], modes["score"], "i")))
     shared = ["false" if o.mode == "V" else "true" for o in packed]

@@ -228,6 +228,8 @@ FAMILIES = {
     "reduce": call_reduce,
     "product": call_product,
     "product_bf16": call_product,
+    "product_fp16": call_product,
     "product_i8": call_product,
+    "product_rounded": call_product,
     "attention": call_attention,
 }

@@ -21,8 +21,11 @@ from .manifest import Manifest
 
 STAGES = ("observe", "preprocess", "encode", "plan", "publish")
 PRODUCTS = ("product", "attention")  # families whose time goes down with the width of a number
-NARROWER = {"fp32": ("bf16", "w8a8"), "bf16": ("w8a8",)}
-PEAK_OF = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "w8a8": "int8_gops"}
+NARROWER = {"fp32": ("bf16", "w8a8"), "fp16": ("bf16", "w8a8"), "bf16": ("w8a8",)}
+PEAK_OF = {
+    "fp32": "fp32_gflops", "fp16": "fp32_gflops", "bf16": "bf16_gflops",
+    "w8a8": "int8_gops", "w8a8_static": "int8_gops",
+}  # fmt: skip
 
 
 def rate_that_holds(steady: Mapping[str, Any], rate_hz: float, commit_steps: int, miss: float) -> dict[str, Any]:
@@ -185,11 +188,27 @@ def _precisions(
     ]  # fmt: skip
 
 
+def on_gpu(manifest: Manifest) -> bool:
+    """Whether the bundle's calls run on a GPU."""
+    return "gpu" in manifest.raw.get("runs", {}).values()
+
+
+def gpu_peaks(manifest: Manifest) -> dict[str, float] | None:
+    """What `targets probe` measured of the GPU of the bundle's board in its mode; None where it was not probed."""
+    from .estimate.machine import PEAKS, gpu_of
+    from .target import resolve
+
+    found = gpu_of(*resolve(manifest.target, manifest.mode))
+    return None if found is None else {name: found[name] for name in PEAKS}
+
+
 def estimated(manifest: Manifest, bundle: Path, threads: int, **other: Any) -> dict[str, Any] | None:
     """{point, low, high, source} in ms of the bundle's plan, on its own target unless told; None: nothing is known."""
     from .estimate.verb import estimate
 
     asked = {"target": manifest.target, "mode": manifest.mode, "threads": threads, **other}
+    if on_gpu(manifest):
+        del asked["threads"]
     try:
         found = estimate(str(bundle), **asked)
     except EdgewmError:  # nothing is known of it: nothing is claimed
@@ -206,7 +225,8 @@ def _estimates(manifest: Manifest, bundle: Path, threads: int) -> list[tuple[str
         return []
     board, power = resolve(manifest.target, manifest.mode)
     cores = power.cpu_cores or board.cpu.cores
-    others = [(f"{cores} threads instead of {threads}", {"threads": cores})] if cores > threads else []
+    more = cores > threads and not on_gpu(manifest)
+    others = [(f"{cores} threads instead of {threads}", {"threads": cores})] if more else []
     modes = [mode.name for mode in board.mode if mode != power]
     others += [(f"mode {name} instead of {power.name}", {"mode": name}) for name in modes]
     found = [(change, estimated(manifest, bundle, **{"threads": threads, **other})) for change, other in others]

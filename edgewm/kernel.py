@@ -53,7 +53,7 @@ def match(family: str, root: Node) -> dict[str, Node] | None:
         except EdgewmError:
             continue
         if rebuilt is root:
-            return bound
+            return {name: bound[name] for name in names}
     return None
 
 

@@ -22,7 +22,7 @@ from .manifest import read_manifest
 from .peaks import measure_peaks
 
 RUNS, BUDGET_S = 7, 20.0  # plans timed; no further one is begun after so long, but two are always timed
-PEAKS = {"f32": "fp32_gflops", "bf16": "bf16_gflops", "i8": "int8_gops"}
+PEAKS = {"f32": "fp32_gflops", "f16": "fp32_gflops", "bf16": "bf16_gflops", "i8": "int8_gops"}
 NOTICEABLE = 0.004  # share below which a kernel has no line of its own
 FASTEST_HZ = 1e3  # one period only: a plan that takes longer is not held up by it
 

@@ -122,8 +122,9 @@ def reshape(layout: Layout, shape: tuple[int, ...]) -> Layout | None:
 
 def dtype_of(array: np.ndarray) -> str:
     """edgewm's name of an array's dtype."""
-    if array.dtype == NUMPY["bf16"]:
-        return "bf16"
+    halves = [name for name in ("bf16", "f16") if array.dtype == NUMPY[name]]
+    if halves:
+        return halves[0]
     return (
         {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind]
         if array.itemsize == 4

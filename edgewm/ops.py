@@ -26,13 +26,14 @@ NUMPY = {
     "f32": np.float32,
     "f64": np.float64,
     "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
     "i32": np.int32,
     "u32": np.uint32,
     "i8": np.int8,
     "u8": np.uint8,
     "bool": np.bool_,
 }
-BYTES = {"f32": 4, "bf16": 2, "i32": 4, "u32": 4, "i8": 1, "u8": 1, "bool": 4}
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4, "i8": 1, "u8": 1, "bool": 4}
 FLOATS = ("f32",)
 
 Shape = tuple[int, ...]
@@ -206,8 +207,8 @@ def _reduced(attrs: dict, x: Node) -> Typed:
 def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
     if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype:
         raise ValueError("needs (..., m, k) and (..., k, n) of one dtype")
-    if a.dtype not in ("f32", "bf16", "i8"):
-        raise ValueError("needs f32, bf16 or i8")
+    if a.dtype not in ("f32", "bf16", "f16", "i8"):
+        raise ValueError("needs f32, bf16, f16 or i8")
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     return shape, "i32" if a.dtype == "i8" else "f32"
 

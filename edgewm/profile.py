@@ -20,7 +20,7 @@ from .device import LOCAL, Place, place
 from .environment import Command, measured, record, watching
 from .errors import EdgewmError, as_told
 from .findings import idle_gap
-from .headroom import estimated, gains, rate_that_holds, stages_ms
+from .headroom import estimated, gains, gpu_peaks, on_gpu, rate_that_holds, stages_ms
 from .kernel_times import calls_of, kernel_rows
 from .loads import loaded
 from .manifest import Manifest, read_manifest
@@ -30,7 +30,7 @@ from .phases import GAP_S, gap_penalty, idle_run, phases
 from .prometheus import write as write_prometheus
 
 SCHEMA_VERSION = 1
-PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops"}  # by precision, where it is not fp32's
+PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops", "w8a8_static": "int8_gops"}  # by precision, where it is not fp32's
 TICKS, MISS = 3000, 0.01  # unless told otherwise
 SHARES_S = 2.0  # length of the run that times kernels
 UNDER_LOAD = (
@@ -86,8 +86,8 @@ def profile(
         result = _measure(there, manifest, bundle, rate_hz, ticks, threads, load, miss, asked, progress)
         if kernels:
             run = functools.partial(run_tick, there.folder, command=there.command)
-            result["kernels"] = kernel_rows(bundle, run, is_here=there.device == LOCAL)
-            result["peaks"] = measure_peaks(1) if there.device == LOCAL else None
+            result["peaks"] = known = peaks_of(manifest, there, 1)
+            result["kernels"] = kernel_rows(bundle, run, known is not None, lambda threads: known)
     if other is not None:
         result["against"] = compare(result, other)
     if prometheus is not None:
@@ -141,12 +141,10 @@ def _measure(
     result["stages"] = kernel_shares(timed)
     if "gpu" in timed:  # what its graphs took, and how calls were launched while they were measured
         result["gpu"] = timed["gpu"]
-    here = there.device == LOCAL
     is_known = "flops" in manifest.raw or "calls" in manifest.raw
-    peaks = measure_peaks(threads) if here and is_known else None
+    peaks = peaks_of(manifest, there, threads) if is_known else None
     result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], peaks)
-    on_cpu = "isa" in manifest.raw and "gpu" not in manifest.raw.get("runs", {}).values()
-    result["estimate"] = estimated(manifest, bundle, threads) if on_cpu else None
+    result["estimate"] = estimated(manifest, bundle, threads) if "isa" in manifest.raw else None
     result["headroom"] = _headroom(manifest, bundle, steady, timed, rate_hz, threads, miss, peaks)
     result["environment"] = measured(before, during, after, steady["scheduler"]["refused"])
     if load:
@@ -155,6 +153,14 @@ def _measure(
         found = summarise(busy)
         result["loaded"] = {"load": load, **{key: found[key] for key in UNDER_LOAD}}
     return result
+
+
+def peaks_of(manifest: Manifest, there: Place, threads: int) -> Mapping[str, float] | None:
+    """`peaks.measure_peaks` of what the calls run on: of a CPU measured now, of a GPU as `targets probe` measured it.
+    None where they are not known, as of a device."""
+    if there.device != LOCAL:
+        return None
+    return gpu_peaks(manifest) if on_gpu(manifest) else measure_peaks(threads)
 
 
 def _headroom(

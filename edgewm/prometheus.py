@@ -23,6 +23,8 @@ COUNTS = {
     "edgewm_control_rate_hertz": ("rate_hz", "Control rate."),
 }
 LABELS = ("device", "target", "mode", "precision", "bundle_sha256")
+# Bounds of the histograms' buckets: the same for every robot, so that those of a fleet can be added up.
+BUCKETS_S = tuple(digit * 10.0**decade for decade in range(-5, 2) for digit in (1, 2, 5))
 QUANTILE = {"p50": "0.5", "p99": "0.99", "p999": "0.999"}
 
 
@@ -32,10 +34,11 @@ def text(result: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for metric, (key, help) in QUANTITIES.items():
         lines += _head(metric, f"{help} Histogram of one run.", "histogram")
-        total, buckets = 0, (result.get("histograms") or {}).get(key) or []
-        for upper_ms, count in buckets:
-            total += count
-            lines.append(f"{metric}_bucket{_labels(own, le=repr(upper_ms / 1e3))} {total}")
+        buckets = (result.get("histograms") or {}).get(key) or []
+        total = sum(count for _, count in buckets)
+        for bound_s in BUCKETS_S:
+            within = sum(count for upper_ms, count in buckets if upper_ms <= bound_s * 1e3)
+            lines.append(f"{metric}_bucket{_labels(own, le=f'{bound_s:g}')} {within}")
         lines.append(f'{metric}_bucket{_labels(own, le="+Inf")} {total}')
         lines.append(f"{metric}_sum{_labels(own)} {sum(u * n for u, n in buckets) / 1e3!r}")
         lines.append(f"{metric}_count{_labels(own)} {total}")

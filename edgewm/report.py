@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from . import charts
 from .clock_page import clock
+from .console import size
 from .errors import EdgewmError
 from .judge_page import judge
 from .manifest import Manifest, read_manifest
@@ -149,20 +151,34 @@ def acting(found: Mapping[str, Any] | None) -> str:
 
 def provenance(manifest: Manifest, parts: Parts) -> str:
     machine = (parts.get("profile") or {}).get("environment") or {}
-    known = {k: v for k, v in machine.items() if k not in ("degraded", "over_time") and v not in (None, [], {}, False)}
+    known = {k: _plain(v, k) for k, v in machine.items() if k not in ("degraded", "over_time")}
     unknown = [f"{each['what'].replace('_', ' ')} ({each['why']})" for each in machine.get("degraded", ())]
     rows = "".join(
-        f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items()
-    )
+        f"<div><dt>{escape(UNIT.sub('', k).replace('_', ' '))}</dt><dd>{escape(v)}</dd></div>"
+        for k, v in known.items() if v
+    )  # fmt: skip
     lacks = f"<p class='note'>Could not be had: {escape(', '.join(unknown))}.</p>" if unknown else ""
     where = f"<h2>Where it was measured</h2><dl>{rows}</dl>{lacks}" if machine else ""
     bound = f"<p class='note'>Bound to {manifest.file}, sha256 <code>{manifest.sha256}</code>.</p>"
     return f"<footer>{where}{bound}</footer>"
 
 
-def _plain(value: Any) -> str:
+UNIT = re.compile("_(bytes|hz|us|c)$")
+
+
+def _plain(value: Any, name: str) -> str:
+    """A fact of a machine for people, in the unit that its name ends with; empty where nothing is known."""
+    if value is None or value is False:
+        return ""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
+        told = {key: _plain(each, name) for key, each in value.items()}
+        return ", ".join(f"{key} {text}" for key, text in told.items() if text)
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return ", ".join(filter(None, (_plain(each, name) for each in value)))
+    if value is True or not isinstance(value, int | float):
+        return "yes" if value is True else str(value)
+    unit = UNIT.search(name)
+    if unit is None:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+    told = {"bytes": size(int(value)), "hz": f"{value / 1e6:,.0f} MHz", "us": f"{value:g} us", "c": f"{value:g} °C"}
+    return told[unit[1]]

@@ -11,7 +11,9 @@ from .ops import NUMPY, TABLE
 from .program import Graph, Node
 
 UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
-BF16_STEP = float(finfo(NUMPY["bf16"]).eps)  # a number's change, relative to itself, where its rounding turns over
+# A number's change, relative to itself, where its rounding turns over.
+BF16_STEP, FP16_STEP = (float(finfo(NUMPY[name]).eps) for name in ("bf16", "f16"))
+TENSOR_STEPS = {"product_bf16": BF16_STEP, "product_fp16": FP16_STEP}  # where a GPU adds in an order of its own
 TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in edgewm/arithmetic.py
 
 
@@ -20,17 +22,17 @@ def rounding_steps(graph: Graph) -> int:
 
     Each output is a chain of products, and rounding in a chain of n terms is within n units of the sum of magnitudes.
     """
-    return _longest(graph, _roundings)
+    return int(_longest(graph, _roundings))
 
 
 def tensor_rounding(graph: Graph) -> float:
-    """How far apart two evaluations may be, as a fraction of the largest magnitude, that add the products of bf16 in
-    different orders; 0 where there are none.
+    """How far apart two evaluations may be, as a fraction of the largest magnitude, that add the products of bf16 and
+    half in different orders; 0 where there are none.
 
-    Sums differ by their roundings, and what a product reads may be rounded to the neighbouring bf16 then.
+    Sums differ by their roundings, and what a product reads may be rounded to the neighbouring number then.
     """
-    products = _longest(graph, lambda node: int(node.op == "kernel" and node["family"] == "product_bf16"))
-    return products * BF16_STEP + rounding_steps(graph) * UNIT_ROUNDOFF if products else 0.0
+    turned = _longest(graph, lambda node: TENSOR_STEPS.get(node["family"], 0.0) if node.op == "kernel" else 0.0)
+    return turned + rounding_steps(graph) * UNIT_ROUNDOFF if turned else 0.0
 
 
 def nodes_of(graph: Graph) -> Iterator[Node]:
@@ -41,9 +43,9 @@ def nodes_of(graph: Graph) -> Iterator[Node]:
             yield from nodes_of(node["body"])
 
 
-def _longest(graph: Graph, own: Callable[[Node], int]) -> int:
+def _longest(graph: Graph, own: Callable[[Node], float]) -> float:
     """The greatest sum of `own` along any path, bodies of loops as often as they run."""
-    found: dict[Node, int] = {}
+    found: dict[Node, float] = {}
     for node in graph.order():
         here = own(node)
         if node.op == "repeat":

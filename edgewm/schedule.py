@@ -135,9 +135,8 @@ def group(flow: list, tile: int) -> list[Step]:
 
 def merge_loops(call: Call) -> None:
     """Walk adjacent loops as one where every operand's strides allow it; a family's own inner loops stay."""
-    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "product_bf16": 2, "product_i8": 2, "attention": 4}.get(
-        call.family, len(call.dims)
-    )
+    family = call.family.partition("_")[0]  # products differ in how numbers are held
+    inner = {"map": 0, "copy": 0, "reduce": 1, "product": 2, "attention": 4}.get(family, len(call.dims))
     operands = call.operands()
     a = 0
     while a + 1 < len(call.dims) - inner:

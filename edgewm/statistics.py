@@ -23,6 +23,13 @@ class Interval(NamedTuple):
     high: float
 
 
+def student_ratio(freedom: float, level: float = 0.95) -> float:
+    """Student's quantile over the normal one at `level`: the first terms of Fisher's expansion (Abramowitz & Stegun
+    26.7.5), within 1 % from 4 degrees of freedom on."""
+    z = NormalDist().inv_cdf(level)
+    return 1 + (z**2 + 1) / (4 * freedom) + (5 * z**4 + 16 * z**2 + 3) / (96 * freedom**2)
+
+
 # ------------------------------------------------------------------------------------------------------ rates
 
 

@@ -99,7 +99,7 @@ def compile_program(
     out: Path,
 ) -> Path:
     """As `compile_library`, for an executable that finds `libraries` beside itself."""
-    link = [*_target(flags), "-lpthread", *(str(p.resolve()) for p in libraries), "-Wl,-rpath,$ORIGIN"]
+    link = [*_target(flags), "-lpthread", "-ldl", *(str(p.resolve()) for p in libraries), "-Wl,-rpath,$ORIGIN"]
     return _build([(n, t, flags) for n, t in sources.items()], include_dirs, link, out)
 
 

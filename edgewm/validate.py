@@ -16,7 +16,7 @@ from typing import Any
 
 from . import report
 from .errors import EdgewmError
-from .judge import causality, exact, gates, general, horizon, lift, loops, own, physics, picture, plan
+from .judge import budget, causality, exact, gates, general, horizon, lift, loops, own, physics, picture, plan
 from .judge.imagine import Subjects
 from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
@@ -108,7 +108,9 @@ def subjects_of(manifest: Manifest, model: Any, runtime: Any) -> Subjects:
     planner = manifest.planner
     camera, action = model.ports_of("observation")[0].name, model.ports_of("action")[0]
     bundle = compiled(runtime, model, planner, window_of(runtime))
-    return Subjects(upstream(model, planner), bundle, planner, camera, action)
+    searched = {key: getattr(model.planner, key) for key in ("samples", "iterations", "elites")}
+    whole = replace(planner, **searched)
+    return Subjects(upstream(model, planner), bundle, planner, camera, action, None if whole == planner else whole)
 
 
 def judge(
@@ -133,6 +135,8 @@ def judge(
             if manifest.precision == EXACT_PRECISION and model.files and has_weights_of(manifest, model):
                 pairs = source.contexts(exact.CONTEXTS, seed + 1)
                 parts.append(exact.run(model, subjects.planner, subjects.full, subjects.compressed, pairs, seed))
+            if subjects.whole is not None:
+                parts.append((budget.run(subjects, model.action_dim, source.contexts(contexts, seed), seed), []))
             for figures, judgements in parts:
                 found, rows = found | figures, rows + judgements
             return found, rows, []

@@ -6,6 +6,7 @@ are stored in blocks of n_block results, k by k, padded with zeros to whole bloc
 
     f32   [ceil(N / n_block)][K][n_block]
     bf16  [ceil(N / n_block)][ceil(K / 2)][n_block][2]
+    f16   as the f32 they are
     i8    [ceil(N / n_block)] of { i32 correction[n_block] (avx512 only), [ceil(K / group)][n_block][group] }
 
 `group` neighbours of k fill the 32-bit word that one dot-product instruction takes: 4 bytes, on avx2 a pair of int16 (the
@@ -91,7 +92,7 @@ def pack_f32(w: np.ndarray, isa: str) -> np.ndarray:
 
 
 def pack_i8(w: np.ndarray, isa: str) -> np.ndarray:
-    """Weights (..., K, N) i8 for `product_i8`: u8 (..., bytes of one packed matrix)."""
+    """Weights (..., K, N) i8 for `product_i8` and `product_rounded`: u8 (..., bytes of one packed matrix)."""
     tiling, lead = TILING[isa], w.shape[:-2]
     words = _blocks(w.astype(tiling.weight_dtype), tiling.n_block, tiling.group)
     words = _as_bytes(words, (*lead, words.shape[len(lead)]))
@@ -104,6 +105,11 @@ def pack_i8(w: np.ndarray, isa: str) -> np.ndarray:
 def pack_bf16(w: np.ndarray, isa: str) -> np.ndarray:
     """Weights (..., K, N) bf16 for `product_bf16`: u8 (..., bytes of one packed matrix)."""
     return _as_bytes(_blocks(w.view("<u2"), TILING[isa].n_block, 2), w.shape[:-2])
+
+
+def pack_f16(w: np.ndarray, isa: str) -> np.ndarray:
+    """Weights (..., K, N) f16 for `product_fp16`: u8 (..., bytes of one packed matrix), of f32."""
+    return pack_f32(w, isa)
 
 
 def packed_bytes(dtype: str, k: int, n: int, isa: str) -> int:
@@ -120,9 +126,20 @@ def workspace_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = Fa
     return 0 if direct else prod(shared) * k * TILING[isa].tile * 4
 
 
+def workspace_rounded_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
+    """SCRATCH of `product_rounded`: ceil(K / group) words a lane for each outer index that shares the weights."""
+    tiling = TILING[isa]
+    return prod(shared) * -(-k // tiling.group) * tiling.tile * 4
+
+
 def workspace_bf16_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
     """SCRATCH of `product_bf16`: ceil(K / 2) words a lane for each outer index that shares the weights."""
     return prod(shared) * -(-k // 2) * TILING[isa].tile * 4
+
+
+def workspace_f16_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:
+    """SCRATCH of `product_fp16`: a panel [K][tile] f32 for each outer index that shares the weights."""
+    return workspace_bytes(shared, k, isa)
 
 
 def workspace_i8_bytes(shared: tuple[int, ...], k: int, isa: str, direct: bool = False) -> int:

@@ -15,25 +15,13 @@ inline u32v upper_bf16(f32v x) {
   return (y & 0x7fffffffu) >= smallest ? y & 0xffff0000u : 0;
 }
 
-// A block rounds 32 lanes at one outer index: eight threads a lane, 8 numbers of k at a time.
+struct ToBf16 {
+  static constexpr uint32_t size = 2;
+  static u32v bits(f32v x) { return upper_bf16(x) >> 16; }
+};
+
 template <class P> inline void product_bf16_round(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  const Operand& weights = o[P::inputs];
-  const Rows rows(c, weights);
-  const uint32_t depth = c.dim[rows.outer + 1], bytes = row_bytes(depth, 2), t = thread_index();
-  const uint32_t lane_tiles = ceil_div(c.lanes, 32), at = block / lane_tiles;
-  const uint32_t lane = block % lane_tiles * 32 + t % 32;
-  if (lane >= c.lanes) return;
-  const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
-  const uint32_t row = rows.first_row(c, weights, at) + lane;
-  char* const to = begin_of(o[c.operands - 1], f) + static_cast<int64_t>(row) * bytes;
-  constexpr uint32_t numbers = 8;
-  for (uint32_t k0 = t / 32 * numbers; k0 * 2 < bytes; k0 += THREADS / 32 * numbers) {
-    Four packed = {};
-#pragma unroll
-    for (uint32_t j = 0; j < numbers; j++)
-      if (k0 + j < depth) packed.word[j / 2] |= upper_bf16(P::value(p.v, k0 + j, 0, ONE_LANE)) >> (j % 2 ? 0 : 16);
-    *reinterpret_cast<Four*>(to + k0 * 2) = packed;
-  }
+  round_rows<ToBf16, P>(c, o, f, block);
 }
 
 struct Halves {

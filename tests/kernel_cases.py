@@ -23,7 +23,8 @@ from edgewm.toolchain import compile_program
 P = load("product")
 SOURCE = Path(__file__).parent / "kernels" / "cases.cc"
 CODES = {"f32": 0, "i32": 1, "u32": 2, "i8": 3, "u8": 4}
-DTYPES = {"float32": "f32", "int32": "i32", "uint32": "u32", "int8": "i8", "uint8": "u8", "bfloat16": "bf16"}
+DTYPES = {"float32": "f32", "int32": "i32", "uint32": "u32", "int8": "i8", "uint8": "u8", "bfloat16": "bf16",
+          "float16": "f16"}  # fmt: skip
 MACHINES = {isa: ("x86_64-linux-gnu.2.31", cpu) for isa, cpu in X86_CPU.items()}
 MACHINES["neon"] = ("aarch64-linux-gnu.2.31", "cortex_a78ae")
 

@@ -15,6 +15,7 @@ from edgewm import expr as e
 from edgewm import interp
 from edgewm.errors import EdgewmError
 from edgewm.models import Model
+from edgewm.options import CALIBRATED
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.passes.quantize_products import HOLD, levels_of, quantize_groups, quantize_weight
 from edgewm.program import Graph, Program
@@ -190,4 +191,4 @@ def test_without_anything_to_plan_from_it_is_refused(exact: Program) -> None:
 def test_named_recipes_of_few_bits_hold_straits_in_bf16(exact: Program) -> None:
     eight, four = recipe_of(exact, "w8a8"), recipe_of(exact, "w4a16_g64")
     assert four == {name: "w4a16_g64" if form == "w8a8" else form for name, form in eight.items()}
-    assert all(HOLD[form].is_calibrated == (form not in ("w8a8", "bf16")) for form in HOLD)
+    assert {form for form in HOLD if HOLD[form].by} == set(CALIBRATED)

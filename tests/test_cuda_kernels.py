@@ -97,7 +97,16 @@ GRAPHS = (
     | {"clamped": clamped((0.0, -0.0, 1.0))}
     | {f"best{i}": best(*shape) for i, shape in enumerate([(1, 1), (5, 2), (300, 30), (300, 300), (513, 40)])}
 )  # fmt: skip
-PRECISIONS = ("fp32", "w8a8", "bf16")
+PRECISIONS = ("fp32", "w8a8", "w8s", "bf16", "fp16")  # w8s: w8a8_static; names are short
+FORMS = {"w8s": "w8a8_static"}
+UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # of the largest rounding, where tensor cores add in an order of their own
+
+
+def precisions_of(name: str) -> tuple[str, ...]:
+    """Those a graph is tried in: what differs by how rows are rounded alone, behind a norm."""
+    if not name.startswith("product"):
+        return ("fp32",)
+    return PRECISIONS if "norm" in name or "wide" in name else ("fp32", "w8a8", "bf16")
 
 
 def weights_of(graph: Graph) -> list[Node]:
@@ -110,10 +119,11 @@ def program(graphs: Mapping[str, Graph] = GRAPHS) -> Program:
     """Every graph as an entry; those with products once for each precision, with weights of their own."""
     entries, recipe = {}, {}
     for name, graph in graphs.items():
-        for precision in PRECISIONS if name.startswith("product") else ("fp32",):
+        for precision in precisions_of(name):
             key = f"{precision}_{name}"
             entries[key] = programs.salted(graph, precision)
-            recipe |= {w["name"]: precision for w in weights_of(entries[key])} if precision != "fp32" else {}
+            if precision != "fp32":
+                recipe |= {w["name"]: FORMS.get(precision, precision) for w in weights_of(entries[key])}
     return run(run(programs.program_of(entries), EXACT).with_(recipe=recipe), LOWERING)
 
 
@@ -128,8 +138,7 @@ def bundle(whole: Program, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def named(part: str, precision: str = "") -> list[str]:
-    return [f"{p}_{n}" for n in GRAPHS if n.startswith(part) for p in PRECISIONS if p.startswith(precision)
-            and (p == "fp32" or n.startswith("product"))]  # fmt: skip
+    return [f"{p}_{n}" for n in GRAPHS if n.startswith(part) for p in precisions_of(n) if p.startswith(precision)]
 
 
 def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
@@ -137,18 +146,18 @@ def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def differing(name: str, whole: Program, found: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> list[str]:
-    """Against the oracle: to the bit, or, in bf16, by more than rounding.
+    """Against the oracle: to the bit, or, in bf16 and fp16, by more than rounding.
 
     Tensor cores add in an order of their own: each step over k may lose a unit of what has been added up so far.
     """
     wanted = interp.run(whole.entries[name], inputs, whole.weights)
     precision, _, case = name.partition("_")
-    if precision != "bf16":
+    if precision not in UNIT:
         return programs.differing(found, wanted)
     (product,) = (n for n in programs.salted(GRAPHS[case], precision).order() if n.op == "matmul")
     sides = {"x": product.sources[0], "w": product.sources[1]}
     x, w = (np.abs(side) for side in interp.run(Graph(sides), inputs, whole.weights).values())
-    sums = x @ w * (1 + 2.0**-8) ** 2  # of what bf16 makes of them, at most
+    sums = x @ w * (1 + UNIT[precision]) ** 2  # of what is made of them, at most
     apart = np.abs(found["y"] - wanted["y"]) <= 2 * (x.shape[-1] + 2) * 2.0**-23 * (sums + 4)
     return [] if np.all(apart) else [f"y: {np.sum(~apart)} of {apart.size} differ by more than rounding"]
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgewm.console import distill_table
-from edgewm.distill import choice, losses, prune, states, targets, train, verb
+from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from edgewm.distill.fake_quant import rounded
 from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
@@ -472,9 +472,11 @@ def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeyp
         assert student_for("reference", "auto", {}, asked, None, print) == expected
 
 
-def test_smaller_planners_halve_samples_and_iterations_by_turns():
+def test_smaller_planners_have_fewer_samples_first():
     found = [(p.samples, p.iterations, p.elites) for p in planners(replace(PLANNER, samples=64, elites=8))]
-    assert found == [(64, 2, 8), (32, 2, 4), (32, 1, 4), (16, 1, 2)]
+    assert found == [(64, 2, 8), (32, 2, 4), (16, 2, 2), (16, 1, 2)]
+    once = replace(PLANNER, samples=64, elites=8, iterations=1)
+    assert [p.samples for p in planners(once)] == [64, 32, 16]
 
 
 @pytest.fixture(scope="module")
@@ -501,7 +503,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
         size = 700.0 if family == "own" and shape is None else (shape or mine).step_weights
         return (size * (1 + (shape or mine).window) + 1e3) * forms[form]
 
-    def priced(shape, form, planner, *rest):
+    def priced(shape, planner, form, *rest):
         asked.append((shape, form))
         return Candidate(shape, form, planner, {"high": ms(shape, form)}, "nothing")
 
@@ -510,17 +512,58 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
         if not any(ms(*pair) * rate_hz <= 1e3 for pair in pairs[-3:]):
             continue
         asked.clear()
-        found = considered(model, orin, rate_hz, "auto", PLANNER)
+        found = considered(model, orin, rate_hz, "auto", [[PLANNER]])
         best = chosen(found, rate_hz, orin)
         assert (best.shape, best.precision) == next(pair for pair in pairs if ms(*pair) * rate_hz <= 1e3)
         places = [pairs.index((c.shape, c.precision)) for c in found]
         assert places == sorted(places) and len(asked) == len(set(asked)) <= 8 + len(pairs) // 3
-        assert {c.precision for c in considered(model, orin, rate_hz, "w8a8", PLANNER)} == {"w8a8"}
+        assert {c.precision for c in considered(model, orin, rate_hz, "w8a8", [[PLANNER]])} == {"w8a8"}
     assert [candidate_of(json.loads(json.dumps(c.as_json()))) for c in found] == found
 
 
+def test_size_comes_before_samples_where_fewer_plan_as_well(orin, monkeypatch):
+    model, half = lewm_teacher(depth=3)[0].model, replace(PLANNER, samples=PLANNER.samples // 2)
+    own = of_teacher(model)
+
+    def priced(shape, planner, form, *rest):
+        return Candidate(shape, form, planner, {"high": (shape or own).step_weights * planner.samples / 1e3}, "nothing")
+
+    monkeypatch.setattr(choice, "tick", priced)
+    all_of_it = own.step_weights * PLANNER.samples / 1e3
+    for share, expected in ((1.0, (None, PLANNER)), (0.5, (None, half))):
+        budgets = [[PLANNER, half]]
+        best = chosen(
+            considered(model, orin, 1e3 / (share * all_of_it), "fp32", budgets), 1e3 / (share * all_of_it), orin
+        )
+        assert (best.shape, best.planner) == expected
+    alone = considered(model, orin, 2e3 / all_of_it, "fp32", [[PLANNER], [half]])
+    assert chosen(alone, 2e3 / all_of_it, orin).shape.step_weights < own.step_weights  # its planner is worth more
+
+
+def test_planners_whose_plans_lose_little_are_as_good(monkeypatch):
+    """Losses as they come: the first above what a student's teacher may lose ends the group."""
+    own, *smaller = planners(replace(PLANNER, samples=128, elites=12, iterations=2))
+    model = replace(spot().model, planner=own)
+    monkeypatch.setattr(budgets, "regret", lambda *a: {p: 0.02 * i for i, p in enumerate(smaller)}.__getitem__)
+    assert list(budgets.groups("spot", model, SPOTS, 0)) == [[own, *smaller[:2]], *([p] for p in smaller[2:])]
+    assert next(budgets.groups("spot", model, Source(), 0)) == [own]
+
+
+def test_fewer_samples_lose_more():
+    loses = budgets.regret(spot(), 0)
+    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
+
+
+def test_costs_that_differ_by_rounding_alone_leave_latents_as_they_are():
+    rng = np.random.default_rng(0)
+    goal, futures = rng.standard_normal((4, 24), np.float32), rng.standard_normal((4, 3, 5, 2, 24), np.float32)
+    costs = np.square(futures[:, :, :, -1] - goal[:, None, None]).mean(-1) * np.float32(1 + 2e-7)
+    assert space_of(futures.reshape(-1, 24), 24, goal, futures, costs).scale == 1.0
+    assert space_of(futures.reshape(-1, 24), 24, goal, futures, 2 * costs).scale != 1.0
+
+
 def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small_lewm):
-    found = considered(small_lewm.model, orin, 1e6, "w8a8")
+    found = considered(small_lewm.model, orin, 1e6, "w8a8", ([p] for p in planners(small_lewm.model.planner)))
     with pytest.raises(EdgewmError, match=r"no student plans .* bound by \w+") as fault:
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
@@ -539,7 +582,7 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path):
 
 def test_the_whole_verb(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
-    slow = tick(None, "fp32", PLANNER, load("distill_world:make"), board_of("orin", None, None, None))
+    slow = tick(None, PLANNER, "fp32", load("distill_world:make"), board_of("orin", None, None, None))
     real = choice.tick
     monkeypatch.setattr(
         choice, "tick",

@@ -387,6 +387,9 @@ def test_a_frameworks_graph_takes_longer_than_fused_kernels() -> None:
         ("shape:vit-b-16", {"target": "thor", "mode": None}, "clocks in 120W are not known", "use MAXN"),
         ("shape:vit-b-16", {"target": "host", "mode": None}, "host has no GPU", "for example --target orin"),
         ("shape:vit-b-16", {"threads": 2}, "--threads is for a plan on a CPU", "leave --threads out"),
+        ("shape:vit-b-16", {"place": "gpu"}, "--place is for a plan on a CPU", "leave --place out"),
+        (MODEL, {"place": "gpu", "threads": 2}, "--threads is for a plan on a CPU, this is one on a GPU", "leave"),
+        (MODEL, {"place": "gpu", "target": "host", "mode": None}, "host has no GPU", "for example --target orin"),
         ("shape:vit-b-16", {"planner": {"samples": 9}}, "--samples is for a plan on a CPU", "leave --samples out"),
         (MODEL, {"runtime": "graph"}, "--runtime is for a network on a GPU", "leave --runtime out"),
         ("shape:vit-b-16", {"precision": "fp8"}, "jetson_agx_orin_64gb has no fp8", "fp32, fp16, bf16, int8, int4"),
@@ -402,6 +405,16 @@ def test_what_is_refused(subject: str, options: dict, what: str, fix: str) -> No
     with pytest.raises(EdgewmError) as caught:
         estimate(subject, **{"target": "orin", "mode": "MAXN", **options})
     assert what in caught.value.what and fix in caught.value.fix
+
+
+def test_a_models_plan_on_a_gpu_is_its_kernels_and_its_launches() -> None:
+    found = estimate(MODEL, target="orin", mode="MAXN", place="gpu", precision="w8a8")
+    assert (found["place"], found["runtime"], found["bound"]) == ("gpu", "edgewm", "launch")
+    assert sum(row["ms"] for row in found["kernels"]) == pytest.approx(found["plan_ms"]["point"])
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert any("CUDA graph node" in source for source in found["provenance"])
+    slow = estimate(MODEL, target="orin", mode="15W", place="gpu", precision="w8a8")
+    assert slow["plan_ms"]["point"] > found["plan_ms"]["point"]
 
 
 def test_outside_is_said_where_a_figure_is_asked_for_anyway() -> None:

@@ -25,7 +25,10 @@ from test_cuda_bundle import board, uncompiled
 from edgewm import target as target_module
 from edgewm.cuda import bound
 from edgewm.errors import EdgewmError
+from edgewm.estimate import verb as estimate_verb
+from edgewm.estimate.table import estimate_table
 from edgewm.show import bundle_text
+from edgewm.target import resolve
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import gpu
@@ -37,6 +40,10 @@ import gpu_torch
 
 EFFORT = gpu_measure.Effort(rounds=1, repeats=2, ceiling_rounds=2, ceiling_mib=1, nodes=2, l2_bytes=1 << 12)
 PLAN = "tiny-w8a8-1-sm_87"
+PROBED = {
+    "name": "a GPU", "sm": 87, "dram_gbps": 150.0, "graph_node_us": 50.0, "barrier_us": 1.5, "fp32_gflops": 5e3,
+    "bf16_gflops": 4e4, "int8_gops": 6e4,
+}  # fmt: skip
 
 
 def cases() -> list[gpu_cases.Case]:
@@ -179,3 +186,29 @@ def test_a_bundle_shows_its_kernels_facts_and_bound(tmp_path: Path, monkeypatch:
     assert f"{told['launches']} launches" in text and all(f["name"] in text for r in rows for f in r["functions"])
     with pytest.raises(EdgewmError, match="holds no GPU kernels"):
         bound.bundle_rows(fixture.bundle(), *board())
+
+
+def test_a_bundles_plan_is_estimated_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_build.opened(folder(), PLAN, gpu_build.index_of(folder()), tmp_path)
+    monkeypatch.setattr(estimate_verb, "resolve", lambda name, mode: board())
+    rows = bound.bundle_rows(tmp_path, *board())
+    found = estimate_verb.estimate(str(tmp_path))
+    assert (found["place"], found["runtime"], found["bound"]) == ("gpu", "edgewm", "launch")
+    assert found["plan_ms"] == bound.whole(rows, *board())["estimate_ms"]
+    assert sum(row["ms"] for row in found["kernels"]) == pytest.approx(found["plan_ms"]["point"])
+    assert sum(found["shares"].values()) == pytest.approx(1) and "launch" in found["shares"]
+    estimate_table(found)
+    launches = bound.whole(rows, *board())["launches"]
+    monkeypatch.setattr(estimate_verb, "gpu_of", lambda board, mode, measured: PROBED)
+    slower = estimate_verb.estimate(str(tmp_path))
+    assert slower["shares"]["launch"] * slower["plan_ms"]["point"] == pytest.approx(launches * 50 / 1e3)
+    monkeypatch.setattr(bound, "is_persistent", lambda sections: True)
+    kept = estimate_verb.estimate(str(tmp_path))
+    assert kept["shares"]["sync"] * kept["plan_ms"]["point"] == pytest.approx(launches * 1.5 / 1e3)
+    monkeypatch.setattr(estimate_verb, "gpu_of", lambda board, mode, measured: None)
+    assert "what a graph node does" in estimate_verb.estimate(str(tmp_path))["notes"][-1]
+    with pytest.raises(EdgewmError, match="--threads is for a plan on a CPU, this is one on a GPU"):
+        estimate_verb.estimate(str(tmp_path), threads=2)
+    monkeypatch.setattr(estimate_verb, "resolve", lambda name, mode: (resolve("host")[0], board()[1]))
+    with pytest.raises(EdgewmError, match="the bundle holds kernels for sm_87, host has no GPU"):
+        estimate_verb.estimate(str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +147,9 @@ def test_prometheus_text_is_whole_and_leaves_out_what_is_withheld(tmp_path: Path
     assert {n.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for n in names} <= typed
     buckets = [int(line.split()[-1]) for line in lines if line.startswith("edgewm_plan_seconds_bucket")]
     assert buckets == sorted(buckets) and buckets[-1] == 600
+    bounds = [re.search(r'le="([^"]+)"', line)[1] for line in lines if line.startswith("edgewm_plan_seconds_bucket")]
+    assert bounds[:4] == ["1e-05", "2e-05", "5e-05", "0.0001"] and bounds[-2:] == ["50", "+Inf"]
+    assert buckets[bounds.index("0.01")] == sum(n for ms, n in result["histograms"]["plan_ms"] if ms <= 10)
     own = '{device="a \\"b\\"\\\\",target="host"'
     assert f'edgewm_plan_upper_bound_seconds{own},quantile="0.99"}} ' in "\n".join(lines)
     assert not any('edgewm_plan_upper_bound_seconds' in line and '0.999"' in line for line in lines)

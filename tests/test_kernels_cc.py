@@ -13,6 +13,7 @@ from kernel_cases import MACHINES, Case, P, answers, build, canonical, differenc
 
 from edgewm import expr as e
 from edgewm.kernel import load
+from edgewm.ops import NUMPY
 from edgewm.paths import KERNELS
 from edgewm.peaks import measure_peaks
 
@@ -43,20 +44,25 @@ SHAPES = list(itertools.product((1, 5, 193), (1, 7, 13), (1, 16, 33), (1, 2, 3))
 FEW = [(193, 13, lanes, 2) for lanes in range(2, 10)]  # lanes that are fewer than results
 
 
-def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, int, int], batch: int = 1) -> Case:
+HELD = {"product": "f32", "product_i8": "i8", "product_rounded": "i8", "product_fp16": "f16"}
+WORKSPACE = {"product": P.workspace_bytes, "product_i8": P.workspace_i8_bytes,
+             "product_rounded": P.workspace_rounded_bytes, "product_fp16": P.workspace_f16_bytes}  # fmt: skip
+
+
+def product_case(isa: str, prologue: str, family: str, shape: tuple[int, int, int, int], batch: int = 1) -> Case:
     """A product over loops a (changes the weights when batch > 1), b, n, k, with one of the test's prologues."""
     k, n, lanes, outer = shape
-    rng = np.random.default_rng([k, n, lanes, outer, batch, integer])
-    family = "product_i8" if integer else "product"
+    held, scaled = HELD[family], family == "product_i8"
+    rng = np.random.default_rng([k, n, lanes, outer, batch, scaled])
     case = Case(isa, f"{family} {prologue}", "abnk", (batch, outer, n, k), lanes)
     x = numbers(rng, batch, outer, lanes, k)
     x[0, 0, 0] = 0.0
-    if integer:
+    if held == "i8":
         w = rng.integers(-127, 128, (batch, k, n)).astype(np.int8)
         scales = ((rng.random((batch, n)) * 0.01 + 1e-4) * rng.choice((-1, 1), (batch, n))).astype(np.float32)
         sums = w.sum(1, dtype=np.int32).astype(np.float32) * scales
     else:
-        w = numbers(rng, batch, k, n)
+        w = numbers(rng, batch, k, n).astype(NUMPY[held])
     inputs = {"x": x, "w": w[:, None]}
     value = leaf("x", x)
     if prologue == "norm":
@@ -64,20 +70,19 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
         inputs |= {"gamma": numbers(rng, k), "beta": numbers(rng, k)}
         value = e.add(e.mul(e.mul(e.sub(value, leaf("mean", inputs["mean"])), leaf("rstd", inputs["rstd"])),
                             leaf("gamma", inputs["gamma"])), leaf("beta", inputs["beta"]))  # fmt: skip
-    if integer:
+    if scaled:
         inputs |= {"t": scales[:, None, None], "c": sums[:, None, None]}
-        y = load("product_i8").reference(value, *(leaf(name, inputs[name]) for name in "wtc"))
-    else:
-        y = e.matmul(value, leaf("w", inputs["w"]))
+    y = load(family).reference(value, *(leaf(name, inputs[name]) for name in ("wtc" if scaled else "w")))
 
     case.put(x, "ablk", "lkab" if prologue == "gathered" else None)
     if prologue == "norm":
         for name, axes in (("mean", "abl"), ("rstd", "abl"), ("gamma", "k"), ("beta", "k")):
             case.put(inputs[name][..., 0] if axes == "abl" else inputs[name], axes)
-    packed = P.pack_i8(w, isa) if integer else P.pack_f32(w, isa)
-    assert packed.shape == (batch, P.packed_bytes("i8" if integer else "f32", k, n, isa))
-    case.weights(packed, "i8" if integer else "f32", "a" if batch > 1 else "")
-    if integer:
+    kept = "i8" if held == "i8" else "f32"
+    packed = {"f32": P.pack_f32, "f16": P.pack_f16, "i8": P.pack_i8}[held](w, isa)
+    assert packed.shape == (batch, P.packed_bytes(kept, k, n, isa))
+    case.weights(packed, kept, "a" if batch > 1 else "")
+    if scaled:
         case.put(scales, "an")
         case.put(sums, "an")
     if prologue == "gathered":
@@ -92,20 +97,20 @@ def product_case(isa: str, prologue: str, integer: bool, shape: tuple[int, int, 
         case.expect(canonical(y, **inputs), "abln")
     direct = prologue == "direct"
     shared = (outer,) if batch > 1 else (batch, outer)
-    if integer:
-        case.workspace(P.workspace_i8_bytes(shared, k, isa, direct))
-    elif not direct:
-        case.workspace(P.workspace_bytes(shared, k, isa))
+    if size := WORKSPACE[family](shared, k, isa, direct):
+        case.workspace(size)
     return case
 
 
-@pytest.mark.parametrize("integer", [False, True], ids=["f32", "i8"])
+@pytest.mark.parametrize("family", HELD)
 @pytest.mark.parametrize("prologue", ["plain", "direct", "gathered", "norm"])
-def test_product(machine: tuple[str, list[str]], prologue: str, integer: bool) -> None:
+def test_product(machine: tuple[str, list[str]], prologue: str, family: str) -> None:
     isa, command = machine
+    if prologue == "direct" and family not in ("product", "product_i8"):
+        pytest.skip("what it reads is rounded, never as it lies")
     shapes = (SHAPES if prologue == "norm" else SHAPES[::4] + SHAPES[-3:]) + FEW
-    cases = [product_case(isa, prologue, integer, shape) for shape in shapes]
-    cases += [product_case(isa, prologue, integer, (6, 13, 17, 2), batch=3)]
+    cases = [product_case(isa, prologue, family, shape) for shape in shapes]
+    cases += [product_case(isa, prologue, family, (6, 13, 17, 2), batch=3)]
     assert differences(command, cases) == []
 
 
@@ -299,6 +304,54 @@ def test_take(machine: tuple[str, list[str]]) -> None:
     assert differences(command, cases) == []
 
 
+def hard_case(isa: str, family: str, x: np.ndarray) -> Case:
+    """Numbers (n,) one by one through a product with 1."""
+    case = Case(isa, f"{family} gathered", "abnk", (1, 1, 1, 1), len(x))
+    w = np.ones((1, 1), NUMPY[HELD[family]])
+    case.put(x[None, None, :, None], "ablk", "lkab")
+    case.weights(
+        P.pack_i8(w, isa) if HELD[family] == "i8" else P.pack_f16(w, isa), "i8" if HELD[family] == "i8" else "f32"
+    )
+    case.put(np.zeros((1, 1, len(x), 1), np.float32), "abln")
+    rows = x[None, None, :, None]
+    case.expect(
+        canonical(e.add(load(family).reference(leaf("x", rows), leaf("w", w)), 0.0), x=rows, w=w), "abln", "lbna"
+    )
+    case.workspace(WORKSPACE[family]((1, 1), 1, isa))
+    return case
+
+
+def hard_numbers() -> np.ndarray:
+    """Ties of both roundings, denormals, the ends of both ranges, infinities; NaN last."""
+    rng = np.random.default_rng(0)
+    halves = rng.integers(0, 0x7C00, 300).astype(np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves.view(np.uint32) + np.uint32(0x1000)).view(np.float32)  # of normal ones
+    small = (rng.integers(0, 4096, 200) * 2.0**-25).astype(np.float32)  # denormal halves, and ties between them
+    whole = np.arange(-130, 131, dtype=np.float32)
+    edges = np.float32([65504, 65519.996, 65520, 65536, 1e30, np.inf, 2.0**-14, 2.0**-24, 2.0**-25, 2.0**-149, 0.0])
+    found = np.concatenate(
+        [halves, ties, small, whole, whole + np.float32(0.5), edges, np.nextafter(edges, np.float32(1))]
+    )
+    return np.concatenate([found, -found, np.float32([np.nan, -np.nan])])
+
+
+@pytest.mark.parametrize("family", ["product_rounded", "product_fp16"])
+def test_numbers_that_are_hard_to_round(machine: tuple[str, list[str]], family: str) -> None:
+    isa, command = machine
+    x = hard_numbers()
+    case = hard_case(isa, family, x)
+    got, want = (y[0][0, 0, :, 0] for y in (case.results(answers(command, [case])[0]), case.expected))
+    assert got[:-2].tobytes() == want[:-2].tobytes()
+    finite = x[np.isfinite(x)]
+    if family == "product_fp16":
+        assert np.isnan(got[-2:]).all() and np.abs(want[:-2]).max() == 65504
+        kept = np.clip(finite, -65504, 65504).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(want[np.isfinite(x)], kept)
+    else:
+        assert (got[-2:] == -127).all()
+        np.testing.assert_array_equal(want[np.isfinite(x)], np.rint(np.clip(finite, -127, 127)))
+
+
 # ---------------------------------------------------------------------------------------------- peaks
 
 
@@ -349,6 +402,13 @@ PLANTED = {
         "product_i8.cc", "op_min(op_fma(y, inverse[r], offset[r]), splat(127.0f)) +",
         "op_floor(op_fma(y, inverse[r], offset[r]) + splat(0.5f)) +",
     ),
+    "an integer cut off, not rounded": ("product_rounded.cc", "(u32v)(y + splat", "(u32v)(op_floor(y) + splat"),
+    "beyond the greatest integer": ("product_rounded.cc", "splat(127.0f)", "splat(128.0f)"),
+    "half cut off, not rounded": (
+        "product_fp16.cc", "op_max(splat(-65504.0f), op_min(splat(65504.0f), x))",
+        "(f32v)((u32v)op_max(splat(-65504.0f), op_min(splat(65504.0f), x)) & 0xffffe000u)",
+    ),
+    "half infinite": ("product_fp16.cc", "op_min(splat(65504.0f), x)", "x"),
     "softmax by division": ("attention.cc", "return x * sum[r];", "return x / (splat(1.0f) / sum[r]);"),
     "ties by higher index": ("topk.cc", "(rank == last && ties-- <= 0)", "(rank == last && --ties > 0)"),
 }  # fmt: skip
@@ -375,7 +435,7 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
         (tmp_path / source.name).write_text(text)
     command = [str(build(isa, tmp_path, tmp_path))]
     shapes = ((193, 13, 33, 2), (193, 13, 3, 2))
-    cases = [product_case(isa, "plain", integer, shape) for integer in (False, True) for shape in shapes]
+    cases = [product_case(isa, "plain", family, shape) for family in ("product", "product_i8") for shape in shapes]
     cases += [attention_case(isa, True, True, (2, 3, 13, 8, 8, 33))]
     ties = Case(isa, "topk", "sk", (5, 2), 1)
     ties.put(np.zeros(5, np.float32), "s")
@@ -391,4 +451,5 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     y = load("product_i8").reference(leaf("x", x), leaf("w", eye), leaf("t", one), leaf("c", one))
     halves.expect(np.maximum(canonical(e.add(y, 10.0), x=x, w=eye, t=one, c=one), 0)[None, None], "abln")
     halves.workspace(P.workspace_i8_bytes((1, 1), 3, isa))
-    assert differences(command, [*cases, ties, halves]) != []
+    hard = [hard_case(isa, family, hard_numbers()[:-2]) for family in ("product_rounded", "product_fp16")]
+    assert differences(command, [*cases, *hard, ties, halves]) != []

@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from edgewm.errors import EdgewmError
 from edgewm.target import targets
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # whose scripts find each other
 TICKS = 60
 
 
@@ -210,6 +212,8 @@ def test_measured_columns_stay_empty_until_someone_sends_one(tmp_path: Path) -> 
     text = tables.markdown(filled)
     assert "| Jetson AGX Orin 64GB | 6.2 | 30W | free | fixture fp32 | 500 |" in text
     assert "| Jetson Xavier NX | - | - | - |" in text and "machine" not in text
+    block = f"<!-- table: {take_kit.TABLE} -->\n<!-- end -->"
+    assert text in tables.generated(block, [{**sent, "machine": "jetson_agx_orin_64gb"}])
 
 
 def test_another_machine_has_a_row_of_its_own(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgewm import ladder
 from edgewm.errors import EdgewmError
 from edgewm.judge import closed_loop, gates, latency, loops
 from edgewm.judge.imagine import Subjects
+from edgewm.judge.noise import philox
 from edgewm.program import Planner, Port
 
 PERIODS = 24
@@ -207,7 +208,22 @@ def loop(preset=gates.DEFAULT) -> loops.Loop:
 def alike(monkeypatch):
     """The bundle is the full model here."""
     monkeypatch.setattr(loops.Loop, "with_compressed", loops.Loop.with_full)
-    monkeypatch.setattr(loops.Loop, "noise", lambda self, seed, plan: noise(plan))
+    monkeypatch.setattr(loops.Loop, "noise", lambda self, seed, plan, planner=None: noise(plan))
+
+
+def test_the_full_model_searches_as_far_as_it_would(monkeypatch):
+    """Not only as far as the bundle does."""
+    seen = []
+    whole = dataclasses.replace(PLANNER, samples=2 * PLANNER.samples)
+    toy = side(Toy())
+    monkeypatch.setattr(
+        loops, "philox", lambda planner, width, seed, plan: seen.append(planner) or philox(planner, width, seed, plan)
+    )
+    for larger, expected in ((None, PLANNER), (whole, whole)):
+        seen.clear()
+        subjects = Subjects(toy, toy, PLANNER, "pixels", PORTS[2], larger)
+        loops.Loop(subjects, manifest(), None, [0], gates.DEFAULT, 0, quiet, str).with_full(patient)(3)
+        assert seen and set(seen) == {expected}
 
 
 def patient(seed: int) -> Countdown:

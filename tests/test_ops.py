@@ -215,7 +215,7 @@ REFUSED = {
     "matmul": (
         lambda: e.matmul(e.input("x", (2, 3)), e.input("y", (2, 3))), "needs (..., m, k) and (..., k, n) of one dtype"
     ),
-    "matmul of u32": (lambda: e.matmul(*[e.input("x", (2, 2), "u32")] * 2), "needs f32, bf16 or i8"),
+    "matmul of u32": (lambda: e.matmul(*[e.input("x", (2, 2), "u32")] * 2), "needs f32, bf16, f16 or i8"),
     "add": (lambda: e.add(e.input("x", (2,)), e.input("y", (2,), "i32")), "dtypes differ: f32, i32"),
     "broadcast": (lambda: e.add(e.input("x", (2,)), e.input("y", (3,))), "shape mismatch"),
     "exp": (lambda: e.exp(e.input("x", (2,), "i32")), "needs f32"),

@@ -51,6 +51,7 @@ def check(found: dict) -> None:
     assert found["costs_ns"]["fma_f32"] >= 2 * probe.LANES / PEAKS["fp32_gflops"]
     assert all(found["threads"][name] >= 0 for name in machine.BESIDE_CALLS)
     assert found["wake_up_us"]["max"] >= found["wake_up_us"]["p50"] >= 0
+    assert found["gpu"].get("why") or found["gpu"]["graph_node_us"] > 0
 
 
 def test_a_probe_finds_prices(few: None, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def differences(name: str) -> list[str]:
     return cases.differing(name, program(), bundle().run(name, **inputs), inputs)
 
 
-@pytest.mark.parametrize("part", ["fp32_product", "w8a8", "bf16", "fp32_attention", "fp32_sum", "fp32_max", "fp32_map",
-                                  "fp32_clamped", "fp32_best"])  # fmt: skip
+@pytest.mark.parametrize("part", ["fp32_product", "w8a8", "w8s", "bf16", "fp16", "fp32_attention", "fp32_sum",
+                                  "fp32_max", "fp32_map", "fp32_clamped", "fp32_best"])  # fmt: skip
 def test_compiled_kernels_are_the_oracle(part):
     found = {name: differences(name) for name in program().entries if name.startswith(part)}
     assert found and {n: d for n, d in found.items() if d} == {}

@@ -14,6 +14,7 @@ import pytest
 from edgewm import paths
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # whose scripts find each other
 
 
 def files(folders: tuple[str, ...], *endings: str) -> list[Path]:

@@ -45,7 +45,9 @@ def profiled(plans: int = 600) -> dict:
     found = summarise(tick(late, rng.lognormal(17.0, 0.08, plans), rng.lognormal(17.8, 0.1, 3000)))
     return found | {
         "rate_hz": 20.0, "threads": 2, "peak_fraction": 0.41,
-        "environment": {"cores": 2, "kernel": "6.1", "degraded": [{"what": "governor", "why": "not told"}]},
+        "environment": {"cores": 2, "kernel": "6.1", "memory_bytes": 8 << 30, "virtual": True, "preempt_rt": False,
+                        "clocks_hz": {"0": 2.2e9}, "clock_limits_hz": {"min": [], "max": []},
+                        "degraded": [{"what": "governor", "why": "not told"}]},
         "stages": {"product_i8": 0.62, "attention": 0.2, "map": 0.1, "reduce": 0.05, "barriers": 0.03},
     }  # fmt: skip
 
@@ -165,9 +167,11 @@ def test_the_whole_page(tmp_path):
         "by the preset <b>default</b>.", "Physically right", "is not surprised by: &lt;pass&gt;",
         "half of the variance is explained for more than 5 model actions (full), 4.2 (bundle)", "Beyond the training",
         "Caused by its actions: no two real futures from one start.", "at 480 ms it has lost 0.1 against the full",
-        "measured: 141 ms at the median", "Blackout", "y, imagined",
+        "measured: 141 ms at the median", "Blackout", "y, imagined", "<dt>memory</dt><dd>8.0 GiB</dd>",
+        "<dt>clocks</dt><dd>0 2,200 MHz</dd>", "<dt>virtual</dt><dd>yes</dd>",
     ):  # fmt: skip
         assert words in text, words
+    assert "clock limits" not in text and "preempt" not in text
     assert len(text) < 200_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.ewm", "report.html", "report.json"]
 

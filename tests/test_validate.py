@@ -13,7 +13,7 @@ import pytest
 from edgewm import format as ewm_format
 from edgewm import validate as verb
 from edgewm.errors import EdgewmError
-from edgewm.judge import gates, plan, sides, sources
+from edgewm.judge import budget, gates, plan, sides, sources
 from edgewm.judge.imagine import Subjects
 from edgewm.judge.noise import philox
 from edgewm.manifest import Manifest
@@ -170,6 +170,22 @@ def test_a_mean_whose_bound_crosses_the_limit_decides_nothing():
     assert gates.judged("regret", 0.011, 60, (0.004, 0.012))["passed"] is False
     assert gates.judged("regret", 0.008, 60, (0.004, 0.009))["passed"] is True
     assert gates.judged("elite_overlap", 0.96, 60, (0.94, 0.97))["passed"] is None
+
+
+def test_what_a_smaller_search_costs_is_told():
+    whole = dataclasses.replace(PLANNER, samples=4 * PLANNER.samples, elites=2 * PLANNER.elites)
+    full = side(Toy())
+
+    def regret(compressed: sides.Side, planner: Planner) -> float:
+        subjects = Subjects(full, compressed, planner, "pixels", PORTS[2], whole)
+        found = budget.run(subjects, ACTION, contexts(24), 0)
+        assert found["search_regret_95"][0] <= found["search_regret"] <= found["search_regret_95"][1]
+        assert found["full_search"] == {"samples": 192, "iterations": 4, "elites": 12}
+        return found["search_regret"]
+
+    blind = side(Toy(), plan=lambda observation, goal, noise: noise[0, 0])
+    few = dataclasses.replace(PLANNER, samples=8, elites=2)
+    assert abs(regret(side(Toy()), PLANNER)) < 0.1 < regret(blind, few)
 
 
 def test_verdict_of_gates():
@@ -355,10 +371,11 @@ def trajectories(n: int, steps: int, seed: int = 0):
         yield frames, rng.uniform(-1, 1, (steps, 2)), frames.reshape(steps + 1, -1)[:, :2].astype(float)
 
 
-def judge_whole(bundle, runtime=None, full=None, **asked):
+def judge_whole(bundle, runtime=None, full=None, whole=None, **asked):
     runtime = runtime or FakeRuntime(Toy())
     subjects = Subjects(
-        full or side(Toy()), sides.compiled(runtime, model(), PLANNER), PLANNER, "pixels", PORTS[2]
+        full or side(Toy()), sides.compiled(runtime, model(), PLANNER), PLANNER, "pixels", PORTS[2],
+        whole,
     )  # fmt: skip
     found = sources.Source(contexts=contexts, rollouts=trajectories)
     usual = {
@@ -376,6 +393,9 @@ def test_suites_on_a_whole_bundle(bundle):
     assert result["passed"] is True and result["closed_loop"] is None and result["suites"] == ["plan", "horizon"]
     assert {"spearman_min", "elite_overlap", "regret", "first_action_error", "own_plans"} <= result["plan"].keys()
     assert {g["suite"] for g in result["gates"]} == result["seconds"].keys() == {"plan", "horizon"}
+    assert "search_regret" not in result["plan"]
+    larger = judge_whole(bundle, whole=dataclasses.replace(PLANNER, samples=96), suite=["plan"])
+    assert larger["plan"]["search_regret"] is not None
     json.dumps(result, allow_nan=False)
 
 

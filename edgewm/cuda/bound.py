@@ -31,17 +31,25 @@ from . import launches
 from .occupancy import occupancy
 
 FACTS = "facts"  # section of model.ewm: KernelFacts of every function
-FORMATS = {"f32": "fp32", "bf16": "bf16", "i8": "int8"}  # of a call's work -> of a board's rates
+FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8"}  # of a call's work -> of a board's rates
 LIMITS = ("tensor", "vector", "l2", "memory")
 
 
-def bundle_rows(bundle: Path, board: Target, mode: Mode) -> list[dict[str, Any]]:
+def coefficients(board: Target, mode: Mode, probed: Mapping[str, Any] | None = None) -> Coefficients:
+    """Those of edgewm's kernels; `probed`: what was measured of the board's own GPU."""
+    return calibration.of_own_kernels(calibration.coefficients(board, mode, probed=probed), board, mode, probed)
+
+
+def bundle_rows(
+    bundle: Path, board: Target, mode: Mode, probed: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """One row for each kernel and shape of a bundle's plan, largest estimate first; times in us of one plan.
 
     `what` its calls are, one behind the other in one launch; `functions` [{name, registers, spill_bytes, shared_bytes,
     blocks, resident, occupancy, limit, tensor_code}] its launches; `calls` and `launches` how many of a plan, `indices`
     into section "calls", `work` what all of them do; `bound_us` {limit: us} and `bound` the largest; `estimate_us` with
-    the launches, `node_us` their part. EdgewmError for a bundle whose calls run on a CPU, or a mode without clocks.
+    the launches, `node_us` their part: nodes of a graph, or barriers of a launch that stays where their cost was
+    `probed` (`gpu_probe.measure_gpu`). EdgewmError for a bundle whose calls run on a CPU, or a mode without clocks.
     """
     check_mode(board, mode)
     sections = ewm.unpack((bundle / "model.ewm").read_bytes())
@@ -50,7 +58,10 @@ def bundle_rows(bundle: Path, board: Target, mode: Mode) -> list[dict[str, Any]]
             "the bundle holds no GPU kernels, or does not say what is known of them", str(bundle),
             "build it again with --target of a board with a GPU, and --place gpu or auto",
         )  # fmt: skip
-    with_ = calibration.coefficients(board, mode)
+    with_ = coefficients(board, mode, probed)
+    between_us = with_.node_us * with_.node_mhz / mode.gpu_mhz
+    if with_.barrier_us is not None and is_persistent(sections):
+        between_us = with_.barrier_us
     facts = {f["name"]: f for f in json.loads(sections[FACTS])}
     names = [f["name"].decode() for f in np.frombuffer(sections["functions"], ewm.FUNCTION)]
     phases: dict[int, list[np.void]] = {}
@@ -71,7 +82,7 @@ def bundle_rows(bundle: Path, board: Target, mode: Mode) -> list[dict[str, Any]]
                 "each": limits_us({**last, "work": work}, [f["blocks"] for f in functions], board, mode),
             }  # fmt: skip
         row, times = found[key], last["times"]
-        node_us = len(own) * with_.node_us * with_.node_mhz / mode.gpu_mhz
+        node_us = len(own) * between_us
         row["indices"] += [call["call"] for call in calls]
         row["calls"] += times
         row["launches"] += times * len(own)
@@ -83,6 +94,12 @@ def bundle_rows(bundle: Path, board: Target, mode: Mode) -> list[dict[str, Any]]
         del row["each"]
         row["bound"] = bound_of(row["bound_us"])
     return sorted(found.values(), key=lambda row: -row["estimate_us"])
+
+
+def is_persistent(sections: Mapping[str, bytes]) -> bool:
+    """Whether launches that follow on each other are run as one."""
+    (gpu,) = np.frombuffer(sections["gpu"], ewm.GPU)
+    return int(gpu["persistent"]) != ewm.NONE
 
 
 def whole(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def padded(call: Mapping[str, Any], kind: str, blocks: int) -> float:
         return float(call["work"][kind])
     *outer, width, depth = call["dims"]
     tile = launches.SIDE * launches.SIDE
-    if kind in ("bf16", "i8"):  # a block of a narrow tile cannot have more results
+    if kind != "f32":  # a block of a narrow tile cannot have more results
         is_wide = prod(outer) * call["lanes"] * width > blocks * launches.NARROW**2
         tile = launches.BAND * launches.SIDE if is_wide else launches.NARROW**2
     return 2.0 * blocks * tile * depth
@@ -127,7 +144,7 @@ def padded(call: Mapping[str, Any], kind: str, blocks: int) -> float:
 
 def estimated_us(limits: Mapping[str, float], work: Mapping[str, int], with_: Coefficients) -> float:
     """The longest limit at the fractions of peaks that published kernels reach."""
-    form = next((FORMATS[kind] for kind in ("i8", "bf16") if work.get(kind)), "fp32")
+    form = next((FORMATS[kind] for kind in ("i8", "bf16", "f16") if work.get(kind)), "fp32")
     fraction = {"tensor": with_.tensor[form], "vector": 1.0, "l2": 1.0, "memory": with_.stream}
     return max(us / fraction[limit] for limit, us in limits.items())
 

@@ -151,6 +151,10 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "product_multiply": _multiply,
     "product_bf16_round": _by_rows,
     "product_bf16_multiply": _tensor_multiply,
+    "product_fp16_round": _by_rows,
+    "product_fp16_multiply": _tensor_multiply,
+    "product_rounded_round": _by_rows,
+    "product_rounded_multiply": _tensor_multiply,
     "product_i8_quantize": _quantize,
     "product_i8_multiply": _tensor_multiply,
     "attention": _attention,
@@ -168,8 +172,8 @@ def _columns(w: np.ndarray) -> np.ndarray:
     return np.pad(w.T, ((0, -w.shape[1] % SIDE), (0, -w.shape[0] % strip)))
 
 
-def pack_bf16(w: np.ndarray) -> np.ndarray:
-    """bf16 weights (K, N), two neighbours of k in a word."""
+def pack_halves(w: np.ndarray) -> np.ndarray:
+    """bf16 or half weights (K, N), two neighbours of k in a word."""
     return np.ascontiguousarray(_columns(w.view("<u2"))).view("<u4")
 
 
@@ -179,8 +183,12 @@ def pack_i8(w: np.ndarray) -> np.ndarray:
 
 
 PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "product": pack_f32, "product_bf16": pack_bf16, "product_i8": pack_i8,
+    "product": pack_f32, "product_bf16": pack_halves, "product_fp16": pack_halves, "product_i8": pack_i8,
+    "product_rounded": pack_i8,
 }  # fmt: skip
+
+# Of a number in the workspace, and of what stands behind all rows for each.
+BYTES = {"product_bf16": (2, 0), "product_fp16": (2, 0), "product_i8": (1, 8), "product_rounded": (1, 0)}
 
 
 def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool) -> int:
@@ -192,5 +200,5 @@ def workspace_bytes(family: str, dims: tuple[int, ...], lanes: int, direct: bool
     rows, depth = prod(dims[:-2]) * lanes, dims[-1]
     if family == "product":
         return 0 if direct else 4 * depth * -(-rows // TILE) * TILE
-    size, ends = {"product_bf16": (2, 0), "product_i8": (1, 8)}[family]
+    size, ends = BYTES[family]
     return rows * (-(-depth * size // STRIP) * STRIP + ends)

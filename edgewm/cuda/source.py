@@ -137,8 +137,8 @@ def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:
         direct = _is_direct(source, prologue)
         multiply = _instance("product_multiply", epilogue, inputs, str(direct).lower())
         return [multiply] if direct else [_instance("product_fill", prologue), multiply]
-    first = {"product_bf16": "product_bf16_round", "product_i8": "product_i8_quantize"}[family]
-    return [_instance(first, prologue), _instance(f"{family}_multiply", epilogue, inputs)]
+    first = "quantize" if family == "product_i8" else "round"
+    return [_instance(f"{family}_{first}", prologue), _instance(f"{family}_multiply", epilogue, inputs)]
 
 
 def _instance(kernel: str, *arguments: object) -> str:

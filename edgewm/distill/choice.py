@@ -6,7 +6,7 @@ The model itself comes first: in another precision, or with a smaller planner, i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +27,10 @@ from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
 from ..target import Mode, Target, resolve
-from .shapes import Shape, as_model, config_of, of_teacher, planners, shapes
+from .shapes import Shape, as_model, config_of, of_teacher, shapes
 
 TIMED = ("encode", "score", "plan")  # recipes ask for the first two
-Pair = tuple[Shape | None, str]  # a shape, None for the model itself, and a precision
+Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself; a precision
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ def board_of(target: str, mode: str | None, threads: int | None, measured: Path 
 # ------------------------------------------------------------------------------------------------------- the tick
 
 
-def tick(shape: Shape | None, precision: str, planner: Planner, model: Model, board: Board) -> Candidate:
+def tick(shape: Shape | None, planner: Planner, precision: str, model: Model, board: Board) -> Candidate:
     """What `edgewm estimate` would say of it; a student's weights do not matter."""
-    found = price_plan(_counts(shape, precision, planner, model, board.target), board.machine, board.threads)
+    found = price_plan(_counts(shape, planner, precision, model, board.target), board.machine, board.threads)
     return Candidate(shape, precision, planner, found["plan_ms"], found["bound"])
 
 
 @lru_cache(maxsize=256)
 def _counts(
-    shape: Shape | None, precision: str, planner: Planner, model: Model, target: Target
+    shape: Shape | None, planner: Planner, precision: str, model: Model, target: Target
 ) -> dict[str, Any]:  # fmt: skip
     program = _exact(shape, planner, model)
     recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
@@ -110,16 +110,16 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 
 
 def considered(
-    model: Model, board: Board, rate_hz: float, precision: str, planner: Planner | None = None,
+    model: Model, board: Board, rate_hz: float, precision: str, budgets: Iterable[Sequence[Planner]],
     progress: Progress | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """What was priced to find the first that holds the rate, in order of preference.
 
-    Planners come first: the model's own, then smaller ones; the one given is the only one. A planner with which not
-    even the smallest shape holds the rate is passed over. Then size: the model itself, then shapes by the weights of a
-    step; at the same size the precision that rounds least, of all of `quantize.NAMED` for auto, but for those that save
-    the smallest shape no time. A shape is not priced where one that is no larger in anything is too slow in that
-    precision, nor where one before it holds the rate.
+    `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
+    smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
+    weights of a step; at the same size the larger planner, then the precision that rounds least, of all of
+    `quantize.NAMED` for auto, but for those that save the smallest shape no time. A candidate is not priced where one
+    that is no larger in anything is too slow in that precision, nor where one before it holds the rate.
     """
     say = progress or (lambda stage, done: None)
     forms = NAMED if precision == AUTO else (precision,)
@@ -127,27 +127,29 @@ def considered(
     is_alike = model.family == torch_world.FAMILY
     students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
-    pairs = [(shape, form) for shape in order for form in forms]
 
-    def is_slower(pair: Pair, other: Pair) -> bool:
-        ours, theirs = (own if p[0] is None and is_alike else p[0] for p in (pair, other))
-        return pair[1] == other[1] and ours is not None and theirs is not None and ours.holds(theirs)
+    def is_slower(triple: Triple, other: Triple) -> bool:
+        ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
+        mine, its = triple[1], other[1]
+        alike = triple[2] == other[2] and mine.samples >= its.samples and mine.iterations >= its.iterations
+        return alike and (triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs)))
 
     passed: list[Candidate] = []
-    for budget in [planner] if planner else planners(model.planner):
-        priced = {pair: tick(*pair, budget, model, board) for pair in pairs[-len(forms) :]}
-        high = [priced[pair].tick_ms["high"] for pair in priced]
+    for group in budgets:
+        triples = [(shape, planner, form) for shape in order for planner in group for form in forms]
+        priced = {triple: tick(*triple, model, board) for triple in triples[-len(forms) :]}
+        high = [priced[triple].tick_ms["high"] for triple in priced]
         faster = {form for i, form in enumerate(forms) if high[i] < min(high[:i], default=math.inf)}
-        left = [pair for pair in pairs if pair[1] in faster] if min(high) * rate_hz <= 1e3 else []
+        left = [triple for triple in triples if triple[2] in faster] if min(high) * rate_hz <= 1e3 else []
         while left:
-            say("shapes", 1 - len(left) / len(pairs))
-            pair = left[len(left) // 2]
-            priced[pair] = priced.get(pair) or tick(*pair, budget, model, board)
-            if meets(priced[pair], rate_hz):
+            say("shapes", 1 - len(left) / len(triples))
+            triple = left[len(left) // 2]
+            priced[triple] = priced.get(triple) or tick(*triple, model, board)
+            if meets(priced[triple], rate_hz):
                 left = left[: len(left) // 2]
             else:
-                left = [other for other in left if other != pair and not is_slower(other, pair)]
-        passed += [priced[pair] for pair in pairs if pair in priced]
+                left = [other for other in left if other != triple and not is_slower(other, triple)]
+        passed += [priced[triple] for triple in triples if triple in priced]
         if any(meets(c, rate_hz) for c in priced.values()):
             break
     return passed

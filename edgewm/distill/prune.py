@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..judge.sides import elites_of, upstream
-from ..models import torch_world
-from .shapes import as_model
+from ..models import Model, torch_world
+from .shapes import Shape, as_model
 from .space import Space
 from .teacher import Teacher
 
@@ -46,6 +46,11 @@ def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
         return False
     module.load_state_dict(own, strict=False)
     return True
+
+
+def begins_as(shape: Shape, model: Model) -> bool:
+    """Whether a student of this shape takes layers of its teacher's predictor."""
+    return model.family == torch_world.FAMILY and shape.width == model.latent_dim
 
 
 def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapping[str, Array]) -> list[float]:

@@ -103,20 +103,17 @@ def shapes(teacher: Shape) -> Iterator[Shape]:
 
 
 def planners(teacher: Planner) -> Iterator[Planner]:
-    """The teacher's planner, then smaller ones: fewer samples and fewer iterations by turns."""
-    planner, turn = teacher, 0
+    """The teacher's planner, then smaller ones: samples are halved first, since a plan loses more with iterations."""
+    planner = teacher
     while True:
         yield planner
-        samples, iterations = planner.samples, planner.iterations
-        can_halve = samples // 2 >= LEAST_SAMPLES
-        if can_halve and (turn % 2 == 0 or iterations == 1):
-            samples //= 2
-        elif iterations > 1:
-            iterations = -(-iterations // 2)
-        else:
+        samples, iterations = planner.samples // 2, planner.iterations
+        if samples < LEAST_SAMPLES:
+            samples, iterations = planner.samples, -(-iterations // 2)
+        if (samples, iterations) == (planner.samples, planner.iterations):
             return
-        elites = max(2, min(round(planner.elites * samples / planner.samples), samples))
-        planner, turn = replace(planner, samples=samples, iterations=iterations, elites=elites), turn + 1
+        elites = max(2, min(round(teacher.elites * samples / teacher.samples), samples))
+        planner = replace(planner, samples=samples, iterations=iterations, elites=elites)
 
 
 def config_of(shape: Shape, model: Model) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def space_of(latents: Array, width: int, goal: Array, futures: Array, costs: Arr
     square = np.square(ends - np.asarray(goal, np.float64)[:, None, None]).mean(-1)
     unit = float(np.median(costs / np.maximum(square, np.finfo(np.float32).tiny)))
     unit = unit if np.isfinite(unit) and unit > 0 else 1.0
+    if abs(unit - 1.0) <= dim * np.finfo(np.float32).eps:  # what a sum of that many may be off by
+        unit = 1.0
     if width == dim:
         return Space(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32), unit**0.5, 1.0)
     mean = z.mean(0)

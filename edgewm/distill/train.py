@@ -37,6 +37,7 @@ from .write_student import write_student
 Array = np.ndarray
 SHARD_FRAMES, SHARD_CONTEXTS = 1024, 32
 RUN, LOG = "run", "log.jsonl"
+LEARNING, TUNING = (3e-3, 3e-5), (5e-4, 5e-6)  # of a fresh predictor, and of one that begins with its teacher's layers
 Notice = Callable[[str], None]
 
 
@@ -57,7 +58,7 @@ class Settings:
     start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
     steps: int = 4000
     round_steps: int = 400
-    learning_rate: tuple[float, float] = (3e-3, 3e-5)
+    learning_rate: tuple[float, float] = LEARNING
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     gradient_clip: float = 1.0
@@ -322,12 +323,12 @@ def _rounds(
         if is_best:
             run.best = {k: v.clone() for k, v in run.average.state_dict().items()}
             run.facts |= {"best_rank": found["rank"], "best_round": index}
-        if share.is_first:
-            states.keep(out / RUN, end, run.tensors(), run.facts)
-            with (out / LOG).open("a") as log:
-                log.write(json.dumps({**line, "elapsed_s": round(elapsed_s, 1)}) + "\n")
+        if share.is_first:  # the state comes last: what a kill before it leaves is written again
             if is_best:
                 write_student(out, run.best, config_of(settings.shape, teacher.model), teacher.model, settings.planner)
+            with (out / LOG).open("a") as log:
+                log.write(json.dumps({**line, "elapsed_s": round(elapsed_s, 1)}) + "\n")
+            states.keep(out / RUN, end, run.tensors(), run.facts)
         share.meet()
 
 

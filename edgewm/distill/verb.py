@@ -22,15 +22,17 @@ from ..models import Model, load
 from ..models.checkpoint import sha256
 from ..options import AUTO, PRECISIONS, Progress, part
 from ..validate import validate
-from . import losses, pareto, states
-from .choice import Candidate, board_of, candidate_of, chosen, considered
+from . import budgets, losses, pareto, states
+from .choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from .processes import Processes
+from .prune import begins_as
 from .targets import write_bytes
 from .teacher import check_fit, teacher_of
-from .train import RUN, Notice, Settings, bytes_of, train
+from .train import LEARNING, RUN, TUNING, Notice, Settings, bytes_of, train
 
 CONFIG = "distill.json"
 BUNDLE = "bundle"
+PRESET = "student"  # of the judge
 MADE = frozenset({
     CONFIG, BUNDLE, RUN, "config.json", "weights.safetensors", "robot.json", "log.jsonl", pareto.JSON, pareto.HTML,
 })  # fmt: skip
@@ -42,8 +44,8 @@ def distill(
     planner: Mapping[str, Any] | None = None, threads: int | None = None, measured: Path | None = None,
     out: Path = Path("student"), data: Path | None = None, cache: Path | None = None, cache_mib: int = 2048,
     without: Sequence[str] = (), training: Mapping[str, Any] | None = None, judged: int | None = None,
-    resume: bool = False, dry_run: bool = False, seed: int = 0, progress: Progress | None = None,
-    notice: Notice | None = None,
+    episodes: int | None = None, resume: bool = False, dry_run: bool = False, seed: int = 0,
+    progress: Progress | None = None, notice: Notice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Find and train the student of MODEL that plans `rate_hz` times a second on the target; what `--json` prints.
 
@@ -52,8 +54,9 @@ def distill(
     `measured` as there. `precision` auto chooses that, too. `planner` holds fields of `program.Planner`; where any is
     given, that planner is kept. `without` names terms of `losses.TERMS` to leave out; `training` fields of
     `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`. `judged` are the judge's
-    contexts. EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that
-    are no numbers, a full disk, another run in OUT.
+    contexts, `episodes` the most pairs in which both models are let loose in the teacher's world, None for none.
+    EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that are no
+    numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
     first = Processes.here().is_first
@@ -73,18 +76,22 @@ def distill(
         _check_out(out, resume)
     known = _asked_before(out, asked) if resume and not dry_run else None
     if known is None:
-        wanted = with_overrides(full.planner, given) if given else None
-        candidates = considered(full, board, rate_hz, precision, wanted, part(progress, 0.0, 0.1, "shapes"))
+        if given:
+            groups = [[with_overrides(full.planner, given)]]
+        else:
+            groups = budgets.groups(model, full, source_of(model, full, data), seed)
+        candidates = considered(full, board, rate_hz, precision, groups, part(progress, 0.0, 0.1, "shapes"))
         best = chosen(candidates, rate_hz, board)
     else:
         candidates, best = known
     found = {
         "schema_version": 1, "asked": asked, "considered": [c.as_json() for c in candidates], "chosen": best.as_json(),
-        "student": None, "run": None, "verdict": None,
+        "teacher_ms": None, "student": None, "run": None, "verdict": None,
     }  # fmt: skip
     if dry_run or best.shape is None:
         return found
-    settings = settings_of(best, without, training or {}, seed)
+    found["teacher_ms"] = tick(None, full.planner, "fp32", full, board).tick_ms
+    settings = settings_of(best, full, without, training or {}, seed)
     teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
     if not (cache or out / RUN / "cache").exists():
         check_room(bytes_of(settings, teacher), cache_mib, cache or out)
@@ -103,33 +110,40 @@ def distill(
     shown = part(progress, 0.9, 0.1)
     build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
     verdict = validate(
-        out / BUNDLE, against=model, suite=["plan"], contexts=judged, data=data, seed=seed, progress=shown
-    )
-    found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "gates")}
+        out / BUNDLE, against=model, suite=["plan", "closed-loop"] if episodes else ["plan"], preset=PRESET,
+        contexts=judged, episodes=episodes or None, data=data, seed=seed, progress=shown, notice=tell,
+    )  # fmt: skip
+    found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "closed_loop", "gates")}
     with states.disk(out):
-        pareto.write(out, rows_of(found, full), f"Students of {model} for {board.target.name}")
+        pareto.write(out, rows_of(found), f"Students of {model} for {board.target.name}")
         write_bytes(out / CONFIG, _json(found))
     return found
 
 
-def settings_of(best: Candidate, without: Sequence[str], training: Mapping[str, Any], seed: int) -> Settings:
+def settings_of(
+    best: Candidate, full: Model, without: Sequence[str], training: Mapping[str, Any], seed: int
+) -> Settings:
     weights = {name: 0.0 if name in without else weight for name, weight in losses.WEIGHTS.items()}
-    given = dict(training)
+    given = {"learning_rate": TUNING if begins_as(best.shape, full) else LEARNING, **training}
     if isinstance(first := given.get("learning_rate"), (int, float)):
         given["learning_rate"] = (first, first / 100)
     return replace(Settings(best.shape, best.planner, best.precision, weights, seed=seed), **given)
 
 
-def rows_of(found: Mapping[str, Any], full: Model) -> list[dict[str, Any]]:
+def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of the Pareto page: the teacher, every candidate considered, the one chosen with what the judge found."""
-    own = {"shape": None, "precision": "fp32", "planner": asdict(full.planner)}
-    ticks = [c["tick_ms"]["point"] for c in found["considered"] if {key: c[key] for key in own} == own]
-    exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0}
-    rows = [pareto.row("teacher", ticks[0] if ticks else None, "estimated", "teacher", **exact)]
+    loop = (found["verdict"] or {}).get("closed_loop")
+    rates = {who: loop[who]["successes"] / loop[who]["episodes"] for who in ("full", "compressed")} if loop else {}
+    exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0, "success": rates.get("full")}
+    rows = [pareto.row("teacher", found["teacher_ms"]["point"], "estimated", "teacher", **exact)]
     figures = found["verdict"]["plan"] if found["verdict"] else {}
     for candidate in found["considered"]:
         is_chosen = candidate == found["chosen"]
         told = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret")} if is_chosen else {}
+        if "search_regret" in figures and is_chosen:
+            told["regret"] = figures["search_regret"]
+        if is_chosen:
+            told["success"] = rates.get("compressed")
         state = "chosen" if is_chosen else "considered"
         rows.append(pareto.row(name_of(candidate), candidate["tick_ms"]["point"], "estimated", state, **told))
     return rows

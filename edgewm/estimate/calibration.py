@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, log
 from pathlib import Path
@@ -79,16 +79,20 @@ def _row(line: dict[str, str]) -> Row | str:
     return Row(line["row_id"], network, line["precision"].lower(), runtime, float(line["ms_derived"]), line["source"])
 
 
-def coefficients(board: Target, mode: Mode, used: Sequence[Row] | None = None) -> Coefficients:
+def coefficients(
+    board: Target, mode: Mode, used: Sequence[Row] | None = None, probed: Mapping[str, Any] | None = None
+) -> Coefficients:
     """Those of a board: out of `used` rows (all) for the architecture they are of, out of measured facts for one that
-    has them; else the rows' again, with an interval as wide as architectures differ.
+    has them; else the rows' again, with an interval as wide as architectures differ. What was `probed` on the board's
+    own GPU in this mode (`gpu_probe.measure_gpu`) stands in the place of what others published: nodes and memory.
 
     EdgewmError where the rows leave a coefficient without any.
     """
     kept = rows() if used is None else used
     fitted, (owner, node) = _fitted(kept), _graph_node()
     sigma = 0.0 if used is not None else (_left_out_sigma() ** 2 + RELEASES**2) ** 0.5
-    sources = [f"calibration.csv: {', '.join(row.id for row in kept)}", f"{owner.title}, {node.what}: {node.source}"]
+    sources = [f"calibration.csv: {', '.join(row.id for row in kept)}"]
+    sources += [] if probed else [f"{owner.title}, {node.what}: {node.source}"]
     tensor = dict.fromkeys(FORMATS, fitted["tensor"])
     stream, stream_int4 = fitted["stream"], fitted["stream_int4"]
     own = _facts(board)
@@ -101,7 +105,30 @@ def coefficients(board: Target, mode: Mode, used: Sequence[Row] | None = None) -
         sigma = (sigma**2 + _between_architectures(fitted["tensor"]) ** 2) ** 0.5
         sources.append(f"nothing is published of {board.gpu.name}: {targets()[BOARD].gpu.name} stands for it")
     sources += [f"{t.title}, {m.what}: {m.source}" for t, m in own if m != node]
-    return Coefficients(tensor, stream, stream_int4, node.value, _fastest(owner).gpu_mhz, sigma, tuple(sources))
+    made = Coefficients(tensor, stream, stream_int4, node.value, _fastest(owner).gpu_mhz, sigma, tuple(sources))
+    if probed is None:
+        return made
+    told = f"graph nodes and memory measured by `edgewm targets probe` on {probed['name']}"
+    return replace(
+        made, stream=probed["dram_gbps"] / mode.dram_gbps, node_us=probed["graph_node_us"], node_mhz=mode.gpu_mhz,
+        barrier_us=probed["barrier_us"], sources=(*sources, told),
+    )  # fmt: skip
+
+
+PROBED_PEAKS = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "int8": "int8_gops"}
+
+
+def of_own_kernels(made: Coefficients, board: Target, mode: Mode, probed: Mapping[str, Any] | None) -> Coefficients:
+    """The same for edgewm's kernels: a format whose instructions reach less than the board's peak loses that too."""
+    if probed is None:
+        return made
+    reached = {
+        form: probed[name] * 1e3 / (rate_of(board, form) * mode.sm * mode.gpu_mhz)
+        for form, name in PROBED_PEAKS.items() if rate_of(board, form)
+    }  # fmt: skip
+    tensor = {form: fraction * reached.get(form, 1.0) for form, fraction in made.tensor.items()}
+    told = f"peaks of the instructions that edgewm uses measured by `edgewm targets probe` on {probed['name']}"
+    return replace(made, tensor=tensor, sources=(*made.sources, told))
 
 
 def _fitted(used: Sequence[Row]) -> dict[str, float]:

@@ -62,10 +62,11 @@ COUNTS = {
 }  # fmt: skip
 OPERATIONS = {"mul": "multiply", "fma": "multiply", "div": "divide", "sqrt": "divide", "mulhi": "wide"}
 LANES = 16  # of one vector
+ROUNDED = {"product_rounded": 6, "product_fp16": 4}  # operations of a number on its way into a panel, where no count is
 CHAIN = 24  # operations one after another whose latency a core hides behind the next rounds of its loop
 READS = {"V": "load", "B": "spread", "G": "gather"}
 WRITES = {"V": "store", "B": "store", "G": "scatter"}
-PRODUCTS = {"f32": "f32", "bf16": "bf16", "i8": "i8"}  # dtype of a product's weights -> suffix of its counts
+PRODUCTS = {"f32": "f32", "bf16": "bf16", "f16": "f32", "i8": "i8"}  # dtype of a weight -> suffix of its counts
 
 Counts = dict[str, float]
 
@@ -236,9 +237,11 @@ def _product(call: Call, tiling: Any, vectors: int) -> Counter[str]:
     found[f"block_{held}"], found["outer"] = blocks, outer
     results = outer * width * vectors
     if not (held == "f32" and is_direct(call)):
-        found[f"panel_{held}"] = outer * depth * tiling.vectors
+        own = ROUNDED.get(call.family)
+        found[f"panel_{'f32' if own else held}"] = outer * depth * tiling.vectors
+        found["op"] += (own or 0) * outer * depth * tiling.vectors
         _evaluate(call, "left", outer * depth * tiling.vectors, found)
-    if held == "i8":
+    if call.family == "product_i8":
         found["scale_i8"] = results
     _evaluate(call, "epilogue", results, found, "_out")
     found["scatter" if call.out.mode == "G" else "out"] += results

@@ -58,7 +58,8 @@ class Coefficients:
     """Fractions of a board's peaks that others' kernels reach, and what a kernel costs beyond; each has its source.
 
     `tensor` by format of the product, `stream` by bytes a weight rounded up (int4 is 0); `node_us` at `node_mhz`.
-    `sigma`: standard deviation of ln(measured / estimated).
+    `sigma`: standard deviation of ln(measured / estimated). `barrier_us`: until all blocks of a launch that stays have
+    met, where that was measured.
     """
 
     tensor: Mapping[str, float]
@@ -68,6 +69,7 @@ class Coefficients:
     node_mhz: float
     sigma: float
     sources: tuple[str, ...]
+    barrier_us: float | None = None
 
 
 def precision_of(name: str, board: Target) -> Precision:

@@ -38,6 +38,20 @@ def machine_of(board: Target, mode: Mode, threads: int, measured: Path | None = 
     return advertised(board, mode, threads) if file is None else of_facts(read_facts(file, board))
 
 
+def gpu_of(board: Target, mode: Mode, measured: Path | None = None) -> Mapping[str, Any] | None:
+    """What was measured of the board's GPU in a mode, found as in `machine_of`; None where nothing was, or where what
+    was probed is another architecture. EdgewmError where `measured` was asked for and is not of such a GPU."""
+    file = measured or kept_files(board).get(mode.name)
+    if file is None or board.gpu is None:
+        return None
+    gpu = read_facts(file, board)["gpu"]
+    why = gpu.get("why") or ("" if f"sm_{gpu['sm']}" == board.gpu.sm else f"{gpu['name']} is sm_{gpu['sm']}")
+    if why and measured is not None:
+        fix = f"write it with `edgewm targets probe --target {board.name} --out FILE` on such a board"
+        raise EdgewmError(f"the facts hold nothing of {board.gpu.name}: {why}", str(file), fix)
+    return None if why else gpu
+
+
 def read_facts(file: Path, board: Target) -> dict[str, Any]:
     """The facts of a file that `edgewm targets probe --out FILE` wrote on a machine like `board`."""
     again = "write it with `edgewm targets probe --out FILE` on that machine"
@@ -76,6 +90,16 @@ PEAKS = {
 }  # fmt: skip
 
 
+OF_GPU = {
+    "fp32_gflops": ("multiply-adds in f32", "GFLOPS"), "bf16_gflops": ("products of tensor cores in bf16", "GFLOPS"),
+    "int8_gops": ("products of tensor cores in int8", "GOPS"), "dram_gbps": ("reads out of memory", "GB/s"),
+    "copy_gbps": ("copies in memory, read and written", "GB/s"), "graph_node_us": ("a node of a replayed graph", "us"),
+    "barrier_us": ("all resident blocks meet", "us"), "launch_us": ("the call that launches a graph", "us"),
+    "answer_us": ("an empty graph, launched and its end seen", "us"),
+    "answer_napping_us": ("the same, napping between looks", "us"),
+}  # fmt: skip
+
+
 def with_measured(board: Target) -> Target:
     """The board with what `targets probe` measured on it beside its facts; one never probed as it is."""
     rows = []
@@ -98,6 +122,8 @@ def measured_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
         yield f"CPU: {together['tried']} threads meet", round(together["meet_ns"] / 1e3, 4), "us"
         woken = (together["wake_ns"] + together["late_ns"]) / 1e3
         yield f"CPU: {together['tried']} threads are woken for a plan", round(woken, 2), "us"
+    gpu = facts["gpu"]
+    yield from ((f"GPU: {what}", round(gpu[key], 3), unit) for key, (what, unit) in OF_GPU.items() if gpu.get(key))
     yield "a sleeper wakes late, median", round(facts["wake_up_us"]["p50"], 1), "us"
     yield "a sleeper wakes late, most", round(facts["wake_up_us"]["max"], 1), "us"
 

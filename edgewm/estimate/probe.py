@@ -2,7 +2,8 @@
 
 Specimens (`specimens.py`) go through the compiler as models do, to the machine (`site.py`) and through a small program
 there (`probe.cc`) that has the runtime's own clock time every call. The lower quartile of many runs counts, since
-whatever else a machine does can only add. Peaks come from `ceilings.cc`. Neither needs Python where it runs.
+whatever else a machine does can only add. Peaks come from `ceilings.cc`, a GPU's from `gpu_probe.cc` where there is a
+driver. None needs Python where it runs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ..toolchain import cache_folder, compile_program
 from .counts import plan_counts, tile_counts
 from .cpu import Machine, price_plan
 from .fit import Timed, fit_costs
+from .gpu_probe import measure_gpu
 from .site import Site, site
 from .specimens import meetings, specimens
 
@@ -80,7 +82,8 @@ def probe(
     isa: str | None = None, threads: int | None = None, *, device: str = LOCAL, target: str | None = None,
     mode: str | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The facts of a machine: peaks, prices in ns of one thread, what threads cost each other, how late sleepers wake.
+    """The facts of a machine: peaks, prices in ns of one thread, what threads cost each other, how late sleepers wake;
+    and those of its GPU (`gpu_probe.measure_gpu`).
 
     `threads`: how many are tried together (default: the cores that a process may use there). A `device` is a `target`
     in a power `mode` (default: the one it says it is in). Raises EdgewmError for an instruction set or board that the
@@ -104,6 +107,8 @@ def probe(
         slower = slowdown(peaks, cores)
         together = time_threads(board, there, Path(folder) / "meetings", cores, costs, slower[str(cores)])
         late = there.run(Path(folder) / "meetings", PROBE, "sleep", str(WAKE_UPS), str(WAKE_PERIOD_NS))
+        say("GPU", 0.95)
+        gpu = measure_gpu(board, there, Path(folder) / "gpu")
     say("done", 1.0)
     cpu, found = board.cpu, there.environment
     name = cpu.name if device == LOCAL else f"{found['board'] or found['cpu'] or board.title}, {power.name}"
@@ -118,7 +123,7 @@ def probe(
         "kernels_sha256": kernels_sha256(), "calls_timed": len(timed), "peaks": peaks, "costs_ns": costs,
         "caches": caches, "sigma": sigma, "threads": {**together, "slowdown": slower},
         "wake_up_us": late,
-        "gpu": {"launch_us": None, "graph_node_us": None, "why": "no GPU is probed: edgewm has no kernels for one"},
+        "gpu": gpu,
     }  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from ..charts import clipped
 from ..console import number, table
 
 SHOWN = 12  # kernels
+LONGEST_NAME = 44  # of a kernel, so that its figures stand beside it in a narrow terminal
 
 
 def estimate_table(result: Mapping[str, Any]) -> Group:
@@ -21,7 +23,8 @@ def estimate_table(result: Mapping[str, Any]) -> Group:
     made = table(f"{result['subject']} on {where}", "kernel", "times", "ms", "share", "bound by")
     rows = result["kernels"]
     for row in rows[:SHOWN]:
-        made.add_row(row["name"], number(row["calls"]), number(row["ms"]), _percent(row["ms"] / whole), row["bound"])
+        name, share = clipped(row["name"], LONGEST_NAME), _percent(row["ms"] / whole)
+        made.add_row(name, number(row["calls"]), number(row["ms"]), share, row["bound"])
     if len(rows) > SHOWN:
         rest = sum(row["ms"] for row in rows[SHOWN:])
         made.add_row(f"and {len(rows) - SHOWN} more", "", number(rest), _percent(rest / whole), "")
@@ -58,6 +61,7 @@ def probe_table(facts: Mapping[str, Any]) -> Group:
         prices.add_row(name, number(ns), COUNTS[name][0], COUNTS[name][1])
     together, late = facts["threads"], facts["wake_up_us"]
     lines = [
+        *gpu_lines(facts["gpu"]),
         f"typical error of a call {_percent(facts['sigma'])}",
         f"from region to region {number(together['step_ns'], 'ns')}; {together['tried']} threads: "
         f"{number(together['meet_ns'], 'ns')}, a plan that wakes them loses "
@@ -65,3 +69,13 @@ def probe_table(facts: Mapping[str, Any]) -> Group:
         f"a sleeper wakes {number(late['p50'], 'us')} late at the median, {number(late['max'], 'us')} at most",
     ]
     return Group(peaks, prices, Text("\n".join(lines)))
+
+
+def gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
+    """What was measured of a GPU, or why nothing was."""
+    from .machine import OF_GPU
+
+    name = f"{gpu['name']}, sm_{gpu['sm']}" if "name" in gpu else "no GPU"
+    if "why" in gpu:
+        return [f"{name}: not measured: {gpu['why']}"]
+    return [f"{name}: {what} {number(gpu[key], unit)}" for key, (what, unit) in OF_GPU.items() if gpu[key] is not None]

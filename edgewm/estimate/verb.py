@@ -1,60 +1,69 @@
 """The verb `estimate`: how long a plan, or one run of a network, takes on a board that is not here.
 
-A bundle or a model is estimated on a CPU, call by call of its schedule; a shape or an ONNX file on a board's GPU,
-kernel by kernel. What lies outside of what is known there is refused, or, with `anyway`, estimated and said to be so.
+A bundle is estimated where it runs: on a CPU call by call of its schedule, as a model is, or on a GPU from the facts of
+its compiled kernels; a shape or an ONNX file on a board's GPU, kernel by kernel. What lies outside of what is known
+there is refused, or, with `anyway`, estimated and said to be so.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import EdgewmError
-from ..format import unpack
+from ..format import GPU, unpack
 from ..manifest import BACKEND_MANIFEST
 from ..options import Progress
 from ..target import Mode, Target, resolve
 from . import calibration
-from .cpu import COVERAGE, Machine, price_plan
+from .cpu import COVERAGE, Machine, bound_of, price_plan
 from .gpu import RUNTIMES, check_mode, estimate_network, precision_of
-from .machine import machine_of
+from .machine import gpu_of, machine_of
 from .network import Kernel, Network
 from .shapes import network_of
 
 SHAPE = "shape:"
 MOST_CONVOLUTION = 0.1  # share of the operations beyond which a network is one of convolutions
 SECTION = "counts"  # of model.ewm
+OF_OTHERS = "fractions of peaks that others' kernels reach; clocks pinned at the mode's"
 
 
 def estimate(
     subject: str, *, target: str | None = None, mode: str | None = None, precision: str | None = None,
     runtime: str = "fused", threads: int | None = None, planner: Mapping[str, Any] | None = None,
-    isa: str | None = None, measured: Path | None = None, anyway: bool = False, progress: Progress | None = None,
+    isa: str | None = None, measured: Path | None = None, place: str | None = None, anyway: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Time of a bundle's plan, of a MODEL's, of an ONNX file's run or of `shape:NAME`'s; what `estimate --json` prints.
 
-    `target` is a bundle's own where it is left out, the host for a model; `threads` the mode's cores. `measured`: facts
-    that `targets probe --out` wrote on such a machine. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of
-    what is measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies
-    outside.
+    `target` is a bundle's own where it is left out, the host for a model; `place` is where a model's plan runs, cpu or
+    gpu; `threads` the mode's cores. `measured`: facts that `targets probe --out` wrote on such a machine; without
+    them those that it keeps of that board. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of what is
+    measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies outside.
     """
     if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
-        for_plans = {"threads": threads, "isa": isa, "measured": measured, **(planner or {})}
+        for_plans = {"threads": threads, "isa": isa, "place": place, **(planner or {})}
         _refuse(subject, for_plans, "a plan on a CPU", "a network on a GPU")
-        return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway)
+        return _network(subject, target or "host", mode, precision or "fp16", runtime, anyway, measured)
     _refuse(subject, {"runtime": None if runtime == "fused" else runtime}, "a network on a GPU", "a plan on a CPU")
     if (Path(subject) / "model.ewm").is_file():
-        _refuse(subject, {"isa": isa, **(planner or {})}, "a MODEL", "a bundle, which has its own")
+        _refuse(subject, {"isa": isa, "place": place, **(planner or {})}, "a MODEL", "a bundle, which has its own")
         return _bundle(Path(subject), target, mode, precision, threads, measured)
     if (Path(subject) / BACKEND_MANIFEST).is_file():
         raise EdgewmError(
             "a bundle for another runtime has no schedule to estimate by", subject,
             f"estimate a file of it: {Path(subject) / 'iterate.onnx'} --target BOARD",
         )  # fmt: skip
-    return _model(subject, target or "host", mode, precision or "fp32", threads, planner or {}, isa, measured, progress)
+    if place == "gpu":
+        _refuse(subject, {"threads": threads, "isa": isa}, "a plan on a CPU", "one on a GPU")
+    where = resolve(target or "host", mode, isa)
+    return _model(subject, *where, precision or "fp32", threads, planner or {}, place, measured, progress)
 
 
 def _refuse(subject: str, options: Mapping[str, Any], whose: str, what: str) -> None:
@@ -86,6 +95,7 @@ def _bundle(
 
     manifest = read_manifest(bundle)
     own = manifest.raw["isa"]
+    sections = unpack((bundle / "model.ewm").read_bytes())
     board, power = resolve(target or manifest.target, mode or (manifest.mode if target is None else None))
     if precision not in (None, manifest.precision):
         raise EdgewmError(
@@ -96,7 +106,10 @@ def _bundle(
             f"the bundle holds {own} kernels, {board.name} runs {board.isa}", str(bundle),
             "build it for that target, or give its MODEL",
         )  # fmt: skip
-    section = unpack((bundle / "model.ewm").read_bytes()).get(SECTION)
+    if "launches" in sections:
+        _refuse(str(bundle), {"threads": threads}, "a plan on a CPU", "one on a GPU")
+        return _on_gpu(bundle, sections, board, power, manifest.precision, measured)
+    section = sections.get(SECTION)
     if section is None:
         raise EdgewmError("the bundle does not say what its calls do", str(bundle), "build it again")
     cores = threads or (manifest.threads if target is None else power.cpu_cores or board.cpu.cores)
@@ -104,27 +117,36 @@ def _bundle(
 
 
 def _model(
-    subject: str, target: str, mode: str | None, precision: str, threads: int | None, planner: Mapping[str, Any],
-    isa: str | None, measured: Path | None, progress: Progress | None,
+    subject: str, board: Target, power: Mode, precision: str, threads: int | None, planner: Mapping[str, Any],
+    place: str | None, measured: Path | None, progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     from ..build import capture
+    from ..cuda.schedule import schedule_gpu
     from ..emit import schedule_program
     from ..passes import EXACT, LOWERING, run
     from ..quantize import recipe_of
     from .counts import plan_counts
+    from .placed import price_gpu
 
     say = progress or (lambda stage, done: None)
-    board, power = resolve(target, mode, isa)
     cores = threads or power.cpu_cores or board.cpu.cores
-    machine_or_refusal(board, power, cores, measured)  # before anything that takes time
+    if place == "gpu":  # refused before anything that takes time
+        check_mode(board, power)
+    else:
+        machine_or_refusal(board, power, cores, measured)
     say("load", 0.0)
     program, _, _ = capture(subject, planner, None, None)
     say("passes", 0.4)
     program = run(program, EXACT)
     program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
     say("schedule", 0.8)
-    counts = plan_counts(schedule_program(program, board.isa), board.isa)
-    found = _on_cpu(subject, counts, board, power, precision, cores, measured)
+    if place == "gpu":
+        priced, made = price_gpu(schedule_gpu(program), board, power, gpu_of(board, power, measured))
+        found = _told(subject, board, power, precision, "gpu", priced, list(made.sources), (OF_OTHERS,))
+        found["runtime"] = "edgewm"
+    else:
+        counts = plan_counts(schedule_program(program, board.isa), board.isa)
+        found = _on_cpu(subject, counts, board, power, precision, cores, measured)
     return {**found, "planner": asdict(program.planner)}
 
 
@@ -152,7 +174,46 @@ def _on_cpu(
 # ---------------------------------------------------------------------------------------------- on a GPU
 
 
-def _network(subject: str, target: str, mode: str | None, precision: str, runtime: str, anyway: bool) -> dict[str, Any]:
+def _on_gpu(
+    bundle: Path, sections: Mapping[str, bytes], board: Target, mode: Mode, precision: str, measured: Path | None
+) -> dict[str, Any]:
+    """A bundle's plan on the GPU that its kernels were compiled for."""
+    from ..cuda import bound
+
+    (gpu,) = np.frombuffer(sections["gpu"], GPU)
+    if board.gpu is None or board.gpu.sm != f"sm_{gpu['sm']}":
+        has = "no GPU" if board.gpu is None else board.gpu.sm
+        raise EdgewmError(
+            f"the bundle holds kernels for sm_{gpu['sm']}, {board.name} has {has}", str(bundle),
+            "build it again for that target",
+        )  # fmt: skip
+    probed = gpu_of(board, mode, measured)
+    rows, made = bound.bundle_rows(bundle, board, mode, probed), bound.coefficients(board, mode, probed)
+    between = "sync" if bound.is_persistent(sections) else "launch"
+    shares: Counter[str] = Counter()
+    kernels = []
+    for row in rows:
+        spent = Counter({row["bound"]: row["estimate_us"] - row["node_us"], between: row["node_us"]})
+        shares.update(spent)
+        kernels.append({
+            "name": row["what"], "ms": row["estimate_us"] / 1e3, "bound": bound_of(spent), "calls": row["calls"],
+        })  # fmt: skip
+    whole_us = sum(shares.values())
+    found = {
+        "plan_ms": bound.whole(rows, board, mode)["estimate_ms"], "bound": bound_of(shares),
+        "shares": {limit: us / whole_us for limit, us in shares.most_common() if us}, "kernels": kernels,
+    }  # fmt: skip
+    notes = [OF_OTHERS]
+    if between == "sync" and made.barrier_us is None:
+        notes.append("launches that follow on each other are one: what its blocks wait for each other is taken to cost "
+                     "what a graph node does")  # fmt: skip
+    told = _told(str(bundle), board, mode, precision, "gpu", found, list(made.sources), tuple(notes))
+    return told | {"runtime": "edgewm"}
+
+
+def _network(
+    subject: str, target: str, mode: str | None, precision: str, runtime: str, anyway: bool, measured: Path | None
+) -> dict[str, Any]:
     network = network_of(subject.removeprefix(SHAPE)) if subject.startswith(SHAPE) else _onnx(Path(subject))
     board, power = resolve(target, mode)
     check_mode(board, power)
@@ -169,7 +230,7 @@ def _network(subject: str, target: str, mode: str | None, precision: str, runtim
             "give --anyway for a figure that says it is",
         )  # fmt: skip
     outside = beyond(network)
-    made = calibration.coefficients(board, power)
+    made = calibration.coefficients(board, power, probed=gpu_of(board, power, measured))
     found = estimate_network(network, board, power, held, made, runtime)
     told = _told(subject, board, power, precision, "gpu", found, [network.source, *made.sources], network.notes)
     notes = ["kernels of other runtimes, not of edgewm; clocks pinned at the mode's", *told["notes"]]

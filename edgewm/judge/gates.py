@@ -40,7 +40,7 @@ class Gate:
     """`value` may not pass the preset's limit: `at_least` or `at_most`."""
 
     name: str
-    limits: tuple[float, float, float]  # of PRESETS
+    limits: tuple[float, float, float]  # of the first PRESETS, which differ in all of them
     direction: str
     meaning: str
 
@@ -137,12 +137,22 @@ class Preset:
         return math.ceil(2 * z**2 * DISCORDANCE / self.limits["closed_loop_loss"] ** 2)
 
 
-def _preset(i: int) -> Preset:
-    return Preset(PRESETS[i], MappingProxyType({g.name: g.limits[i] for g in GATES.values()}), UNSEEN[i])
-
-
-NAMED: Mapping[str, Preset] = {name: _preset(i) for i, name in enumerate(PRESETS)}
-DEFAULT = NAMED["default"]
+STRICT, USUAL, EXPLORE = (
+    Preset(name, MappingProxyType({g.name: g.limits[i] for g in GATES.values()}), UNSEEN[i])
+    for i, name in enumerate(PRESETS[: len(UNSEEN)])
+)
+# A smaller model need not rank all that a planner may look at alike; its plans must be as good.
+STUDENT_RANK = 0.9
+STUDENT_ERROR = math.sqrt(1 / STUDENT_RANK**2 - 1)
+STUDENT = {
+    "spearman_min": STUDENT_RANK, "elite_overlap": 0.7, "regret": 0.05, "cost_error": STUDENT_ERROR,
+    "drift": STUDENT_ERROR, "closed_loop_loss": 0.05,
+}  # fmt: skip
+NAMED: Mapping[str, Preset] = {
+    **{preset.name: preset for preset in (STRICT, USUAL, EXPLORE)},
+    "student": Preset("student", MappingProxyType({**EXPLORE.limits, **STUDENT}), USUAL.unseen),
+}
+DEFAULT = USUAL
 
 
 def preset_of(given: str) -> Preset:

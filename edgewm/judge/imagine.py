@@ -14,13 +14,15 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Subjects:
-    """The two models under judgement, the planner both serve, and the camera and the action port they have."""
+    """The two models under judgement, the planner both serve, and the camera and the action port they have. `whole` is
+    the same planner with as large a search as the full model plans with, where the bundle's is another."""
 
     full: Side
     compressed: Side
     planner: Planner
     camera: str
     action: Port
+    whole: Planner | None = None
 
     @property
     def both(self) -> tuple[Side, Side]:

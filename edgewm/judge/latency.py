@@ -192,9 +192,12 @@ def of_bundle(runtime: Any, clock: list[int], manifest: Manifest, goal: Observat
     return Parts(begin, land, act)
 
 
-def of_model(side: Side, manifest: Manifest, goal: Observation, noise: Callable[[int], Array]) -> Parts:
-    """The same around any side, on `noise(plan)`, with the runtime's own ladder."""
-    planner, action = manifest.planner, manifest.ports_of("action")[0]
+def of_model(
+    side: Side, manifest: Manifest, goal: Observation, noise: Callable[[int], Array], planner: Planner | None = None
+) -> Parts:
+    """The same around any side, on `noise(plan)`, with the runtime's own ladder; the bundle's planner unless another is
+    given."""
+    planner, action = planner or manifest.planner, manifest.ports_of("action")[0]
     target, memory, count = side.encode(goal), Memory(), itertools.count()
     held: tuple[Observation, int] | None = None
     planned = -1  # period of the last plan's observation

@@ -1,8 +1,9 @@
 """Which layer costs what fidelity: each product alone in the form that the recipe gives it, all others in full.
 
 The full model runs in torch, but for one linear layer's product: that is the oracle's, quantized by the pass that a
-build runs, weights rounded to nearest. What is compared are the costs of the last candidates of a search, which lie
-close together: there a small error is the largest share of what tells one from another.
+build runs, weights rounded to nearest, constant steps those of what it is given at once. What is compared are the costs
+of the last candidates of a search, which lie close together: there a small error is the largest share of what tells one
+from another.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .. import expr as e
 from .. import statistics
 from ..interp import run as interpret
 from ..options import Progress
-from ..passes.quantize_products import quantize_products
+from ..passes.quantize_products import HOLD, quantize_products
 from ..program import Graph, Planner, Program
 from .gates import finite
 from .sides import search, upstream
@@ -49,16 +50,18 @@ def held(layer: Any, kind: str) -> Callable[[Any, tuple, Any], Any]:
     """A forward hook of a torch linear layer that answers what it does with its weight held as `kind`."""
     import torch
 
-    weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
+    weight, form = np.ascontiguousarray(layer.weight.detach().numpy().T), HOLD[kind]
 
     @functools.cache
-    def product(rows: int) -> Program:
+    def product(rows: int, *seen: float) -> Program:
         graph = Graph({"y": e.matmul(e.input("x", (rows, len(weight))), e.weight("w", weight.shape))})
-        return quantize_products(Program({"product": graph}, {"w": weight}, recipe={"w": kind}))
+        parts = zip(form.parts, form.hold(weight, np.array(seen)), strict=True) if seen else ()
+        weights = {"w": weight, **{f"w/{part}": value for part, value in parts}}
+        return quantize_products(Program({"product": graph}, weights, recipe={"w": kind}))
 
     def hook(layer: Any, given: tuple, answer: Any) -> Any:
         x = given[0].reshape(-1, given[0].shape[-1]).numpy()
-        program = product(len(x))
+        program = product(len(x), *((float(x.min()), float(x.max())) if form.by == "range" else ()))
         # Integer sums are exact. Those of floats, in canonical order, take long, and differ far less than bf16 rounds.
         is_exact = any(w.dtype == np.int8 for w in program.weights.values())
         y = interpret(program.entries["product"], {"x": x}, program.weights, real=not is_exact)["y"]

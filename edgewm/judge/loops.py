@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import EdgewmError
 from ..manifest import Manifest
 from ..options import Progress
+from ..program import Planner
 from . import closed_loop as pairs
 from .causality import action_dim
 from .gates import Preset
@@ -57,13 +58,17 @@ class Loop:
         return lambda seed: (full(seed), compressed(seed))
 
     def with_full(self, make: Make, latency: Latency = AT_ONCE) -> Episode:
-        """One episode of the full model, by the seed of its start, on the noise that the bundle's plans draw."""
+        """One episode of the full model, by the seed of its start, on the noise that the bundle's plans draw; with as
+        large a search as it plans with."""
+        planner = self.subjects.whole or self.subjects.planner
 
         def episode(seed: int) -> int | None:
             world = make(seed)
             observation = world.reset(seed)
-            parts = of_model(self.subjects.full, self.manifest, world.goal, lambda plan: self.noise(seed, plan))
-            return played(world, observation, timed(parts, self.subjects.planner, self._late(latency, seed)))
+            parts = of_model(
+                self.subjects.full, self.manifest, world.goal, lambda plan: self.noise(seed, plan, planner), planner
+            )
+            return played(world, observation, timed(parts, planner, self._late(latency, seed)))
 
         return episode
 
@@ -78,9 +83,9 @@ class Loop:
 
         return episode
 
-    def noise(self, seed: int, plan: int) -> Array:
-        """What plan number `plan` draws after a reset with `seed`."""
-        return philox(self.subjects.planner, action_dim(self.subjects), seed, plan)
+    def noise(self, seed: int, plan: int, planner: Planner | None = None) -> Array:
+        """What plan number `plan` draws after a reset with `seed`; the bundle's planner, unless one is given."""
+        return philox(planner or self.subjects.planner, action_dim(self.subjects), seed, plan)
 
     def _late(self, latency: Latency, seed: int) -> Callable[[], int]:
         rng = np.random.default_rng([0x1A7E, seed])

@@ -15,8 +15,9 @@ from ..program import Graph, Node, Program, order, users
 EXPENSIVE = frozenset({"exp", "log", "erf", "tanh", "gelu", "sin2pi", "cos2pi", "div", "sqrt"})
 DEPTH_LIMIT = 120  # element-wise nodes on one path of a body; beyond that a value is stored
 OPERAND_LIMIT = 10  # operands of one part of a kernel; an op has three sources and a call 32 operands
-MATCHED = ("attention", "product_i8", "product_bf16")  # families recognised by their reference, largest first
-REPEATABLE = ("product_i8", "product_bf16")  # two cores may each compute what they share: rows rounded where read
+# Rows are rounded where they are read, by each core for itself.
+REPEATABLE = ("product_i8", "product_rounded", "product_bf16", "product_fp16")
+MATCHED = ("attention", *REPEATABLE)  # families recognised by their reference, largest first
 SERIAL = ("topk", "take")  # one thread, once
 
 
@@ -199,7 +200,10 @@ class _Partition:
         if family in SERIAL:
             return make(core.op, *(self.done[s] for s in core.sources), **dict(core.attrs))
         body = _Body(self.done)
-        result, attrs = getattr(self, "_" + family)(body, core, bound)
+        if family in REPEATABLE:
+            result, attrs = self._narrow(family, body, bound)
+        else:
+            result, attrs = getattr(self, "_" + family)(body, core, bound)
         inner = e.input("core", core.shape, core.dtype)
         y = body.expression(root, stop={core: inner})
         whole = e.inline(Graph({"y": y}), {"core": result})["y"]
@@ -209,14 +213,11 @@ class _Partition:
         x, w = body.expression(core.sources[0]), body.param(self.done[core.sources[1]])
         return load("product").reference(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
 
-    def _product_i8(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
-        x, (w, t, c) = body.expression(bound["x"]), (body.param(bound[name]) for name in "wtc")
-        packed = (w["name"], t["name"], c["name"])
-        return load("product_i8").reference(x, w, t, c), {"left": Graph({"x": x}), "packed": packed}
-
-    def _product_bf16(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
-        x, w = body.expression(bound["x"]), body.param(bound["w"])
-        return load("product_bf16").reference(x, w), {"left": Graph({"x": x}), "packed": (w["name"],)}
+    def _narrow(self, family: str, body: _Body, bound: dict) -> tuple[Node, dict]:
+        """A product whose weights are held in fewer bits: its leaves are an activation, and what is packed."""
+        x, held = body.expression(bound["x"]), [body.param(bound[n]) for n in bound if n != "x"]
+        packed = tuple(leaf["name"] for leaf in held)
+        return load(family).reference(x, *held), {"left": Graph({"x": x}), "packed": packed}
 
     def _attention(self, body: _Body, core: Node, bound: dict) -> tuple[Node, dict]:
         dot = score_dot(bound["scores"])

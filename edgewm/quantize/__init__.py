@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ..errors import EdgewmError
 from ..ops import flops
-from ..options import CALIBRATED, PRECISIONS
+from ..options import PRECISIONS, RECIPES
 from ..program import Graph, Node, Program, walk_graphs
 
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
 NAMED = tuple(name for name in PRECISIONS if not name.endswith(WHOLE))
-FORMATS = (*NAMED, *CALIBRATED)
+FORMATS = tuple(name for name in RECIPES if not name.endswith(WHOLE))
+ROUNDED = ("bf16", "fp16")  # formats without steps: as accurate for a small number as for a large one
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
 ONCE = ("encode", "propose")  # entries that run once a plan
 STRAIT_SHARE = 0.1  # of the work on a candidate: in bf16 that takes a tenth more time, a third where a CPU has none
@@ -28,23 +29,29 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     elsewhere (Jetson Orin's among them) each is done by multiply-adds of float32, to the same bits, and gains no time.
     An encoder runs once a plan: to narrow it saves little time and costs elites.
 
-    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses.
+    `fp16` (IEEE half) loses an eighth of what bf16 does, saturates at 65504, and is for GPUs, where it takes the time
+    of bf16: a CPU stores and multiplies halves as float32.
 
-    `w4a8` and `w4a16_g64` (or 32, 128: the inputs that share a step) have weights of 16 levels, chosen on candidates of
-    the planner's own (`calibrate`), and hold straits in bf16 as well. Here 4 bits are fidelity only: kernels read such
-    weights as int8 and bf16, so bytes and time are those of w8a8 and bf16.
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_static` has activations in
+    constant steps of the range that the planner's own candidates have in them (`calibrate`): no row is looked at before
+    it is rounded, which saves time, and all rows share the steps of the widest, which costs elites.
+
+    `w4a8` and `w4a16_g64` (or 32, 128: the inputs that share a step) have weights of 16 levels, chosen on the same
+    candidates, and hold straits in bf16 as well. Here 4 bits are fidelity only: kernels read such weights as int8 and
+    bf16, so bytes and time are those of w8a8 and bf16. So it is with `w8a16`, whose weights have 255 levels, a step an
+    output channel, and are read as bf16.
 
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
     if precision == "fp32":
         return {}
-    if precision in PRECISIONS or precision in CALIBRATED:
+    if precision in RECIPES:
         form, whole, _ = precision.partition(WHOLE)
         taken = set().union(*map(products_of, program.entries.values()))
         if not whole:
             taken -= set().union(*(products_of(g) for name, g in program.entries.items() if name in ONCE))
         taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
-        narrow = straits(program) if form != "bf16" else frozenset()
+        narrow = straits(program) if form not in ROUNDED else frozenset()
         return {name: "bf16" if name in narrow else form for name in sorted(taken)}
     return _from_file(program, Path(precision))
 
@@ -102,7 +109,7 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
         raise EdgewmError(
             f"no precision {str(path)!r}",
             "--precision",
-            f"use one of {', '.join((*PRECISIONS, *CALIBRATED))}, or a JSON file",
+            f"use one of {', '.join(RECIPES)}, or a JSON file",
         )
     try:
         recipe = json.loads(path.read_text())

@@ -1,8 +1,9 @@
-"""Weights of few bits, chosen for what the dynamics will really see: the candidates of the planner's own searches.
+"""Weights of few bits and constant steps, chosen for what the dynamics will really see: the candidates of the planner's
+own searches.
 
 A search with the full model from each of a few contexts; of the candidates of all its iterations, blind ones and late
 ones, as many as the program scores at once run through it in float64, and what each product reads is summed up as
-second moments. Everything is drawn from the seed of the build, so two builds give one bundle.
+second moments, or as a range. Everything is drawn from the seed of the build, so two builds give one bundle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from .. import interp
 from ..errors import EdgewmError
-from ..passes.quantize_products import HOLD
+from ..passes.quantize_products import HOLD, hold
 from ..program import Graph, Node, Program
 
 if TYPE_CHECKING:
@@ -34,18 +35,23 @@ def calibrated(program: Program, model: str, data: Path | None = None, seed: int
     """The program with those weights beside it, already held, that its recipe has in few bits; itself where there are
     none. `program` is exact; MODEL and `data` are what `build` takes.
 
-    Raises EdgewmError where there is nothing to plan from.
+    A product in constant steps that no candidate runs through takes steps of each row's range: `w8a8`. Raises
+    EdgewmError where there is nothing to plan from.
     """
-    few = sorted(name for name, form in (program.recipe or {}).items() if HOLD[form].is_calibrated)
-    if not few:
+    recipe = program.recipe or {}
+    few = {by: sorted(name for name, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range")}
+    if not any(few.values()):
         return program
-    moments = second_moments(program.entries["score"], program.weights, few, searched(program, model, data, seed))
+    inputs, score = list(searched(program, model, data, seed)), program.entries["score"]
+    moments = second_moments(score, program.weights, few["moments"], inputs) if few["moments"] else {}
+    ranges = ranges_of(score, program.weights, few["range"], inputs) if few["range"] else {}
+    unseen = {name: "w8a8" for name in few["range"] if name not in ranges}
     weights = dict(program.weights)
-    for name in few:
-        form = HOLD[program.recipe[name]]
-        parts = (f"{name}/{part}" for part in form.parts)
-        weights.update(zip(parts, form.hold(program.weights[name], moments.get(name)), strict=True))
-    return program.with_(weights=weights)
+    for name in (*few["moments"], *ranges):
+        parts = (f"{name}/{part}" for part in HOLD[recipe[name]].parts)
+        seen = ranges.get(name, moments.get(name))
+        weights.update(zip(parts, hold(name, recipe[name], program.weights[name], seen), strict=True))
+    return program.with_(weights=weights, recipe={**recipe, **unseen})
 
 
 def second_moments(
@@ -69,10 +75,39 @@ def second_moments(
     return {name: found[name] for name in found if name in seen}
 
 
+def ranges_of(
+    graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]]
+) -> dict[str, Array]:
+    """Least and greatest number (2,) that the product with each named weight reads; those the graph has no product with
+    are left out. Products of one value have one range, so that they stay products of one value in steps."""
+    found = {name: np.zeros(2) for name in names}
+    readers: dict[Node, set[str]] = {}
+
+    def watch(node: Node, sources: list[Array]) -> None:
+        name = node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
+        if name in found:
+            readers.setdefault(node.sources[0], set()).add(name)
+            _widen(found[name], sources[0].min(), sources[0].max())
+
+    for given in inputs:
+        interp.run(graph, given, weights, real=True, watch=watch)
+    for _ in found:  # one may pass on what another gave it
+        for group in readers.values():
+            low, high = np.array([found[name] for name in group]).T
+            for name in group:
+                _widen(found[name], low.min(), high.max())
+    seen = set().union(*readers.values())
+    return {name: both for name, both in found.items() if name in seen}
+
+
+def _widen(both: Array, low: float, high: float) -> None:
+    both[:] = min(both[0], low), max(both[1], high)
+
+
 def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
     """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
     rng, planner = np.random.default_rng([_NOISE, seed]), program.planner
-    for given, _, found in searches(program, model, data, CONTEXTS, rng, "weights of 4 bits are"):
+    for given, _, found in searches(program, model, data, CONTEXTS, rng, "weights of 4 bits and constant steps are"):
         everyone = found.candidates.reshape(-1, *found.candidates.shape[2:])
         yield given | {"candidates": everyone[rng.choice(len(everyone), planner.samples, replace=False)]}
 

@@ -81,6 +81,16 @@ inline void multiply_matrices(float* sum, const uint32_t* a, const uint32_t* b) 
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+struct OfHalves {  // a sum of products of half
+  float value;
+  OfHalves& operator+=(OfHalves other) { return value += other.value, *this; }
+};
+inline void multiply_matrices(OfHalves* sum, const uint32_t* a, const uint32_t* b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0].value), "+f"(sum[1].value), "+f"(sum[2].value), "+f"(sum[3].value)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 constexpr uint32_t SECTOR = 32;  // bytes that are brought together
 // The sector of `at` on its way to where it is near; nothing waits for it.

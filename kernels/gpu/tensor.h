@@ -146,6 +146,29 @@ inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, ui
   block_sync();
 }
 
+// Writes the rows of one outer index for 32 lanes to the workspace, eight threads a lane, a chunk of k at a time. T says
+// what becomes of a number: bits(x), in the low `size` bytes.
+template <class T, class P> inline void round_rows(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
+  const Operand& weights = o[P::inputs];
+  const Rows rows(c, weights);
+  const uint32_t depth = c.dim[rows.outer + 1], bytes = row_bytes(depth, T::size), t = thread_index();
+  const uint32_t lane_tiles = ceil_div(c.lanes, 32), at = block / lane_tiles;
+  const uint32_t lane = block % lane_tiles * 32 + t % 32;
+  if (lane >= c.lanes) return;
+  const Views<P::inputs> p(o, f, index_at(c, rows.outer, at), lane, rows.outer + 1);
+  const uint32_t row = rows.first_row(c, weights, at) + lane;
+  char* const to = begin_of(o[c.operands - 1], f) + static_cast<int64_t>(row) * bytes;
+  constexpr uint32_t numbers = CHUNK / T::size, each = 4 / T::size;  // of a chunk, of a word
+  for (uint32_t k0 = t / 32 * numbers; k0 * T::size < bytes; k0 += THREADS / 32 * numbers) {
+    Four packed = {};
+#pragma unroll
+    for (uint32_t j = 0; j < numbers; j++)
+      if (k0 + j < depth)
+        packed.word[j / each] |= T::bits(P::value(p.v, k0 + j, 0, ONE_LANE)) << j % each * (8 * T::size);
+    *reinterpret_cast<Four*>(to + k0 * T::size) = packed;
+  }
+}
+
 // M: `Sum`, bytes of a number, `own` operands between weights and epilogue, and a row's end: Row(workspace, rows, row,
 // bytes) and end(sum, own operands, n).
 template <class M, class E, int inputs>

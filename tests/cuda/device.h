@@ -119,6 +119,17 @@ inline void multiply_matrices(float* sum, const uint32_t* a, const uint32_t* b) 
     return s + bits_float(x & 0xffff0000u) * bits_float(y & 0xffff0000u);
   });
 }
+struct OfHalves {
+  float value;
+  OfHalves& operator+=(OfHalves other) { return value += other.value, *this; }
+};
+inline float half_float(uint32_t x) { _Float16 y; memcpy(&y, &x, 2); return y; }
+inline void multiply_matrices(OfHalves* sum, const uint32_t* a, const uint32_t* b) {
+  multiply_fragments(sum, a, b, [](OfHalves s, uint32_t x, uint32_t y) {
+    s.value += half_float(x) * half_float(y);
+    return OfHalves{s.value + half_float(x >> 16) * half_float(y >> 16)};
+  });
+}
 
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float quotient(float a, float b) { return a / b; }

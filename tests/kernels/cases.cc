@@ -3,7 +3,9 @@
 #include "attention.cc"
 #include "map.cc"
 #include "product_bf16.cc"
+#include "product_fp16.cc"
 #include "product_i8.cc"
+#include "product_rounded.cc"
 #include "reduce.cc"
 #include "take.cc"
 #include "topk.cc"
@@ -120,6 +122,12 @@ const struct {
     {"product_i8 direct", &product_i8<Direct, BiasRelu>},
     {"product_i8 gathered", &product_i8<Gathered, ResidualScattered>},
     {"product_i8 norm", &product_i8<Norm, BiasRelu>},
+    {"product_fp16 plain", &product_fp16<Plain, BiasRelu>},
+    {"product_fp16 gathered", &product_fp16<Gathered, ResidualScattered>},
+    {"product_fp16 norm", &product_fp16<Norm, BiasRelu>},
+    {"product_rounded plain", &product_rounded<Plain, BiasRelu>},
+    {"product_rounded gathered", &product_rounded<Gathered, ResidualScattered>},
+    {"product_rounded norm", &product_rounded<Norm, BiasRelu>},
     {"attention own keys, own values", attend<Plain, false, false>},
     {"attention own keys, own values, direct", attend<Direct, false, false>},
     {"attention own keys, shared values", attend<Plain, false, true>},

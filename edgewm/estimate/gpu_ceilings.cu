@@ -71,3 +71,8 @@ EWM_KERNEL(ceiling_copy, ewm::Launch) {
 }
 
 EWM_KERNEL(ceiling_nothing, ewm::Launch) { ewm::keep(l, l.phase); }
+
+// Cooperative: base[1] is a word that was 0 before the first such launch.
+EWM_KERNEL(ceiling_meet, ewm::Launch) {
+  for (uint32_t i = 0; i < l.phase; i++) ewm::grid_sync(reinterpret_cast<uint32_t*>(l.base[1]));
+}

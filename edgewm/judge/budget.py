@@ -1,0 +1,39 @@
+"""What a smaller search costs: plans of the bundle beside those of the full model with as large a search as its own.
+
+Suite `plan` compares both on the same noise, so with the same planner; a robot that had the full model would search on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .gates import finite, ratio_interval
+from .imagine import Subjects
+from .sides import search
+from .sources import Pairs
+
+_NOISE = 0xB0D6E7
+
+
+def run(subjects: Subjects, action_dim: int, pairs: Pairs, seed: int) -> dict[str, Any]:
+    """`search_regret` and its two one-sided 95 % bounds: what plans of the bundle cost more, at the full model's cost,
+    over what the full model's own plans gain on the median of blind candidates. Noises are apart."""
+    full, whole = subjects.full, subjects.whole
+    rows = []
+    for i, (observation, goal) in enumerate(pairs):
+        z, target = full.encode(observation), full.encode(goal)
+        rng = np.random.default_rng([_NOISE, seed, i])
+        noises = [
+            rng.standard_normal((p.iterations, p.samples, p.horizon, action_dim), np.float32)
+            for p in (whole, subjects.planner)
+        ]
+        found = search(lambda candidates, z=z, target=target: full.score(z, target, candidates), whole, noises[0])
+        plan = subjects.compressed.plan(observation, goal, noises[1])
+        own, other = np.asarray(full.score(z, target, np.stack([found.mean, plan])), np.float64)
+        rows.append((other - own, np.median(found.costs[0]) - own))
+    lost, gained = np.array(rows, np.float64).reshape(-1, 2).T
+    regret, *bounds = ratio_interval(lost, gained)
+    searched = {"samples": whole.samples, "iterations": whole.iterations, "elites": whole.elites}
+    return {"search_regret": finite(regret), "search_regret_95": [finite(b) for b in bounds], "full_search": searched}
