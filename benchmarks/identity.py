@@ -1,6 +1,6 @@
 """The same bits everywhere: one model's plans by every set of CPU kernels, on one thread and on two.
 
-    python benchmarks/identity.py [--model reference] [--plans 3] [--json FILE] [--no-record]
+    python benchmarks/identity.py [--model reference] [--plans 3] [--precisions fp32,...] [--json FILE] [--no-record]
 
 In each precision the plan is compiled for each instruction set this machine has and for Jetson Orin, which qemu plays
 where this is no aarch64 machine. Every bundle plans from the same observations, goals, seeds and counters; a plan is
@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from edgewm.judge.sources import source_of
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Program
 from edgewm.quantize import NAMED, recipe_of
+from edgewm.quantize.calibrate import calibrated
 from edgewm.target import ISAS, Target, resolve
 
 THREADS, QEMU_CPU = (1, 2), "cortex-a76"
@@ -101,7 +102,7 @@ def replayed(command: list[str], folder: Path, threads: int) -> int:
     return len(re.findall(r"^golden \d+: .*bit-identical$", done.stdout, re.MULTILINE))
 
 
-def measure(model: str, plans: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def measure(model: str, plans: int, seed: int, folder: Path, precisions: Sequence[str] = NAMED) -> list[dict[str, Any]]:
     """One row for each precision and set of kernels."""
     emulator = [] if host().machine == "aarch64" else qemu_command(QEMU_CPU)
     if emulator is None:
@@ -109,8 +110,8 @@ def measure(model: str, plans: int, seed: int, folder: Path) -> list[dict[str, A
     exact = run(capture(model, {}, None, None)[0], EXACT)
     rows = []
     levels = ISAS[host().machine]
-    for precision in NAMED:
-        program = run(exact.with_(recipe=recipe_of(exact, precision)), LOWERING)
+    for precision in precisions:
+        program = run(calibrated(exact.with_(recipe=recipe_of(exact, precision)), model, seed=seed), LOWERING)
         asked = questions(model, program, plans, seed)
         program = program.with_(entries={"plan": program.entries["plan"]})
         first: list[dict[str, np.ndarray]] = []
@@ -144,10 +145,11 @@ def main() -> int:
     parser.add_argument("--model", default="reference", help="what is planned with")
     parser.add_argument("--plans", type=int, default=3, help="how many (an emulated one takes half a minute)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precisions", default=",".join(NAMED), help="by name")
     add_flags(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgewm-identity-") as folder:
-        rows = measure(given.model, given.plans, given.seed, Path(folder))
+        rows = measure(given.model, given.plans, given.seed, Path(folder), given.precisions.split(","))
     print(f"{'precision':10s}{'kernels':32s}" + "".join(f"{t} thread{'s'[: t - 1]:8s}" for t in THREADS) + "digest")
     for r in rows:
         counts = (f"{r[f'identical_{t}_threads']} of {r['plans']}" for t in THREADS)
@@ -155,6 +157,7 @@ def main() -> int:
             f"{r['precision']:10s}{r['kernels']:32s}" + "".join(f"{c:16s}" for c in counts) + (r["digest"] or "differs")
         )
     command = f"python benchmarks/identity.py --model {given.model} --plans {given.plans}"
+    command += "" if given.precisions == ",".join(NAMED) else f" --precisions {given.precisions}"
     finish([{**r, "command": command} for r in rows], given)
     return int(any(r[f"identical_{t}_threads"] != r["plans"] for r in rows for t in THREADS))
 

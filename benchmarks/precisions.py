@@ -36,7 +36,8 @@ def judged(model: str, precision: str, episodes: int, folder: Path) -> dict[str,
         row[f"successes_{who}"] = loop and "{} of {} ({:.0%} to {:.0%})".format(
             loop[who]["successes"], loop[who]["episodes"], *loop[who]["wilson_95"]
         )
-    row["command"] = f"python benchmarks/precisions.py --model {model} --episodes {episodes}"
+    asked = "" if precision in NAMED else f" --precisions {precision}"
+    row["command"] = f"python benchmarks/precisions.py --model {model} --episodes {episodes}{asked}"
     return row | {"gates": {True: "passed", False: "failed", None: "undecided"}[found["passed"]]}
 
 

@@ -85,7 +85,7 @@ TRAINING: dict[str, tuple[click.ParamType, str]] = {
     "steps": (COUNT, "Of training.  [default: 4000; of a proposal 400]"),
     "learning_rate": (
         click.FLOAT, "At first; at the end a hundredth of it.  [default: 0.003; 0.0005 from its teacher's layers; of a "
-        "proposal 0.001]",
+        "proposal 0.001 throughout]",
     ),
     "frames": (COUNT, "Pictures that the teacher encodes.  [default: 8192]"),
     "contexts": (COUNT, "Contexts that the teacher's planner searches.  [default: 256, for a proposal 512]"),

@@ -572,7 +572,8 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
 
 
-def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path):
+def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "shapes", lambda teacher: [])
     found = verb.distill("distill_world:make", target="orin", rate_hz=20.0, precision="fp32", out=tmp_path / "none")
     assert found["student"] is None and found["chosen"]["shape"] is None and not (tmp_path / "none").exists()
     shown = io.StringIO()
@@ -589,7 +590,8 @@ def test_the_whole_verb(tmp_path, monkeypatch):
         lambda shape, *a: real(shape, *a) if shape else replace(slow, tick_ms=dict.fromkeys(slow.tick_ms, 1e3)),
     )  # fmt: skip
     asked = {
-        "target": "orin", "rate_hz": 20.0, "out": tmp_path / "student", "judged": 4, "training": TRAINING,
+        "target": "orin", "rate_hz": 20.0, "precision": "fp32", "out": tmp_path / "student", "judged": 4,
+        "training": TRAINING,
     }  # fmt: skip
     dry = verb.distill("distill_world:make", dry_run=True, **asked)
     assert dry["student"] is None and not (tmp_path / "student").exists() and dry["chosen"] in dry["considered"]

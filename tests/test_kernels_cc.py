@@ -263,7 +263,7 @@ def test_gathers_stay_within_the_real_lanes(machine: tuple[str, list[str]]) -> N
 
 def test_scatters_write_the_real_lanes_only(machine: tuple[str, list[str]]) -> None:
     isa, command = machine
-    case = product_case(isa, "gathered", False, (5, 7, 17, 2))
+    case = product_case(isa, "gathered", "product", (5, 7, 17, 2))
     before = bytes(case.spaces[0])
     case.put(np.zeros(4 * P.TILING[isa].tile, np.float32), "l", "l")  # what a padded lane's store would hit
     case.operands.pop()

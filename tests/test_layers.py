@@ -73,3 +73,15 @@ def test_the_model_is_left_as_it_was() -> None:
     told(model, {MLP: "w8a8"})
     assert all(torch.equal(before[k], v) for k, v in model.torch.state_dict().items())
     assert not any(m._forward_hooks for m in model.torch.modules())
+
+
+def test_constant_steps_are_those_of_what_a_layer_is_given() -> None:
+    """Twice the numbers, twice the steps: no range of another call is used."""
+    layer = fixtures.seeded(torch.nn.Linear(64, 3, bias=False))
+    hook = layers.held(layer, "w8a8_static")
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 64)).astype(np.float32))
+    once, twice = (hook(layer, (given,), layer(given)) for given in (x, 2 * x))
+    w, step = layer.weight.detach().abs(), (x.max() - x.min()) / 254
+    np.testing.assert_array_equal(twice, 2 * once)
+    of_weights = x.abs().sum(1).max() * w.max() / 254
+    assert (once - layer(x)).abs().max() < step / 2 * (w + w.max() / 254).sum(1).max() + of_weights

@@ -87,8 +87,8 @@ def quantize_constant(w: np.ndarray, seen: np.ndarray | None = None) -> tuple[np
     """int8 by output channel, for activations in 254 constant steps of the range `seen` (least and greatest) and 0.
 
     int8 of the shape of `w` (..., in, out); f32 scale and shift (..., 1, out) of the integer product; f32 (1, 1) what
-    an activation is multiplied by and what is added, to be in steps. Without `seen` the range is -1 to 1: such a
-    program is good for its times alone.
+    an activation is multiplied by and what is added, to be in steps. No range is clipped: what candidates that lie
+    close together differ by is lost at its ends. Without `seen` it is -1 to 1: such a program is good for times alone.
     """
     held, step, _ = quantize_weight(w)
     low, high = (-1.0, 1.0) if seen is None else (min(float(seen[0]), 0.0), max(float(seen[1]), 0.0))

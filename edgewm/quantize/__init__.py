@@ -34,7 +34,7 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
     `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_static` has activations in
     constant steps of the range that the planner's own candidates have in them (`calibrate`): no row is looked at before
-    it is rounded, which saves time, and all rows share the steps of the widest, which costs elites.
+    it is rounded, which saves next to nothing on a CPU, and all rows share the steps of the widest, which costs elites.
 
     `w4a8` and `w4a16_g64` (or 32, 128: the inputs that share a step) have weights of 16 levels, chosen on the same
     candidates, and hold straits in bf16 as well. Here 4 bits are fidelity only: kernels read such weights as int8 and
