@@ -242,7 +242,7 @@ def test_the_verb_builds_for_a_gpu_and_says_so(named: None, tmp_path: Path, monk
 
 
 def test_auto_takes_the_smaller_estimate_and_says_both() -> None:
-    _, counts, told = place_program(program("fp32"), *resolve("orin", "MAXN"), "auto", 12)
+    _, counts, told = place_program(program("fp32"), *resolve("orin", "30W"), "auto", 12)
     assert told.place == "cpu" and counts is not None  # so small a plan is over before its launches are
     assert re.fullmatch(r"a plan is estimated at \S+ ms on the CPU, \S+ on the GPU", told.why)
     _, _, thor = place_program(program("fp32"), *resolve("thor"), "auto", 1)  # in a mode whose clocks are not known
