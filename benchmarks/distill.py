@@ -63,11 +63,18 @@ def rates(given: argparse.Namespace) -> list[dict[str, Any]]:
             made = found["student"] or teacher
             built.append(build(made, precision=best["precision"], planner=searched, threads=given.threads, out=out))
         seconds = times(teacher, bundles, given.threads)
-        rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {})]
+        rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {}, given.episodes)]
         for found, out, facts in zip(results, bundles[1:], built[1:], strict=True):
             told = judged(teacher, out, given)
             rows.append(
-                row(f"{found['asked']['rate_hz']:g} Hz", name_of(found["chosen"]), facts, seconds[str(out)], told)
+                row(
+                    f"{found['asked']['rate_hz']:g} Hz",
+                    name_of(found["chosen"]),
+                    facts,
+                    seconds[str(out)],
+                    told,
+                    given.episodes,
+                )
             )
             print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
     return rows
@@ -113,12 +120,12 @@ def judged(teacher: str, bundle: Path, given: argparse.Namespace) -> dict[str, A
 
 
 def row(
-    name: str, plans_with: str, built: dict[str, Any], seconds: Sequence[float], told: dict[str, Any]
+    name: str, plans_with: str, built: dict[str, Any], seconds: Sequence[float], told: dict[str, Any], episodes: int
 ) -> dict[str, Any]:
     return {
         "table": "rates", "name": name, "plans_with": plans_with, "weights_mib": built["weight_bytes"] / 2**20,
         "plan_ms": 1e3 * median(seconds), "best_plan_ms": 1e3 * min(seconds), **told,
-        "command": "python benchmarks/distill.py rates ...",
+        "command": f"python benchmarks/distill.py rates RESULT.json... --episodes {episodes}",
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""README's figures, written from `benchmarks/results/*.jsonl`: nobody types a number there.
+"""Figures of README and benchmarks/README, written from `benchmarks/results/*.jsonl`: nobody types a number there.
 
     python benchmarks/tables.py            rewrite the blocks between <!-- table: NAME --> and <!-- end -->
-    python benchmarks/tables.py --check    exit with 1 where README differs
+    python benchmarks/tables.py --check    exit with 1 where a page differs
 
 A line of a results file is one JSON object with `table` (the block's name), `machine` (of its file's name) and the
 columns; the newest line of the same `name` in a file wins, so results are appended and never edited. Lines that name
@@ -21,7 +21,7 @@ from typing import Any
 import take_kit
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_COLUMNS = ("table", "schema_version", "command", "run", "basis")
@@ -70,7 +70,7 @@ def markdown(table: Iterable[Row]) -> str:
 
 
 def generated(text: str, found: Iterable[Row]) -> str:
-    """README's text with each block rebuilt."""
+    """A page's text with each block rebuilt."""
     found = list(found)
     found = [row for row in found if row["table"] != take_kit.TABLE] + take_kit.table_rows(found)
     return BLOCK.sub(
@@ -79,12 +79,15 @@ def generated(text: str, found: Iterable[Row]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    now = README.read_text()
-    wanted = generated(now, rows())
-    if "--check" in arguments:
-        return int(now != wanted)
-    README.write_text(wanted)
-    return 0
+    found, differing = rows(), 0
+    for page in PAGES:
+        now = page.read_text()
+        wanted = generated(now, found)
+        if now != wanted and "--check" in arguments:
+            differing = 1
+        elif now != wanted:
+            page.write_text(wanted)
+    return differing
 
 
 if __name__ == "__main__":

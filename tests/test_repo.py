@@ -114,17 +114,18 @@ def test_never_called(rule: str) -> None:
 
 
 def test_words_that_never_occur() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("edgewm/reference/*/*.md"), ROOT / "Makefile"]
+    documents = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *ROOT.glob("edgewm/reference/*/*.md"), ROOT / "Makefile"]
     documents += [*ROOT.glob("scripts/*.sh"), *ROOT.glob("targets/*.toml")]
     read = _without_this(sorted({*SOURCES, *CODE, *documents, ROOT / "pyproject.toml"}))
     assert [f"{name(p)}: {hit[0]}" for p in read for hit in WORDS.finditer(p.read_text())] == []
     assert [name(p) for p in SOURCES if NAMES.search(p.read_text())] == []
 
 
-def test_links_of_readme_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    local = [link for link in re.findall(r"\]\(([^)\s#]+)", text) if "://" not in link]
-    assert local and [link for link in local if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_links_of_pages_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    local = [link for link in re.findall(r"\]\(([^)\s#]+)", file.read_text()) if "://" not in link]
+    assert local and [link for link in local if not (file.parent / link).exists()] == []
 
 
 def test_ruff_is_content() -> None:
@@ -155,11 +156,14 @@ def _tables():
     return module
 
 
-def test_readme_holds_what_was_measured() -> None:
+def test_pages_hold_what_was_measured() -> None:
     tables = _tables()
-    text = tables.README.read_text()
-    assert "<!-- table: plan -->" in text
-    assert text == tables.generated(text, tables.rows()), "make tables"
+    found, shown = tables.rows(), []
+    for page in tables.PAGES:
+        text = page.read_text()
+        shown += [block["name"] for block in tables.BLOCK.finditer(text)]
+        assert text == tables.generated(text, found), "make tables"
+    assert sorted(set(shown)) == sorted(shown) and {row["table"] for row in found} <= set(shown)
 
 
 def test_tables_take_the_newest_line_of_a_name(tmp_path: Path) -> None:
