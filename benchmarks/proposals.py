@@ -3,8 +3,9 @@
     python benchmarks/proposals.py DIRECTORY [--model reference] [--episodes 40] [--shares 1/20,1/100]
 
 DIRECTORY is what `edgewm distill MODEL --proposal-only` wrote. Bundles of it plan in fp32 with all of the planner's
-candidates, with those shares of them, and with one, which is the proposal itself; blind and from the proposal. All play
-the same episodes; the difference is to the full search, with 90 % bootstrap intervals over episodes.
+candidates, with those shares of them, in as many iterations as the planner has and in two, and with one, which is the
+proposal itself; blind and from the proposal. All play the same episodes; the difference is to the full search, with
+90 % bootstrap intervals over episodes. Plans are timed in one alternating run.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import tempfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+from distill import times
 from recording import add_flags, finish
 
 from edgewm import statistics
@@ -32,16 +35,20 @@ from edgewm.manifest import read_manifest
 from edgewm.models import load
 from edgewm.program import Planner
 
-TWO_ROUNDS = 32  # candidates from which on there are two iterations
+FEWEST = 4  # candidates that an iteration can refit from
 
 
-def budget(planner: Planner, share: Fraction) -> Planner:
-    """The planner with a share of its candidates: 0 for one."""
-    whole = planner.samples * planner.iterations * share
+def budgets(planner: Planner, share: Fraction) -> list[Planner]:
+    """The planner with a share of its candidates, 0 for one: in all of its iterations, in two, in one where there are
+    too few for more."""
     if share == 1:
-        return planner
-    iterations = 2 if whole >= TWO_ROUNDS else 1
-    samples = max(1, round(whole / iterations))
+        return [planner]
+    whole = planner.samples * planner.iterations * share
+    rounds = [n for n in (planner.iterations, 2) if whole / n >= FEWEST and whole / planner.iterations >= 1] or [1]
+    return [_with(planner, max(1, round(whole / n)), n) for n in rounds]
+
+
+def _with(planner: Planner, samples: int, iterations: int) -> Planner:
     elites = min(samples, max(2, round(planner.elites * samples / planner.samples)))
     return replace(planner, samples=samples, iterations=iterations, elites=elites)
 
@@ -64,25 +71,28 @@ def proposals(given: argparse.Namespace) -> list[dict[str, Any]]:
     model = load(str(given.directory))
     whole = replace(model.planner, proposal=False)
     shares = [Fraction(1), *map(Fraction, given.shares.split(",")), Fraction(0)]
-    settings = [(budget(whole, share), is_from) for share in shares for is_from in (False, True)]
+    settings = [(p, is_from) for share in shares for p in budgets(whole, share) for is_from in (False, True)]
     settings = [(p, is_from) for p, is_from in settings if p.samples > 1 or is_from]
     make, starts = source_of(given.model, model).make, starts_of(given.episodes, 0)
     rows: list[dict[str, Any]] = []
     first = None
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
-        for i, (planner, is_from) in enumerate(settings):
+        bundles = [Path(folder) / str(i) for i in range(len(settings))]
+        for (planner, is_from), out in zip(settings, bundles, strict=True):
             own = {key: getattr(planner, key) for key in ("samples", "iterations", "elites")}
-            out = Path(folder) / str(i)
             build(str(given.directory), planner={**own, "proposal": is_from}, threads=given.threads, out=out)
+        seconds = times(given.model, bundles, given.threads)
+        for (planner, is_from), out in zip(settings, bundles, strict=True):
             wins = successes(out, make, starts, given.threads)
             first = wins if first is None else first
-            rows.append(row(planner, is_from, wins, first, given))
+            rows.append(row(planner, is_from, wins, first, seconds[str(out)], given))
             print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
     return rows
 
 
 def row(
-    planner: Planner, is_from: bool, wins: np.ndarray, first: np.ndarray, given: argparse.Namespace
+    planner: Planner, is_from: bool, wins: np.ndarray, first: np.ndarray, seconds: list[float],
+    given: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     candidates = planner.samples * planner.iterations
     low, high = statistics.bootstrap((wins * 1.0 - first)[:, None], lambda d: float(d.mean()), 0.9)
@@ -91,7 +101,8 @@ def row(
     return {
         "table": "proposals", "name": f"{candidates} ({planner.samples} x {planner.iterations}), {begun}",
         "episodes": len(wins), "successes": int(wins.sum()), "interval": f"{least:.0%} to {most:.0%}",
-        "difference": f"{low:+.2f} to {high:+.2f}",
+        "difference": f"{low:+.2f} to {high:+.2f}", "plan_ms": 1e3 * median(seconds),
+        "best_plan_ms": 1e3 * min(seconds), "threads": given.threads,
         "command": f"python benchmarks/proposals.py DIRECTORY --episodes {given.episodes} --shares {given.shares}",
     }  # fmt: skip
 
@@ -102,7 +113,7 @@ def main() -> int:
     parser.add_argument("--model", default="reference", help="whose simulator")
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--shares", default="1/20,1/100", help="of the planner's candidates")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     add_flags(parser)
     given = parser.parse_args()
     finish(proposals(given), given)
