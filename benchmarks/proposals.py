@@ -101,7 +101,7 @@ def row(
     return {
         "table": "proposals", "name": f"{candidates} ({planner.samples} x {planner.iterations}), {begun}",
         "episodes": len(wins), "successes": int(wins.sum()), "interval": f"{least:.0%} to {most:.0%}",
-        "difference": f"{low:+.2f} to {high:+.2f}", "plan_ms": 1e3 * median(seconds),
+        "difference": None if wins is first else f"{low:+.2f} to {high:+.2f}", "plan_ms": 1e3 * median(seconds),
         "best_plan_ms": 1e3 * min(seconds), "threads": given.threads,
         "command": f"python benchmarks/proposals.py DIRECTORY --episodes {given.episodes} --shares {given.shares}",
     }  # fmt: skip

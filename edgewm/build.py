@@ -182,7 +182,7 @@ def with_overrides(planner: Planner, overrides: Mapping[str, Any]) -> Planner:
     given = {k: v for k, v in overrides.items() if v is not None}
     merged = settled(planner, given)
     if "elites" not in given:
-        merged = replace(merged, elites=min(merged.elites, max(2, merged.samples // 8)))
+        merged = replace(merged, elites=min(merged.elites, merged.samples, max(2, merged.samples // 8)))
     if "commit_steps" not in given:
         merged = replace(merged, commit_steps=min(merged.commit_steps, merged.horizon * merged.action_block))
     return merged

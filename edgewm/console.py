@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .cli_options import flag_of
 from .compare import sentences
 from .kernel_times import kernel_lines
 
@@ -141,10 +142,11 @@ def proposal_line(result: Result) -> str:
 def _build_of(result: Result) -> str:
     """The command that builds the model itself as it was chosen."""
     asked, best = result["asked"], result["chosen"]
-    own = ((f"--{key}", best["planner"][key]) for key in ("samples", "iterations", "elites"))
-    flags = [(f"--{key}", asked[key]) for key in ("target", "mode", "threads")]
-    flags += [("--precision", best["precision"]), *own]
-    return f"edgewm build {asked['teacher']} {' '.join(f'{flag} {value}' for flag, value in flags)}"
+    settings = asked["planner"] | {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
+    settings |= {"proposal": False} if asked["without_proposal"] else {}
+    flags = [f"--{key} {asked[key]}" for key in ("target", "mode", "threads")]
+    flags += [f"--precision {best['precision']}", *(flag_of(field, value) for field, value in settings.items())]
+    return f"edgewm build {asked['teacher']} {' '.join(flags)}"
 
 
 def profile_table(result: Result) -> Group:

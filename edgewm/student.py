@@ -37,4 +37,5 @@ def student_for(
     if found["student"] is not None:
         return found["student"], {}, best["precision"]
     changed = {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
+    changed |= {"proposal": False} if found["asked"]["without_proposal"] else {}
     return model, {**planner, **changed}, best["precision"]

@@ -136,7 +136,7 @@ def judge(
                 pairs = source.contexts(exact.CONTEXTS, seed + 1)
                 parts.append(exact.run(model, subjects.planner, subjects.full, subjects.compressed, pairs, seed))
             if subjects.whole is not None:
-                parts.append((budget.run(subjects, model.action_dim, source.contexts(contexts, seed), seed), []))
+                parts.append(budget.run(subjects, model.action_dim, source.contexts(contexts, seed), seed))
             for figures, judgements in parts:
                 found, rows = found | figures, rows + judgements
             return found, rows, []

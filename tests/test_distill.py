@@ -308,6 +308,13 @@ def run_and_die(settings: Settings, out: Path, cache: Path, after_s: float) -> b
     return os.WIFEXITED(status)
 
 
+def test_a_log_that_was_cut_off_goes_on_where_it_was_whole(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 6}\n{"step": 12}\n{"step": 18}\n{"ste')
+    train.keep_log(log, 12)
+    assert log.read_text() == '{"step": 6}\n{"step": 12}\n'
+
+
 def test_a_run_killed_at_drawn_moments_ends_in_the_same_bits(tmp_path, straight, cache):
     rng = np.random.default_rng(5)
     out = tmp_path / "killed"
@@ -468,6 +475,7 @@ def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeyp
     small = {"samples": 16, "iterations": 1, "elites": 2}
     for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
         found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "horizon": 5}}}
+        found["asked"] = {"without_proposal": False}
         monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
         assert student_for("reference", "auto", {}, asked, None, print) == expected
 
@@ -549,6 +557,13 @@ def test_planners_whose_plans_lose_little_are_as_good(monkeypatch):
     assert next(budgets.groups("spot", model, Source(), 0)) == [own]
 
 
+def test_a_planner_that_gains_nothing_has_no_smaller_one():
+    teacher = spot()
+    blind = replace(teacher, side=replace(teacher.side, score=lambda z, goal, candidates: np.ones(len(candidates))))
+    with pytest.raises(EdgewmError, match="planning gains nothing"):
+        budgets.regret(blind, 0)
+
+
 def test_fewer_samples_lose_more():
     loses = budgets.regret(spot(), 0)
     assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
@@ -598,6 +613,13 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     found = verb.distill("distill_world:make", progress=quiet, **asked)
     assert found["verdict"]["plan"]["contexts"] == 4 and (tmp_path / "student" / "bundle" / "model.ewm").is_file()
     kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
+    stale = tmp_path / "begun" / verb.CONFIG
+    stale.parent.mkdir()
+    stale.write_text(json.dumps({**kept, "asked": {**kept["asked"], "seed": 7}}))  # of a run that never kept a state
+    monkeypatch.setattr(verb, "train", lambda *a, **options: {})
+    monkeypatch.setattr(verb, "build", lambda *a, **options: pytest.fail(f"seed {json.loads(stale.read_text())['asked']['seed']}"))
+    with pytest.raises(pytest.fail.Exception, match="seed 0"):
+        verb.distill("distill_world:make", **{**asked, "out": stale.parent})
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")

@@ -136,6 +136,11 @@ def test_a_checkpoint_with_a_proposal_is_a_model_like_any_other(tmp_path, monkey
     assert model.ports == before.ports and before.proposal is None
     with pytest.raises(EdgewmError, match="no empty directory"):
         proposal_only.distill_proposal("reference", out=tmp_path / "out")
+    for training, what in (({"contexts": 1}, "one context cannot"), ({"learning_rate": -1.0}, "learning_rate is -1")):
+        with pytest.raises(EdgewmError, match=what):
+            proposal_only.distill_proposal("reference", out=tmp_path / "other", training=training)
+    with pytest.raises(EdgewmError, match="no such file"):
+        proposal_only.distill_proposal("reference", out=tmp_path / "other", data=tmp_path / "none")
     with pytest.raises(EdgewmError, match="lies beside a checkpoint"):
         proposal_only.distill_proposal("planning:proposing", out=tmp_path / "other")
 
@@ -167,5 +172,6 @@ def test_shares_of_a_planners_candidates(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     proposals = importlib.import_module("proposals")
     whole = replace(proposing().planner, samples=128, iterations=8, elites=12)
-    found = [proposals.budget(whole, Fraction(share)) for share in ("1", "1/20", "1/100", "0")]
-    assert [(p.samples, p.iterations, p.elites) for p in found] == [(128, 8, 12), (26, 2, 2), (10, 1, 2), (1, 1, 1)]
+    found = [[(p.samples, p.iterations, p.elites) for p in proposals.budgets(whole, Fraction(share))]
+             for share in ("1", "1/20", "1/100", "0")]  # fmt: skip
+    assert found == [[(128, 8, 12)], [(6, 8, 2), (26, 2, 2)], [(5, 2, 2)], [(1, 1, 1)]]

@@ -178,7 +178,8 @@ def test_what_a_smaller_search_costs_is_told():
 
     def regret(compressed: sides.Side, planner: Planner) -> float:
         subjects = Subjects(full, compressed, planner, "pixels", PORTS[2], whole)
-        found = budget.run(subjects, ACTION, contexts(24), 0)
+        found, (row,) = budget.run(subjects, ACTION, contexts(24), 0)
+        assert row["name"] == "search_regret" and row["value"] == found["search_regret"] and row["samples"] == 24
         assert found["search_regret_95"][0] <= found["search_regret"] <= found["search_regret_95"][1]
         assert found["full_search"] == {"samples": 192, "iterations": 4, "elites": 12}
         return found["search_regret"]

@@ -23,7 +23,7 @@ from ..errors import EdgewmError
 from ..models.proposal import FILE, Proposal
 from ..options import Progress
 from . import targets
-from .teacher import CONTEXTS, Arrays, Teacher, contexts, encoded, noise, searched
+from .teacher import CONTEXTS, Arrays, Teacher, check_gain, contexts, encoded, noise, searched
 
 Array = np.ndarray
 SEED = 1 << 19  # added to the first key of contexts: those of students are others
@@ -111,7 +111,8 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if (step + 1) % LOOK == 0 and (missed := float(_off(found, z, goal, plans)[held].mean())) < least:
+        is_look = (step + 1) % LOOK == 0 or step + 1 == settings.steps
+        if is_look and (missed := float(_off(found, z, goal, plans)[held].mean())) < least:
             best, least = copy.deepcopy(found), missed
         say(f"step {step + 1}/{settings.steps}", 0.9 + 0.1 * (step + 1) / settings.steps)
     best = best.eval().requires_grad_(False)
@@ -120,6 +121,7 @@ def train(
     own = np.clip(best(z, goal).numpy(), teacher.planner.low, teacher.planner.high)
     lost = costs(teacher, *(made[key][held] for key in ("latent", "goal_latent")), own[held]) - made["plan_cost"][held]
     gained = made["blind_cost"][held] - made["plan_cost"][held]
+    check_gain(gained.sum(), teacher.name)
     worth = {"regret": float(lost.sum() / gained.sum()), "missed": float(off.mean() / plans[held].var())}
     return best, {**worth, "held_out": int(held.sum())}
 

@@ -19,6 +19,7 @@ from . import states
 from .proposal import Settings, train, write
 from .targets import write_bytes
 from .teacher import teacher_of
+from .train import check_training
 
 
 def distill_proposal(
@@ -37,12 +38,18 @@ def distill_proposal(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EdgewmError("the output is no empty directory", str(out), "give -o an empty directory")
+    if data is not None and not data.is_file():
+        raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
+    check_training(training or {})
     full = load(model)
     planner = replace(full.planner, proposal=False, warm_start=False)
     known = None if data is None else sha256(data)[data.name]
     teacher = teacher_of(model, full, planner, source_of(model, full, data), known)
     settings = replace(Settings(seed=seed), **(training or {}))
-    found, worth = train(teacher, settings, cache, progress)
+    if settings.contexts < 2:
+        raise EdgewmError("one context cannot be learned from and held out", "--contexts", "give more")
+    with states.disk(cache or out):
+        found, worth = train(teacher, settings, cache, progress)
     robot = read_object(folder / ROBOT) if (folder / ROBOT).is_file() else {}
     robot["planner"] = {**robot.get("planner", {}), "proposal": True, "warm_start": False}
     with states.disk(out):

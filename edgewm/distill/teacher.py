@@ -202,10 +202,14 @@ def check_fit(teacher: Teacher) -> dict[str, float]:
             teacher.name, "train it longer: a student can be no better",
         )  # fmt: skip
     seen = held_out(teacher, 4, FITNESS)
-    gain = seen["blind_cost"] - seen["plan_cost"]
-    if not (gain > 0).all():
+    check_gain(seen["blind_cost"] - seen["plan_cost"], teacher.name)
+    return {"explained_at_horizon": 1 - missed}
+
+
+def check_gain(gain: Array, where: str) -> None:
+    """EdgewmError where plans cost no less than blind candidates, by `gain` in each context or on average."""
+    if not np.all(np.asarray(gain) > 0):
         raise EdgewmError(
-            "planning gains nothing: the teacher's plans cost no less than what is drawn blindly", teacher.name,
+            "planning gains nothing: the teacher's plans cost no less than what is drawn blindly", where,
             "give the planner more samples or iterations, or train the teacher longer",
         )  # fmt: skip
-    return {"explained_at_horizon": 1 - missed}

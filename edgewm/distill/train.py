@@ -385,8 +385,16 @@ def _step(
     return found
 
 
+def check_training(training: Mapping[str, Any]) -> None:
+    """EdgewmError for a number that no run can be made with."""
+    for name, value in training.items():
+        if isinstance(value, (int, float)) and not value > (-1 if name in ("warmup_steps", "weight_decay") else 0):
+            raise EdgewmError(f"{name} is {value}", f"--{name.replace('_', '-')}", "give a positive number")
+
+
 def keep_log(path: Path, step: int) -> None:
-    """Drops the lines that a killed run wrote after its last state."""
+    """Drops the lines that a killed run wrote after its last state, and one that was cut off."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         targets.write_bytes(path, "".join(kept).encode())

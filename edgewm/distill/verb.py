@@ -28,7 +28,7 @@ from .processes import Processes
 from .prune import begins_as
 from .targets import write_bytes
 from .teacher import check_fit, teacher_of
-from .train import LEARNING, RUN, TUNING, Notice, Settings, bytes_of, train
+from .train import LEARNING, RUN, TUNING, Notice, Settings, bytes_of, check_training, train
 
 CONFIG = "distill.json"
 BUNDLE = "bundle"
@@ -63,12 +63,15 @@ def distill(
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     board, full = board_of(target, mode, threads, measured), load(model)
-    full = replace(full, proposal=None, planner=replace(full.planner, proposal=False))  # a student has none
     given = {k: v for k, v in (planner or {}).items() if v is not None}
+    if given.pop("proposal", False):
+        raise EdgewmError("a student has no proposal", "--proposal", "train one for the student: --proposal-only")
+    had_proposal = full.proposal is not None
+    full = replace(full, proposal=None, planner=replace(full.planner, proposal=False))
     asked = {
         "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
         "threads": board.threads, "rate_hz": rate_hz, "precision": precision, "planner": given,
-        "without": list(without), "training": dict(training or {}), "seed": seed,
+        "without_proposal": had_proposal, "without": list(without), "training": dict(training or {}), "seed": seed,
         "data": None if data is None else sha256(data)[data.name],
     }  # fmt: skip
     _check(precision, without, training or {})
@@ -100,7 +103,7 @@ def distill(
     if first:
         with states.disk(out):
             out.mkdir(parents=True, exist_ok=True)
-            if not (out / CONFIG).is_file():
+            if known is None:
                 write_bytes(out / CONFIG, _json(found))
     run = train(settings, teacher, out, cache=cache, resume=resume, progress=part(progress, 0.1, 0.8), notice=tell)
     if not first:
@@ -169,9 +172,7 @@ def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) 
     if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
         what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
         raise EdgewmError(what, "--without", f"leave out some of {', '.join(losses.TERMS)}")
-    for name, value in training.items():
-        if isinstance(value, (int, float)) and not value > (-1 if name in ("warmup_steps", "weight_decay") else 0):
-            raise EdgewmError(f"{name} is {value}", f"--{name.replace('_', '-')}", "give a positive number")
+    check_training(training)
 
 
 def _check_out(out: Path, resume: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .gates import finite, ratio_interval
+from .gates import finite, judged, ratio_interval
 from .imagine import Subjects
 from .sides import search
 from .sources import Pairs
@@ -17,9 +17,11 @@ from .sources import Pairs
 _NOISE = 0xB0D6E7
 
 
-def run(subjects: Subjects, action_dim: int, pairs: Pairs, seed: int) -> dict[str, Any]:
-    """`search_regret` and its two one-sided 95 % bounds: what plans of the bundle cost more, at the full model's cost,
-    over what the full model's own plans gain on the median of blind candidates. Noises are apart."""
+def run(
+    subjects: Subjects, action_dim: int, pairs: Pairs, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Figures and gate: `search_regret` and its two one-sided 95 % bounds, what plans of the bundle cost more, at the
+    full model's cost, over what the full model's own plans gain on the median of blind candidates. Noises are apart."""
     full, whole = subjects.full, subjects.whole
     rows = []
     for i, (observation, goal) in enumerate(pairs):
@@ -36,4 +38,6 @@ def run(subjects: Subjects, action_dim: int, pairs: Pairs, seed: int) -> dict[st
     lost, gained = np.array(rows, np.float64).reshape(-1, 2).T
     regret, *bounds = ratio_interval(lost, gained)
     searched = {"samples": whole.samples, "iterations": whole.iterations, "elites": whole.elites}
-    return {"search_regret": finite(regret), "search_regret_95": [finite(b) for b in bounds], "full_search": searched}
+    figures = {"search_regret": finite(regret), "search_regret_95": [finite(b) for b in bounds]}
+    figures["full_search"] = searched
+    return figures, [judged("search_regret", regret, len(rows), bounds)]

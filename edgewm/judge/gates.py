@@ -55,6 +55,9 @@ GATES: Mapping[str, Gate] = {
         Gate("regret", (0.005, 0.01, 0.05), "at_most",
              "what the compressed model's plan costs under the full model above the full model's own plan, as a share "
              "of what planning gains over a candidate drawn blindly"),
+        Gate("search_regret", (0.005, 0.01, 0.05), "at_most",
+             "what the bundle's plan costs under the full model above one of the full model's own search, where it "
+             "is another, as a share of what that gains over a candidate drawn blindly"),
         Gate("cost_error", ERROR, "at_most",
              "rms error of candidate costs over their spread in that context, mean over contexts"),
         Gate("first_action_ratio", (0.25, 0.5, 0.8), "at_most",
@@ -145,7 +148,7 @@ STRICT, USUAL, EXPLORE = (
 STUDENT_RANK = 0.9
 STUDENT_ERROR = math.sqrt(1 / STUDENT_RANK**2 - 1)
 STUDENT = {
-    "spearman_min": STUDENT_RANK, "elite_overlap": 0.7, "regret": 0.05, "cost_error": STUDENT_ERROR,
+    "spearman_min": STUDENT_RANK, "elite_overlap": 0.7, "regret": 0.05, "search_regret": 0.05, "cost_error": STUDENT_ERROR,
     "drift": STUDENT_ERROR, "closed_loop_loss": 0.05,
 }  # fmt: skip
 NAMED: Mapping[str, Preset] = {
