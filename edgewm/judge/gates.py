@@ -148,8 +148,8 @@ STRICT, USUAL, EXPLORE = (
 STUDENT_RANK = 0.9
 STUDENT_ERROR = math.sqrt(1 / STUDENT_RANK**2 - 1)
 STUDENT = {
-    "spearman_min": STUDENT_RANK, "elite_overlap": 0.7, "regret": 0.05, "search_regret": 0.05, "cost_error": STUDENT_ERROR,
-    "drift": STUDENT_ERROR, "closed_loop_loss": 0.05,
+    "spearman_min": STUDENT_RANK, "elite_overlap": 0.7, "regret": 0.05, "search_regret": 0.05,
+    "cost_error": STUDENT_ERROR, "drift": STUDENT_ERROR, "closed_loop_loss": 0.05,
 }  # fmt: skip
 NAMED: Mapping[str, Preset] = {
     **{preset.name: preset for preset in (STRICT, USUAL, EXPLORE)},
