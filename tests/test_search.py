@@ -80,7 +80,7 @@ def test_a_product_alone_costs_what_it_costs_in_a_whole_evaluation(exact: Progra
 
 def test_figures_of_costs_whose_order_is_known() -> None:
     full = np.array([[0.0, 1, 2, 3], [0, 1, 2, 3]])
-    looked = Looked({}, full, full, full, plan_cost=0.0, blind_cost=2.0)
+    looked = Looked({}, (full,), full, full, plan_cost=0.0, blind_cost=2.0)
     same = fidelity([looked], [full], 2)
     assert (same["error"], same["spearman_min"], same["elite_overlap"], same["elite_regret"]) == (0, 1, 1, 0)
     turned = fidelity([looked], [np.stack([full[0], full[1, ::-1]])], 2)

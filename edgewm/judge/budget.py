@@ -11,7 +11,7 @@ import numpy as np
 
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects
-from .sides import search
+from .sides import search, start_of
 from .sources import Pairs
 
 _NOISE = 0xB0D6E7
@@ -31,7 +31,8 @@ def run(
             rng.standard_normal((p.iterations, p.samples, p.horizon, action_dim), np.float32)
             for p in (whole, subjects.planner)
         ]
-        found = search(lambda candidates, z=z, target=target: full.score(z, target, candidates), whole, noises[0])
+        begin = start_of(full, z, target)
+        found = search(lambda c, z=z, target=target: full.score(z, target, c), whole, noises[0], *begin)
         plan = subjects.compressed.plan(observation, goal, noises[1])
         own, other = np.asarray(full.score(z, target, np.stack([found.mean, plan])), np.float64)
         rows.append((other - own, np.median(found.costs[0]) - own))

@@ -17,7 +17,7 @@ from .. import statistics
 from ..options import Progress
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects, encoded, follow, model_actions
-from .sides import elites_of, search
+from .sides import elites_of, search, start_of
 from .sources import Shift, Source
 
 Array = np.ndarray
@@ -92,7 +92,7 @@ def _planned(subjects: Subjects, shift: Shift, n: int, seed: int) -> list[tuple]
         noise = np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
         z, target = full.encode(observation), full.encode(goal)
         own, own_target = compressed.encode(observation), compressed.encode(goal)
-        looked = search(lambda c: full.score(z, target, c), planner, noise)  # noqa: B023
+        looked = search(lambda c: full.score(z, target, c), planner, noise, *start_of(full, z, target))  # noqa: B023
         scored = np.stack([compressed.score(own, own_target, c) for c in looked.candidates])
         plans = np.stack([looked.mean, np.asarray(compressed.plan(observation, goal, noise), np.float64)])
         k = planner.elites

@@ -23,7 +23,7 @@ from ..options import Progress
 from ..passes.quantize_products import HOLD, quantize_products
 from ..program import Graph, Planner, Program
 from .gates import finite
-from .sides import search, upstream
+from .sides import search, start_of, upstream
 from .sources import Pairs
 
 Array = np.ndarray
@@ -81,7 +81,7 @@ def run(
     for i, (observation, goal) in enumerate(pairs):
         noise = np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
         z, target = full.encode(observation), full.encode(goal)
-        found = search(lambda c: full.score(z, target, c), planner, noise)  # noqa: B023
+        found = search(lambda c: full.score(z, target, c), planner, noise, *start_of(full, z, target))  # noqa: B023
         chosen = np.linspace(0, planner.samples - 1, min(CANDIDATES, planner.samples)).round().astype(int)
         seen.append((observation, goal, found.candidates[-1, chosen], found.costs[-1, chosen].astype(np.float64)))
     rows, not_told = [], []

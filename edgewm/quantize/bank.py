@@ -27,11 +27,11 @@ Recipe = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Looked:
-    """One context: inputs of `score` but the candidates; the noise of its search and what that looked at, (I, S, H, A);
-    costs (I, S) of the full model; the cost of its plan; the median of the costs of blind candidates."""
+    """One context: inputs of `score` but the candidates; the noise of its search and where that begins, as
+    `sides.search` takes them; what it looked at, (I, S, H, A); costs (I, S) of the full model; the cost of its plan; the median of the costs of blind candidates."""
 
     given: Mapping[str, Array]
-    noise: Array
+    drawn: tuple[Array, ...]
     candidates: Array
     costs: Array
     plan_cost: float
@@ -44,13 +44,13 @@ def gathered(
     """`count` contexts of the model's source; of each search `iterations` of them, evenly spread up to the last (None:
     all). EdgewmError where there is nothing to plan from."""
     found = []
-    for given, noise, seen in searches(program, model, data, count, rng, "precisions are"):
+    for given, drawn, seen in searches(program, model, data, count, rng, "precisions are"):
         last = len(seen.candidates) - 1
         kept = np.unique(np.linspace(last, 0, iterations or last + 1, endpoint=iterations is None).round().astype(int))
         candidates = seen.candidates[kept].astype(np.float32)
         costs = np.stack([cost_of(program, given, c) for c in candidates])
         plan_cost = float(_cost_of_plan(program, given, seen.mean))
-        found.append(Looked(given, noise, candidates, costs, plan_cost, float(np.median(seen.costs[0]))))
+        found.append(Looked(given, drawn, candidates, costs, plan_cost, float(np.median(seen.costs[0]))))
     return found
 
 
@@ -88,7 +88,7 @@ def together(program: Program, bank: Sequence[Looked], recipe: Recipe, planner: 
     """`fidelity` of a whole recipe on the bank, and `regret`, of its own plans from the same noise."""
     held = quantized(program, recipe)
     costs = [np.stack([cost_of(held, each.given, c) for c in each.candidates]) for each in bank]
-    plans = [search(lambda c: cost_of(held, each.given, c), planner, each.noise).mean for each in bank]  # noqa: B023
+    plans = [search(lambda c: cost_of(held, each.given, c), planner, *each.drawn).mean for each in bank]  # noqa: B023
     lost = [_cost_of_plan(program, each.given, plan) - each.plan_cost for each, plan in zip(bank, plans, strict=True)]
     gained = [each.blind_cost - each.plan_cost for each in bank]
     return fidelity(bank, costs, planner.elites) | {"regret": float(np.sum(lost) / np.sum(gained))}

@@ -114,11 +114,11 @@ def searched(program: Program, model: str, data: Path | None, seed: int) -> Iter
 
 def searches(
     program: Program, model: str, data: Path | None, count: int, rng: np.random.Generator, what: str
-) -> Iterator[tuple[dict[str, Array], Array, Search]]:
+) -> Iterator[tuple[dict[str, Array], tuple[Array, ...], Search]]:
     """Searches of the full model from `count` contexts, of MOST_ITERATIONS at most: the inputs of the entry `score` but
-    the candidates, the noise, what was looked at. EdgewmError, which says for `what`, where nothing is to plan from."""
+    the candidates, the noise and where it begins (`sides.search`), what was looked at. EdgewmError, which says for `what`, where nothing is to plan from."""
     from .. import models
-    from ..judge.sides import in_context, search, upstream
+    from ..judge.sides import in_context, search, start_of, upstream
     from ..judge.sources import source_of
 
     loaded = models.load(model)
@@ -133,11 +133,11 @@ def searches(
     shape = (planner.iterations, planner.samples, planner.horizon, loaded.action_dim)
     for observation, goal in contexts(count, int(rng.integers(2**31))):  # not those a judge draws by the same seed
         z, target = side.encode(observation), side.encode(goal)
-        noise = rng.standard_normal(shape, np.float32)
-        found = search(_cost(side, z, target), planner, noise)
+        drawn = (rng.standard_normal(shape, np.float32), *start_of(side, z, target))
+        found = search(_cost(side, z, target), planner, *drawn)
         latents, actions = in_context(planner, z, found.candidates[0])
         past = {"past_actions": actions[0, :older]} if older else {}
-        yield {"z": latents, "goal": target[None], **past}, noise, found
+        yield {"z": latents, "goal": target[None], **past}, drawn, found
 
 
 def _cost(side: Side, z: Array, target: Array) -> Callable[[Array], Array]:
