@@ -116,7 +116,8 @@ def searches(
     program: Program, model: str, data: Path | None, count: int, rng: np.random.Generator, what: str
 ) -> Iterator[tuple[dict[str, Array], tuple[Array, ...], Search]]:
     """Searches of the full model from `count` contexts, of MOST_ITERATIONS at most: the inputs of the entry `score` but
-    the candidates, the noise and where it begins (`sides.search`), what was looked at. EdgewmError, which says for `what`, where nothing is to plan from."""
+    the candidates; the noise and where it begins, as `sides.search` takes them; what was looked at. EdgewmError, which
+    says for `what`, where nothing is to plan from."""
     from .. import models
     from ..judge.sides import in_context, search, start_of, upstream
     from ..judge.sources import source_of
