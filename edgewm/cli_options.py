@@ -70,14 +70,6 @@ PLANNER: dict[str, tuple[str, tuple[str, ...] | type | int, str]] = {
 }  # fmt: skip
 
 
-def flag_of(field: str, value: Any) -> str:
-    """How a setting of the planner is given on the command line."""
-    on, _, off = PLANNER[field][0].split()[0].partition("/")
-    if off:
-        return on if value else off
-    return f"{on} {value}"
-
-
 def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The planner's settings as options, under the names of the fields; None where not given."""
     for field, (flags, takes, help) in reversed(PLANNER.items()):

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from .cli_options import flag_of
 from .compare import sentences
 from .kernel_times import kernel_lines
 
@@ -145,8 +144,17 @@ def _build_of(result: Result) -> str:
     settings = asked["planner"] | {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
     settings |= {"proposal": False} if asked["without_proposal"] else {}
     flags = [f"--{key} {asked[key]}" for key in ("target", "mode", "threads")]
-    flags += [f"--precision {best['precision']}", *(flag_of(field, value) for field, value in settings.items())]
+    flags += [f"--precision {best['precision']}", *(_flag(field, value) for field, value in settings.items())]
     return f"edgewm build {asked['teacher']} {' '.join(flags)}"
+
+
+def _flag(field: str, value: Any) -> str:
+    """How a setting of the planner is given to `build`."""
+    named = {"kind": "planner", "return_mean": "return-mean" if value else "return-best"}
+    name = named.get(field, field.replace("_", "-"))
+    if isinstance(value, bool):
+        return f"--{name}" if value or field in named else f"--no-{name}"
+    return f"--{name} {value}"
 
 
 def profile_table(result: Result) -> Group:

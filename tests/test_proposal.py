@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from edgewm.backends.files import graphs_of
 from edgewm.cli import cli
+from edgewm.console import _flag
 from edgewm.distill import proposal, proposal_only
 from edgewm.distill.teacher import Teacher, teacher_of
 from edgewm.errors import EdgewmError
@@ -175,3 +176,12 @@ def test_shares_of_a_planners_candidates(monkeypatch):
     found = [[(p.samples, p.iterations, p.elites) for p in proposals.budgets(whole, Fraction(share))]
              for share in ("1", "1/20", "1/100", "0")]  # fmt: skip
     assert found == [[(128, 8, 12)], [(6, 8, 2), (26, 2, 2)], [(5, 2, 2)], [(1, 1, 1)]]
+
+
+def test_every_setting_of_a_planner_is_told_as_build_takes_it():
+    """What the line "no student is needed" prints, read by the command line itself."""
+    whole = {"kind": "icem", "samples": 8, "elites": 2, "return_mean": False, "proposal": False, "warm_start": True,
+             "var_scale": 0.5, "n_elite_keep": 2, "commit_steps": 5, "objective": "path"}  # fmt: skip
+    words = " ".join(_flag(field, value) for field, value in whole.items()).split()
+    with cli.commands["build"].make_context("build", ["reference", *words]) as context:
+        assert {field: context.params[field] for field in whole} == whole

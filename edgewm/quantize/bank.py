@@ -28,8 +28,8 @@ Recipe = Mapping[str, str]
 @dataclass(frozen=True)
 class Looked:
     """One context: inputs of `score` but the candidates; the noise of its search and where that begins, as
-    `sides.search` takes them; what it looked at, (I, S, H, A); costs (I, S) of the full model; the cost of its plan; the
-    median of the costs of blind candidates."""
+    `sides.search` takes them; what it looked at, (I, S, H, A); costs (I, S) of the full model; the cost of its plan;
+    the median of the costs of blind candidates."""
 
     given: Mapping[str, Array]
     drawn: tuple[Array, ...]
