@@ -529,6 +529,16 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     assert [candidate_of(json.loads(json.dumps(c.as_json()))) for c in found] == found
 
 
+def test_a_model_of_another_family_may_be_faster_than_any_student(orin, monkeypatch):
+    def priced(shape, planner, form, *rest):
+        return Candidate(shape, form, planner, {"high": 5.0 if shape else {"fp32": 3.0}.get(form, 1.0)}, "nothing")
+
+    monkeypatch.setattr(choice, "tick", priced)
+    model = own.from_module(make(), "spot")
+    best = chosen(considered(model, orin, 500.0, "auto", [[PLANNER]]), 500.0, orin)
+    assert (best.shape, best.precision) == (None, "bf16")
+
+
 def test_size_comes_before_samples_where_fewer_plan_as_well(orin, monkeypatch):
     model, half = lewm_teacher(depth=3)[0].model, replace(PLANNER, samples=PLANNER.samples // 2)
     own = of_teacher(model)

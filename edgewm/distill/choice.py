@@ -118,8 +118,9 @@ def considered(
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
     smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
     weights of a step; at the same size the larger planner, then the precision that rounds least, of all of
-    `quantize.NAMED` for auto, but for those that save the smallest shape no time. A candidate is not priced where one
-    that is no larger in anything is too slow in that precision, nor where one before it holds the rate.
+    `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family: itself).
+    A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
+    before it holds the rate.
     """
     say = progress or (lambda stage, done: None)
     forms = NAMED if precision == AUTO else (precision,)
@@ -137,10 +138,19 @@ def considered(
     passed: list[Candidate] = []
     for group in budgets:
         triples = [(shape, planner, form) for shape in order for planner in group for form in forms]
-        priced = {triple: tick(*triple, model, board) for triple in triples[-len(forms) :]}
-        high = [priced[triple].tick_ms["high"] for triple in priced]
-        faster = {form for i, form in enumerate(forms) if high[i] < min(high[:i], default=math.inf)}
-        left = [triple for triple in triples if triple[2] in faster] if min(high) * rate_hz <= 1e3 else []
+        ends = [triples[-len(forms) :]]
+        if not is_alike:  # of another family, the model itself may be faster than any student
+            ends.append([triple for triple in triples if triple[0] is None and triple[1] == group[-1]])
+        priced = {triple: tick(*triple, model, board) for end in ends for triple in end}
+        faster: set[tuple[bool, str]] = set()
+        for end in ends:
+            high = [priced[triple].tick_ms["high"] for triple in end]
+            if min(high) * rate_hz <= 1e3:
+                saves = (form for i, form in enumerate(forms) if high[i] < min(high[:i], default=math.inf))
+                faster |= {(end[0][0] is None, form) for form in saves}
+        if is_alike:  # the model itself is priced as the largest of shapes
+            faster |= {(True, form) for _, form in faster}
+        left = [triple for triple in triples if (triple[0] is None, triple[2]) in faster]
         while left:
             say("shapes", 1 - len(left) / len(triples))
             triple = left[len(left) // 2]
