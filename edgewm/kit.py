@@ -18,6 +18,7 @@ from .device.place import COPIED, bundle_machine, golden_said
 from .environment import SCRIPT, measured
 from .errors import EdgewmError
 from .manifest import read_manifest
+from .power import another_mode, mode_there
 from .target import Target, targets
 
 SCHEMA_VERSION = 1
@@ -64,15 +65,18 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
             f"the bundle is for {bundle_machine(bundle)}, the board is {environment['machine']}", where,
             "an emulator is no clock: run the kit on the board itself",
         )  # fmt: skip
-    manifest = read_manifest(bundle)
+    manifest, figures = read_manifest(bundle), summarise(tick)
+    mode = mode_there(manifest.target, environment)
+    if other := another_mode(manifest, mode):
+        figures["findings"].insert(0, other)
     return {
         "schema_version": SCHEMA_VERSION,
         "device": environment["board"] or environment["cpu"] or environment["machine"],
         "source": "measured-on-device",
         "golden": golden_said(given["golden"]["said"]),
-        "target": manifest.target, "mode": (environment["power_mode"] or {}).get("name"),
+        "target": manifest.target, "mode": mode, "built_for_mode": manifest.mode,
         "precision": manifest.precision, "bundle_sha256": manifest.sha256, "rate_hz": float(tick["rate_hz"]),
-        "threads": int(tick["threads"]), **summarise(tick), "environment": environment,
+        "threads": int(tick["threads"]), **figures, "environment": environment,
     }  # fmt: skip
 
 
