@@ -141,7 +141,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.argument("bundle", type=PATH)
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run, instead of --ticks.")
+@click.option("--minutes", type=float, help="How long to run, instead of --ticks.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
 @DEVICE
 @click.option("--pin", callback=check_cpus, metavar="CPU[,CPU]", help="Ask for these CPUs, say those of isolcpus.")
@@ -149,7 +149,8 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--mlock", is_flag=True, help="Ask that no page is ever swapped out.")
 @click.option("--load", type=click.Choice(LOADS), help="Also measure while other work uses this.")
 @click.option("--kernels", is_flag=True, help="Time each kernel, too.")
-@click.option("--slo", callback=check_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer.")
+@click.option("--slo", callback=check_slo, metavar="p99=20ms",
+              help="Exit with 1 where a plan takes longer, 2 where the run is too short to tell.")  # fmt: skip
 @click.option("--miss", type=click.FloatRange(1e-6, 0.5), default=0.01, show_default=True, metavar="SHARE",
               help="Late plans that the highest rate may have.")  # fmt: skip
 @click.option("--compare", "against", type=PATH, metavar="FILE", help="An earlier --json: what differs, how surely.")
@@ -159,6 +160,8 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 
     Run BUNDLE at its control rate and count from each intended release, so that one stall counts for all it delays.
     With --device ssh://user@host it is copied there, must give its recorded answers bit for bit, is timed and removed.
+
+    Exit status: 0 the run ended, and --slo was met; 1 it was not; 2 it could not run, or was too short to tell.
     """
     from .console import profile_table, progress_bar
     from .profile import profile as measure

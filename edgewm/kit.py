@@ -24,6 +24,15 @@ from .target import Target, targets
 SCHEMA_VERSION = 1
 OWN = "rate_hz=50 threads=1 # of this bundle"
 AS_RECORDED = re.compile(r"golden \d+: entry \w+, \d+ results, ")
+NUMBERS = ("rate_hz", "plans_per_s", "elapsed_ns", "first_plan_ns")
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "sha256": dict, "golden.status": int, "golden.said": str, "tick.scheduler": dict, "tick.stats": dict,
+    "tick.mode": str,
+    **{f"environment.{when}": str for when in ("before", "during", "after")},
+    **{f"tick.{name}": int for name in ("threads", "ticks", "misses", "plans", "plan_error")},
+    **{f"tick.{name}": (int, float) for name in NUMBERS},
+    **{f"tick.{name}": dict for name in SAMPLES.values()},
+}  # fmt: skip
 SEND = "run `sh kit.sh >board.json` in the bundle's directory on the board, and send that file as it is"
 
 
@@ -56,7 +65,8 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
     try:
         faults = inconsistencies(tick)
         environment = measured(texts["before"], texts["during"], texts["after"], tick["scheduler"]["refused"])
-    except (TypeError, ValueError, KeyError) as fault:
+        figures = {} if faults else summarise(tick)
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as fault:
         raise EdgewmError(f"a field is not of its kind: {fault}", where, SEND) from fault
     if faults:
         raise EdgewmError(f"its figures contradict each other: {faults[0]}", where, SEND)
@@ -65,7 +75,7 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
             f"the bundle is for {bundle_machine(bundle)}, the board is {environment['machine']}", where,
             "an emulator is no clock: run the kit on the board itself",
         )  # fmt: skip
-    manifest, figures = read_manifest(bundle), summarise(tick)
+    manifest = read_manifest(bundle)
     mode = mode_there(manifest.target, environment)
     if other := another_mode(manifest, mode):
         figures["findings"].insert(0, other)
@@ -84,7 +94,7 @@ def _load(file: Path) -> Mapping[str, Any]:
     """The JSON, with every field that is read later. EdgewmError where it is something else."""
     try:
         given = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise EdgewmError(f"no JSON can be read there: {fault}", str(file), SEND) from fault
     fields = {
         "": ("sha256", "golden", "environment", "tick"), "golden": ("status", "said"),
@@ -99,6 +109,13 @@ def _load(file: Path) -> Mapping[str, Any]:
         lacking = [name for name in names if not isinstance(inside, dict) or name not in inside]
         if lacking:
             raise EdgewmError(f"it lacks {', '.join(lacking)}", f"{file} {outer}".strip(), SEND)
+    for path, kind in KINDS.items():
+        *outer, name = path.split(".")
+        value = given[outer[0]][name] if outer else given[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise EdgewmError(f"a field is not of its kind: {path} is {value!r:.40}", str(file), SEND)
+    if not 0 < given["tick"]["rate_hz"] < float("inf"):
+        raise EdgewmError(f"it ran at {given['tick']['rate_hz']} Hz", str(file), SEND)
     return given
 
 

@@ -29,10 +29,12 @@ from .options import NATIVE, SLO, Progress, part
 from .peaks import measure_peaks
 from .phases import GAP_S, gap_penalty, idle_run, phases
 from .power import another_mode, mode_there, run_in
+from .prometheus import check_writable
 from .prometheus import write as write_prometheus
 
 SCHEMA_VERSION = 1
 TICKS, MISS = 3000, 0.01  # unless told otherwise
+MOST_TICKS = 10**12  # of edgewm-tick
 SHARES_S = 2.0  # length of the run that times kernels
 UNDER_LOAD = (
     "act_late_ms", "plan_ms", "plan_age_ms", "plans_per_s", "misses", "misses_in_a_row", "miss_rate_upper", "withheld",
@@ -68,18 +70,19 @@ def profile(
     bundle = Path(bundle)
     limit = parse_slo(slo)
     manifest = read_manifest(bundle)
+    rate_hz, threads = rate_hz or manifest.rate_hz, threads or manifest.threads
+    ticks = ticks if minutes is None else periods(minutes, rate_hz)
     if manifest.backend != NATIVE:
         from .backends.paced import profile as paced
 
         result = paced(
-            bundle, manifest, rate_hz or manifest.rate_hz, ticks, minutes, threads or manifest.threads, progress,
+            bundle, manifest, rate_hz, ticks, threads, progress,
             not_here={"--device": device != LOCAL, "--load": load, "--kernels": kernels, "--compare": against,
                       "--prometheus": prometheus, "--pin": pin, "--fifo": fifo, "--mlock": mlock},
         )  # fmt: skip
         return _kept(result, bundle, slo, limit)
-    rate_hz = rate_hz or manifest.rate_hz
-    threads = threads or manifest.threads
-    ticks = ticks if minutes is None else max(1, round(minutes * 60 * rate_hz))
+    if prometheus is not None:
+        check_writable(prometheus)
     other = None if against is None else read_profile(against)  # refuse before anything is timed
     asked = [word for flag, value in (("--pin", pin), ("--fifo", fifo)) if value for word in (flag, str(value))]
     asked += ["--mlock"] if mlock else []
@@ -91,9 +94,19 @@ def profile(
             result["kernels"] = kernel_rows(bundle, run, known is not None, lambda threads: known)
     if other is not None:
         result["against"] = compare(result, other)
+    result = _kept(result, bundle, slo, limit)
     if prometheus is not None:
         write_prometheus(result, prometheus)
-    return _kept(result, bundle, slo, limit)
+    return result
+
+
+def periods(minutes: float, rate_hz: float) -> int:
+    """Control periods in so many minutes, at least one. EdgewmError for what is no length, or more than a run has."""
+    found = minutes * 60 * rate_hz
+    if not 0 < found <= MOST_TICKS:  # nan is not, either
+        fix = f"give a number above 0 and up to {MOST_TICKS / 60 / rate_hz:.3g}"
+        raise EdgewmError(f"a run of {minutes:g} minutes cannot be made", f"--minutes {minutes:g}", fix)
+    return max(1, round(found))
 
 
 def _kept(result: dict[str, Any], bundle: Path, slo: str | None, limit: tuple[str, float] | None) -> dict[str, Any]:

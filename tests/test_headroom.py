@@ -228,6 +228,23 @@ def test_prometheus_text_is_whole_and_leaves_out_what_is_withheld(tmp_path: Path
     assert (tmp_path / "edgewm.prom").read_text().splitlines() == lines and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(EdgewmError, match="cannot write Prometheus text"):
         prometheus.write(result, tmp_path / "no" / "edgewm.prom")
+    with pytest.raises(EdgewmError, match="cannot write Prometheus text: Is a directory"):
+        prometheus.write(result, tmp_path)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verb, "place", lambda *given: pytest.fail("it was timed"))
+    bundle = write_bundle(tmp_path / "out", "")
+    for file, why in ((Path(), "Is a directory"), (tmp_path / "no" / "x.prom", "No such file or directory"),
+                      (bundle / "model.ewm" / "x.prom", "Not a directory")):  # fmt: skip
+        with pytest.raises(EdgewmError, match=f"cannot write Prometheus text: {why}") as fault:
+            verb.profile(bundle, prometheus=file)
+        assert fault.value.where == str(file) and "--prometheus" in fault.value.fix
+    for minutes in (float("nan"), 1e15, float("inf"), 0.0, -1.0):
+        with pytest.raises(EdgewmError, match="minutes cannot be made") as fault:
+            verb.profile(bundle, minutes=minutes)
+        assert fault.value.fix == "give a number above 0 and up to 3.33e+08"
+    assert verb.periods(1e-9, 50.0) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
