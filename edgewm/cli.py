@@ -308,8 +308,8 @@ def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--precision", help="A model's, as of build; a network's fp32, fp16, bf16, int8, fp8, fp4 or int4.  "
               "[default: the bundle's own, fp32, fp16]")  # fmt: skip
-@click.option("--runtime", type=click.Choice(("fused", "graph", "eager")), default="fused", show_default=True,
-              help="Of a network: kernels fused, or a framework's own, as a graph or one by one.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(("fused", "graph")), default="fused", show_default=True,
+              help="Of a network: kernels fused, or a framework's own, replayed as a graph.")  # fmt: skip
 @planner_options
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own, or the mode's cores]")
 @click.option("--place", type=click.Choice(("cpu", "gpu")), help="Where a MODEL's plan runs.  [default: cpu]")
@@ -324,9 +324,12 @@ def estimate(subject: str, **options: Any) -> tuple[dict, Any, int]:
     shape:product,m=197,n=768,k=768; shape:? names all), on a board's GPU.
     """
     from .console import progress_bar
+    from .estimate.shapes import names
     from .estimate.table import estimate_table
     from .estimate.verb import estimate as estimated
 
+    if subject == "shape:?":
+        return {"shapes": list(names())}, "\n".join(f"shape:{name}" for name in names()), 0
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
         result = estimated(subject, planner=planner, progress=progress, **options)
