@@ -111,6 +111,9 @@ def test_products_are_weighed_by_the_peak_of_what_each_computes_in():
     assert change == "w8a8 instead of bf16" and share == pytest.approx(1 - 0.60 * 0.75 - 0.10 * 0.875)
     found = {change: share for change, share, _ in headroom._precisions("fp32", stages, 100.0, peaks)}
     assert found["bf16 instead of fp32"] == pytest.approx(1 - 0.10 * 0.5)  # what is in bf16 stays
+    built = [{**call, "kernel": call["kernel"].replace("product<", "product_bf16<")} for call in CALLS]
+    ((_, share, _),) = headroom._precisions("bf16", headroom.stages_ms(timed(), built), 1010e-6, peaks)
+    assert share == pytest.approx(1 - 800 / 1010 * 0.75)
     assert headroom._precisions("bf16", stages, 100.0, {**peaks, "bf16_gflops": None}) == []
     assert headroom._precisions("bf16", [{"stage": "plan", "kernels": {"product_i8": 9.0}}], 9.0, peaks) == []
 
