@@ -141,7 +141,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.argument("bundle", type=PATH)
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the bundle's own]")
 @click.option("--ticks", type=COUNT, default=3000, show_default=True, help="Control periods to run.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run, instead of --ticks.")
+@click.option("--minutes", type=float, help="How long to run, instead of --ticks.")
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own]")
 @DEVICE
 @click.option("--pin", callback=check_cpus, metavar="CPU[,CPU]", help="Ask for these CPUs, say those of isolcpus.")
@@ -149,7 +149,8 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--mlock", is_flag=True, help="Ask that no page is ever swapped out.")
 @click.option("--load", type=click.Choice(LOADS), help="Also measure while other work uses this.")
 @click.option("--kernels", is_flag=True, help="Time each kernel, too.")
-@click.option("--slo", callback=check_slo, metavar="p99=20ms", help="Exit with 1 where a plan takes longer.")
+@click.option("--slo", callback=check_slo, metavar="p99=20ms",
+              help="Exit with 1 where a plan takes longer, 2 where the run is too short to tell.")  # fmt: skip
 @click.option("--miss", type=click.FloatRange(1e-6, 0.5), default=0.01, show_default=True, metavar="SHARE",
               help="Late plans that the highest rate may have.")  # fmt: skip
 @click.option("--compare", "against", type=PATH, metavar="FILE", help="An earlier --json: what differs, how surely.")
@@ -159,6 +160,8 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 
     Run BUNDLE at its control rate and count from each intended release, so that one stall counts for all it delays.
     With --device ssh://user@host it is copied there, must give its recorded answers bit for bit, is timed and removed.
+
+    Exit status: 0 the run ended, and --slo was met; 1 it was not; 2 it could not run, or was too short to tell.
     """
     from .console import profile_table, progress_bar
     from .profile import profile as measure
@@ -305,8 +308,8 @@ def probe(out: Path | None, **options: Any) -> tuple[dict, Any, int]:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--precision", help="A model's, as of build; a network's fp32, fp16, bf16, int8, fp8, fp4 or int4.  "
               "[default: the bundle's own, fp32, fp16]")  # fmt: skip
-@click.option("--runtime", type=click.Choice(("fused", "graph", "eager")), default="fused", show_default=True,
-              help="Of a network: kernels fused, or a framework's own, as a graph or one by one.")  # fmt: skip
+@click.option("--runtime", type=click.Choice(("fused", "graph")), default="fused", show_default=True,
+              help="Of a network: kernels fused, or a framework's own, replayed as a graph.")  # fmt: skip
 @planner_options
 @click.option("--threads", type=COUNT, help="Threads that plan.  [default: the bundle's own, or the mode's cores]")
 @click.option("--place", type=click.Choice(("cpu", "gpu")), help="Where a MODEL's plan runs.  [default: cpu]")
@@ -321,9 +324,12 @@ def estimate(subject: str, **options: Any) -> tuple[dict, Any, int]:
     shape:product,m=197,n=768,k=768; shape:? names all), on a board's GPU.
     """
     from .console import progress_bar
+    from .estimate.shapes import names
     from .estimate.table import estimate_table
     from .estimate.verb import estimate as estimated
 
+    if subject == "shape:?":
+        return {"shapes": list(names())}, "\n".join(f"shape:{name}" for name in names()), 0
     planner = {field: options.pop(field) for field in PLANNER}
     with progress_bar() as progress:
         result = estimated(subject, planner=planner, progress=progress, **options)

@@ -9,6 +9,7 @@ from typing import Any
 from . import charts, clock_charts
 from .charts import card
 from .compare import sentences
+from .device import LOCAL
 from .kernel_times import kernel_lines
 from .manifest import Manifest
 
@@ -65,9 +66,12 @@ def notes(timed: Mapping[str, Any]) -> list[str]:
     upper, row, fraction = timed["miss_rate_upper"], timed.get("misses_in_a_row"), timed.get("peak_fraction")
     worth = timed.get("effective_ticks")
     of = f", worth {charts.short(worth)} independent ones" if worth and worth < timed["ticks"] else ""
+    device = timed.get("device", LOCAL)
+    where = "here" if device == LOCAL else f"on {device}"
     made = [
-        f"Measured here, paced at {timed['rate_hz']:g} Hz, {timed['ticks']:,} periods{of}, {timed['threads']} thread"
+        f"Measured {where}, paced at {timed['rate_hz']:g} Hz, {timed['ticks']:,} periods{of}, {timed['threads']} thread"
         f"{'s' if timed['threads'] != 1 else ''}.",
+        "Its power mode is not known." if "mode" in timed and timed["mode"] is None else "",
         f"Missed {timed['misses']}{f', {row} in a row' if row and row > 1 else ''}: at most "
         f"{charts.short(100 * upper)} % of periods with 95 % confidence.",
         "Quantiles are upper 95 % bounds counted from the intended release; max is the largest seen.",

@@ -158,7 +158,8 @@ def _flag(field: str, value: Any) -> str:
 
 
 def profile_table(result: Result) -> Group:
-    title = f"{result['device']}: {result['target']}, mode {result['mode']}, {number(result['rate_hz'], 'Hz')}"
+    mode = result["mode"] or "not known"
+    title = f"{result['device']}: {result['target']}, mode {mode}, {number(result['rate_hz'], 'Hz')}"
     made = table(f"{title}, {number(result['ticks'])} ticks", "milliseconds", "p50", "p99", "p99.9", "max")
     for name, key in (("action late", "act_late_ms"), ("plan", "plan_ms"), ("age of the plan", "plan_age_ms")):
         row = result.get(key) or {}

@@ -138,9 +138,13 @@ def missing(found: Mapping[str, Any], facts: Facts) -> dict[str, str]:
     lacking = {what: why for what, why in wanted.items() if found[what] is None}
     if not counts(facts) and not any("/cooling_device" in name for name in facts):
         lacking["throttle"] = hidden
-    if found["l4t"] is None:
-        return lacking
     seen = clocks(facts)
+    shows_gpu = any("gpu" in name or "gv11b" in name for name in seen)
+    if found["l4t"] is None:
+        if found["nvidia"] and not shows_gpu:
+            why = f"no GPU in {DEVFREQ}, and its driver is not asked"
+            lacking |= dict.fromkeys(("GPU clock", "GPU temperature", "GPU throttle"), why)
+        return lacking
     if found["power_mode"] is None:
         said = facts.get("! nvpmodel -q", facts.get("$ nvpmodel -q", "nvpmodel is not installed"))
         lacking["power_mode"] = (said.splitlines() or ["nvpmodel says nothing"])[-1]
@@ -148,7 +152,7 @@ def missing(found: Mapping[str, Any], facts: Facts) -> dict[str, str]:
         lacking["jetpack"] = f"L4T {found['l4t']} is not in the list"
     if "emc" not in seen:
         lacking["memory clock"] = f"{EMC} is for root alone"
-    if not any("gpu" in name or "gv11b" in name for name in seen):
+    if not shows_gpu:
         lacking["GPU clock"] = f"no GPU in {DEVFREQ}"
     return lacking
 

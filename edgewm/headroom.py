@@ -18,14 +18,17 @@ from .errors import EdgewmError
 from .format import unpack
 from .kernel_times import calls_of
 from .manifest import Manifest
+from .target import Mode, Target, resolve
 
 STAGES = ("observe", "preprocess", "encode", "plan", "publish")
 PRODUCTS = ("product", "attention")  # families whose time goes down with the width of a number
 NARROWER = {"fp32": ("bf16", "w8a8"), "fp16": ("bf16", "w8a8"), "bf16": ("w8a8",)}
-PEAK_OF = {
-    "fp32": "fp32_gflops", "fp16": "fp32_gflops", "bf16": "bf16_gflops",
-    "w8a8": "int8_gops", "w8a8_static": "int8_gops",
+PEAK_OF = {"bf16": "bf16_gflops", "w8a8": "int8_gops"}  # of the products of a recipe
+PEAK_OF_FAMILY = {
+    "product": "fp32_gflops", "product_fp16": "fp32_gflops", "product_bf16": "bf16_gflops",
+    "product_i8": "int8_gops", "product_rounded": "int8_gops",
 }  # fmt: skip
+WIDEST_FIRST = ("fp32_gflops", "bf16_gflops", "int8_gops")
 
 
 def rate_that_holds(steady: Mapping[str, Any], rate_hz: float, commit_steps: int, miss: float) -> dict[str, Any]:
@@ -177,15 +180,16 @@ def _precisions(
     precision: str, stages: Sequence[Mapping[str, Any]], whole: float, peaks: Mapping[str, float] | None
 ) -> list[tuple[str, float, str]]:
     looped = next((each["kernels"] for each in stages if each["stage"] == "plan"), {})
-    products = looped.get("product", 0.0)
-    own = PEAK_OF.get(precision)
-    if not peaks or own is None or not peaks.get(own) or not products:
-        return []
-    return [
-        (f"{other} instead of {precision}", 1 - products / whole * (1 - peaks[own] / peaks[PEAK_OF[other]]),
-         "products at the ratio of this machine's measured peaks")
-        for other in NARROWER.get(precision, ()) if peaks.get(PEAK_OF[other])
-    ]  # fmt: skip
+    products = [(ms, PEAK_OF_FAMILY[family]) for family, ms in looped.items() if family in PEAK_OF_FAMILY]
+    found = []
+    for other in NARROWER.get(precision, ()):
+        to = PEAK_OF[other]
+        wider = [(ms, own) for ms, own in products if WIDEST_FIRST.index(own) < WIDEST_FIRST.index(to)]
+        if wider and peaks and all(peaks.get(name) for name in (to, *(own for _, own in wider))):
+            saved = sum(ms * (1 - peaks[own] / peaks[to]) for ms, own in wider)
+            source = "products at the ratio of this machine's measured peaks"
+            found.append((f"{other} instead of {precision}", 1 - saved / whole, source))
+    return found
 
 
 def on_gpu(manifest: Manifest) -> bool:
@@ -193,12 +197,19 @@ def on_gpu(manifest: Manifest) -> bool:
     return "gpu" in manifest.raw.get("runs", {}).values()
 
 
+def _known_mode(manifest: Manifest) -> tuple[Target, Mode] | None:
+    """The bundle's board and the mode it ran in; None where that is not known, or none of the board's."""
+    board = resolve(manifest.target)[0]
+    mode = next((each for each in board.mode if manifest.mode and each.is_named(manifest.mode)), None)
+    return None if mode is None else (board, mode)
+
+
 def gpu_peaks(manifest: Manifest) -> dict[str, float] | None:
     """What `targets probe` measured of the GPU of the bundle's board in its mode; None where it was not probed."""
     from .estimate.machine import PEAKS, gpu_of
-    from .target import resolve
 
-    found = gpu_of(*resolve(manifest.target, manifest.mode))
+    where = _known_mode(manifest)
+    found = None if where is None else gpu_of(*where)
     return None if found is None else {name: found[name] for name in PEAKS}
 
 
@@ -206,6 +217,8 @@ def estimated(manifest: Manifest, bundle: Path, threads: int, **other: Any) -> d
     """{point, low, high, source} in ms of the bundle's plan, on its own target unless told; None: nothing is known."""
     from .estimate.verb import estimate
 
+    if _known_mode(manifest) is None:
+        return None
     asked = {"target": manifest.target, "mode": manifest.mode, "threads": threads, **other}
     if on_gpu(manifest):
         del asked["threads"]
@@ -218,12 +231,10 @@ def estimated(manifest: Manifest, bundle: Path, threads: int, **other: Any) -> d
 
 def _estimates(manifest: Manifest, bundle: Path, threads: int) -> list[tuple[str, float, str]]:
     """Other threads and other modes of the same board, where they can be estimated at all."""
-    from .target import resolve
-
-    own = estimated(manifest, bundle, threads)
-    if own is None:
+    own, where = estimated(manifest, bundle, threads), _known_mode(manifest)
+    if own is None or where is None:
         return []
-    board, power = resolve(manifest.target, manifest.mode)
+    board, power = where
     cores = power.cpu_cores or board.cpu.cores
     more = cores > threads and not on_gpu(manifest)
     others = [(f"{cores} threads instead of {threads}", {"threads": cores})] if more else []

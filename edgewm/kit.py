@@ -18,11 +18,21 @@ from .device.place import COPIED, bundle_machine, golden_said
 from .environment import SCRIPT, measured
 from .errors import EdgewmError
 from .manifest import read_manifest
+from .power import another_mode, mode_there
 from .target import Target, targets
 
 SCHEMA_VERSION = 1
 OWN = "rate_hz=50 threads=1 # of this bundle"
 AS_RECORDED = re.compile(r"golden \d+: entry \w+, \d+ results, ")
+NUMBERS = ("rate_hz", "plans_per_s", "elapsed_ns", "first_plan_ns")
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "sha256": dict, "golden.status": int, "golden.said": str, "tick.scheduler": dict, "tick.stats": dict,
+    "tick.mode": str,
+    **{f"environment.{when}": str for when in ("before", "during", "after")},
+    **{f"tick.{name}": int for name in ("threads", "ticks", "misses", "plans", "plan_error")},
+    **{f"tick.{name}": (int, float) for name in NUMBERS},
+    **{f"tick.{name}": dict for name in SAMPLES.values()},
+}  # fmt: skip
 SEND = "run `sh kit.sh >board.json` in the bundle's directory on the board, and send that file as it is"
 
 
@@ -55,7 +65,8 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
     try:
         faults = inconsistencies(tick)
         environment = measured(texts["before"], texts["during"], texts["after"], tick["scheduler"]["refused"])
-    except (TypeError, ValueError, KeyError) as fault:
+        figures = {} if faults else summarise(tick)
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as fault:
         raise EdgewmError(f"a field is not of its kind: {fault}", where, SEND) from fault
     if faults:
         raise EdgewmError(f"its figures contradict each other: {faults[0]}", where, SEND)
@@ -65,14 +76,17 @@ def read(file: Path, bundle: Path) -> dict[str, Any]:
             "an emulator is no clock: run the kit on the board itself",
         )  # fmt: skip
     manifest = read_manifest(bundle)
+    mode = mode_there(manifest.target, environment)
+    if other := another_mode(manifest, mode):
+        figures["findings"].insert(0, other)
     return {
         "schema_version": SCHEMA_VERSION,
         "device": environment["board"] or environment["cpu"] or environment["machine"],
         "source": "measured-on-device",
         "golden": golden_said(given["golden"]["said"]),
-        "target": manifest.target, "mode": (environment["power_mode"] or {}).get("name"),
+        "target": manifest.target, "mode": mode, "built_for_mode": manifest.mode,
         "precision": manifest.precision, "bundle_sha256": manifest.sha256, "rate_hz": float(tick["rate_hz"]),
-        "threads": int(tick["threads"]), **summarise(tick), "environment": environment,
+        "threads": int(tick["threads"]), **figures, "environment": environment,
     }  # fmt: skip
 
 
@@ -80,7 +94,7 @@ def _load(file: Path) -> Mapping[str, Any]:
     """The JSON, with every field that is read later. EdgewmError where it is something else."""
     try:
         given = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise EdgewmError(f"no JSON can be read there: {fault}", str(file), SEND) from fault
     fields = {
         "": ("sha256", "golden", "environment", "tick"), "golden": ("status", "said"),
@@ -95,6 +109,13 @@ def _load(file: Path) -> Mapping[str, Any]:
         lacking = [name for name in names if not isinstance(inside, dict) or name not in inside]
         if lacking:
             raise EdgewmError(f"it lacks {', '.join(lacking)}", f"{file} {outer}".strip(), SEND)
+    for path, kind in KINDS.items():
+        *outer, name = path.split(".")
+        value = given[outer[0]][name] if outer else given[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise EdgewmError(f"a field is not of its kind: {path} is {value!r:.40}", str(file), SEND)
+    if not 0 < given["tick"]["rate_hz"] < float("inf"):
+        raise EdgewmError(f"it ran at {given['tick']['rate_hz']} Hz", str(file), SEND)
     return given
 
 

@@ -10,6 +10,7 @@ import functools
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,19 @@ from .environment import Command, measured, record, watching
 from .errors import EdgewmError, as_told
 from .findings import idle_gap
 from .headroom import estimated, gains, gpu_peaks, on_gpu, rate_that_holds, stages_ms
-from .kernel_times import calls_of, kernel_rows
+from .kernel_times import PEAKS, calls_of, kernel_rows
 from .loads import loaded
 from .manifest import Manifest, read_manifest
 from .options import NATIVE, SLO, Progress, part
 from .peaks import measure_peaks
 from .phases import GAP_S, gap_penalty, idle_run, phases
+from .power import another_mode, mode_there, run_in
+from .prometheus import check_writable
 from .prometheus import write as write_prometheus
 
 SCHEMA_VERSION = 1
-PEAKS = {"bf16": "bf16_gflops", "w8a8": "int8_gops", "w8a8_static": "int8_gops"}  # by precision, where it is not fp32's
 TICKS, MISS = 3000, 0.01  # unless told otherwise
+MOST_TICKS = 10**12  # of edgewm-tick
 SHARES_S = 2.0  # length of the run that times kernels
 UNDER_LOAD = (
     "act_late_ms", "plan_ms", "plan_age_ms", "plans_per_s", "misses", "misses_in_a_row", "miss_rate_upper", "withheld",
@@ -67,18 +70,19 @@ def profile(
     bundle = Path(bundle)
     limit = parse_slo(slo)
     manifest = read_manifest(bundle)
+    rate_hz, threads = rate_hz or manifest.rate_hz, threads or manifest.threads
+    ticks = ticks if minutes is None else periods(minutes, rate_hz)
     if manifest.backend != NATIVE:
         from .backends.paced import profile as paced
 
         result = paced(
-            bundle, manifest, rate_hz or manifest.rate_hz, ticks, minutes, threads or manifest.threads, progress,
+            bundle, manifest, rate_hz, ticks, threads, progress,
             not_here={"--device": device != LOCAL, "--load": load, "--kernels": kernels, "--compare": against,
                       "--prometheus": prometheus, "--pin": pin, "--fifo": fifo, "--mlock": mlock},
         )  # fmt: skip
         return _kept(result, bundle, slo, limit)
-    rate_hz = rate_hz or manifest.rate_hz
-    threads = threads or manifest.threads
-    ticks = ticks if minutes is None else max(1, round(minutes * 60 * rate_hz))
+    if prometheus is not None:
+        check_writable(prometheus)
     other = None if against is None else read_profile(against)  # refuse before anything is timed
     asked = [word for flag, value in (("--pin", pin), ("--fifo", fifo)) if value for word in (flag, str(value))]
     asked += ["--mlock"] if mlock else []
@@ -86,13 +90,23 @@ def profile(
         result = _measure(there, manifest, bundle, rate_hz, ticks, threads, load, miss, asked, progress)
         if kernels:
             run = functools.partial(run_tick, there.folder, command=there.command)
-            result["peaks"] = known = peaks_of(manifest, there, 1)
+            result["peaks"] = known = peaks_of(run_in(manifest, result["mode"]), there, 1)
             result["kernels"] = kernel_rows(bundle, run, known is not None, lambda threads: known)
     if other is not None:
         result["against"] = compare(result, other)
+    result = _kept(result, bundle, slo, limit)
     if prometheus is not None:
         write_prometheus(result, prometheus)
-    return _kept(result, bundle, slo, limit)
+    return result
+
+
+def periods(minutes: float, rate_hz: float) -> int:
+    """Control periods in so many minutes, at least one. EdgewmError for what is no length, or more than a run has."""
+    found = minutes * 60 * rate_hz
+    if not 0 < found <= MOST_TICKS:  # nan is not, either
+        fix = f"give a number above 0 and up to {MOST_TICKS / 60 / rate_hz:.3g}"
+        raise EdgewmError(f"a run of {minutes:g} minutes cannot be made", f"--minutes {minutes:g}", fix)
+    return max(1, round(found))
 
 
 def _kept(result: dict[str, Any], bundle: Path, slo: str | None, limit: tuple[str, float] | None) -> dict[str, Any]:
@@ -118,6 +132,8 @@ def _measure(
         steady = tick(rate_hz, ticks, threads, *asked, progress=part(progress, 0.0, share))
         during = seen()
     after = there.look()
+    environment = measured(before, during, after, steady["scheduler"]["refused"])
+    mode = mode_there(manifest.target, environment)
     idle = idle_run(tick, ticks, rate_hz, threads, asked)
     # Timing every call disturbs what it times, so shares come from a short run of their own.
     timed = tick(rate_hz, max(10, round(SHARES_S * rate_hz)), threads, "--kernels", "--inline")
@@ -128,7 +144,8 @@ def _measure(
         "source": there.source,
         "golden": there.golden,
         "target": manifest.target,
-        "mode": manifest.mode,
+        "mode": mode,
+        "built_for_mode": manifest.mode,
         "precision": manifest.precision,
         "bundle_sha256": manifest.sha256,
         "rate_hz": rate_hz,
@@ -136,17 +153,21 @@ def _measure(
         **summarise(steady),
         "phases": phases(steady, idle, [timed]),
     }
+    if other := another_mode(manifest, mode):
+        result["findings"].insert(0, other)
     if penalty := gap_penalty(result["phases"]):
         result["findings"].append(idle_gap(GAP_S, penalty))
     result["stages"] = kernel_shares(timed)
     if "gpu" in timed:  # what its graphs took, and how calls were launched while they were measured
         result["gpu"] = timed["gpu"]
-    is_known = "flops" in manifest.raw or "calls" in manifest.raw
+    manifest = run_in(manifest, mode)
+    is_known = "calls" in manifest.raw
     peaks = peaks_of(manifest, there, threads) if is_known else None
-    result["peak_fraction"] = peak_fraction(manifest, result["plan_ms"]["p50"], peaks)
+    peak, flops = product_peak(calls_of(bundle) if is_known else (), peaks), manifest.raw.get("flops") or {}
+    result["peak_fraction"] = peak_fraction(flops.get("plan"), result["plan_ms"]["p50"], peak)
     result["estimate"] = estimated(manifest, bundle, threads) if "isa" in manifest.raw else None
     result["headroom"] = _headroom(manifest, bundle, steady, timed, rate_hz, threads, miss, peaks)
-    result["environment"] = measured(before, during, after, steady["scheduler"]["refused"])
+    result["environment"] = environment
     if load:
         with loaded(load, there, record(before)):
             busy = tick(rate_hz, ticks, threads, *asked, progress=part(progress, share, 1 - share))
@@ -228,10 +249,20 @@ def run_tick(
     return result
 
 
-def peak_fraction(manifest: Manifest, plan_p50_ms: float | None, peaks: Mapping[str, float] | None) -> float | None:
-    """Useful operations a second over what this machine was measured to do at best, in the bundle's arithmetic."""
-    flops = (manifest.raw.get("flops") or {}).get("plan")
-    if not flops or not plan_p50_ms or not peaks:
+def product_peak(calls: Sequence[Mapping[str, Any]], peaks: Mapping[str, float] | None) -> float | None:
+    """10^9 operations a second that `peaks` allow the products of `calls` (`kernel_times.calls_of`), each in the format
+    it was run in; None where one of those peaks is not known, or nothing was multiplied."""
+    work: Counter[str] = Counter()
+    for call in calls:
+        work.update({kind: call["work"].get(kind, 0) * call["times"] for kind in PEAKS})
+    run = {kind: count for kind, count in work.items() if count}
+    if not run or not peaks or not all(peaks.get(PEAKS[kind]) for kind in run):
         return None
-    peak = peaks[PEAKS.get(manifest.precision, "fp32_gflops")]
-    return flops / (plan_p50_ms / 1e3) / (peak * 1e9) if peak else None
+    return sum(run.values()) / sum(count / peaks[PEAKS[kind]] for kind, count in run.items())
+
+
+def peak_fraction(flops: int | None, plan_p50_ms: float | None, peak: float | None) -> float | None:
+    """Useful operations a second of a plan over those of `product_peak`; None where one is not known."""
+    if not flops or not plan_p50_ms or not peak:
+        return None
+    return flops / (plan_p50_ms / 1e3) / (peak * 1e9)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,15 +61,29 @@ def text(result: Mapping[str, Any]) -> str:
 
 def write(result: Mapping[str, Any], file: Path) -> None:
     """Whole or not at all: a collector may read at any time. EdgewmError where it cannot be written."""
+    check_writable(file)
     beside = file.with_name(f".{file.name}.part")
     try:
         beside.write_text(text(result), encoding="utf-8")
         beside.replace(file)
     except OSError as fault:
         beside.unlink(missing_ok=True)
-        raise EdgewmError(
-            f"cannot write Prometheus text: {fault.strerror}", str(file), "give --prometheus a writable file"
-        ) from fault
+        raise _not_written(file, fault) from fault
+
+
+def check_writable(file: Path) -> None:
+    """EdgewmError where the text cannot go; makes nothing."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=file.parent).close()  # `write` puts a file beside it
+    except OSError as fault:
+        raise _not_written(file, fault) from fault
+
+
+def _not_written(file: Path, fault: OSError) -> EdgewmError:
+    fix = "give --prometheus a file in a directory where it may write"
+    return EdgewmError(f"cannot write Prometheus text: {fault.strerror}", str(file), fix)
 
 
 def _head(metric: str, help: str, kind: str) -> list[str]:

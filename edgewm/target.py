@@ -126,6 +126,10 @@ class Mode:
     emc_mhz: float | None = None
     dram_gbps: float | None = None
 
+    def is_named(self, name: str) -> bool:
+        """Whether `name` is this mode's, however it is spelled."""
+        return _spelling(name) == _spelling(self.name)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -181,9 +185,8 @@ class Target:
 
     def mode_named(self, name: str | None) -> Mode:
         """The power mode, by any case; None is the one the board boots in. EdgewmError names the modes there are."""
-        wanted = _spelling(name or self.default_mode)
         for mode in self.mode:
-            if _spelling(mode.name) == wanted:
+            if mode.is_named(name or self.default_mode):
                 return mode
         raise EdgewmError(
             f"{self.name} has no power mode {name!r}",

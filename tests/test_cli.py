@@ -108,6 +108,26 @@ def test_json_on_stdout_is_alone_there(capsys: pytest.CaptureFixture) -> None:
         assert json.loads(capsys.readouterr().out)["schema_version"] == cli_verb.SCHEMA_VERSION
 
 
+def test_shapes_are_named(capsys: pytest.CaptureFixture) -> None:
+    assert cli.execute(["estimate", "shape:?"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert cli.execute(["estimate", "shape:?", "--json", "-"]) == 0
+    assert [f"shape:{name}" for name in json.loads(capsys.readouterr().out)["shapes"]] == told
+    assert {"shape:vit-b-16", "shape:product"} <= set(told)
+
+
+def test_a_runtime_that_is_never_estimated_is_no_choice(capsys: pytest.CaptureFixture) -> None:
+    told = refused(["estimate", "shape:vit-b-16", "--target", "orin", "--runtime", "eager"], capsys)
+    assert "'eager' is not one of 'fused', 'graph'" in "\n".join(map(str, told))
+
+
+def test_the_help_of_a_bound_says_the_exit_statuses(capsys: pytest.CaptureFixture) -> None:
+    assert cli.execute(["profile", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Exit with 1 where a plan takes longer, 2 where the run is too short to tell." in told
+    assert "Exit status: 0 the run ended, and --slo was met; 1 it was not; 2 it could not run" in told
+
+
 def test_json_in_a_file_leaves_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "new" / "targets.json"
     assert cli.execute(["targets", "list", "--json", str(file)]) == 0

@@ -128,6 +128,14 @@ def test_a_machine_that_says_nothing_is_not_taken_to_be_well(tmp_path: Path) -> 
     assert record("")["machine"] is None
 
 
+def test_what_a_gpu_beside_no_jetson_does_is_missed(tmp_path: Path) -> None:
+    gpu = {"GPU clock", "GPU temperature", "GPU throttle"}
+    for name, files in (("with", {"proc/driver/nvidia/version": "NVRM version\n"}), ("without", {})):
+        found = record(text_of(tree(tmp_path / name, files), {}))
+        assert found["nvidia"] == (name == "with")
+        assert {each["what"] for each in found["degraded"]} & gpu == (gpu if found["nvidia"] else set())
+
+
 def test_this_machine() -> None:
     found = record(gather())
     assert found["machine"] == platform.machine() and found["cores"] == len(os.sched_getaffinity(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from test_profile import MILLI, TALKING, tick, write_bundle
 
-from edgewm import compare, headroom, prometheus
+from edgewm import clock_page, compare, headroom, prometheus
 from edgewm import profile as verb
 from edgewm.clock import summarise
 from edgewm.console import profile_table
+from edgewm.device import Place
 from edgewm.errors import EdgewmError
+from edgewm.estimate import verb as verb_of_estimate
+from edgewm.manifest import read_manifest
 from edgewm.program import Planner
 
 
@@ -99,6 +103,75 @@ def test_gains_are_computed_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert unknown and all(each["plan_ms"] is None and "w8a8" not in each["change"] for each in unknown)
 
 
+def test_products_are_weighed_by_the_peak_of_what_each_computes_in():
+    peaks = {"fp32_gflops": 50.0, "bf16_gflops": 100.0, "int8_gops": 400.0}
+    kernels = {"product_bf16": 60.0, "product": 10.0, "product_rounded": 9.0, "attention": 5.0, "topk": 16.0}
+    stages = [{"stage": "plan", "kernels": kernels}]
+    ((change, share, _),) = headroom._precisions("bf16", stages, 100.0, peaks)
+    assert change == "w8a8 instead of bf16" and share == pytest.approx(1 - 0.60 * 0.75 - 0.10 * 0.875)
+    found = {change: share for change, share, _ in headroom._precisions("fp32", stages, 100.0, peaks)}
+    assert found["bf16 instead of fp32"] == pytest.approx(1 - 0.10 * 0.5)  # what is in bf16 stays
+    built = [{**call, "kernel": call["kernel"].replace("product<", "product_bf16<")} for call in CALLS]
+    ((_, share, _),) = headroom._precisions("bf16", headroom.stages_ms(timed(), built), 1010e-6, peaks)
+    assert share == pytest.approx(1 - 800 / 1010 * 0.75)
+    assert headroom._precisions("bf16", stages, 100.0, {**peaks, "bf16_gflops": None}) == []
+    assert headroom._precisions("bf16", [{"stage": "plan", "kernels": {"product_i8": 9.0}}], 9.0, peaks) == []
+
+
+def test_the_peak_is_of_the_formats_that_products_were_run_in():
+    peaks = {"fp32_gflops": 50.0, "bf16_gflops": 100.0, "int8_gops": 400.0, "dram_gbps": 10.0}
+    calls = [
+        {"times": 1, "work": {"f32": 1000, "vector": 9, "weights": 8, "does": "as it is"}},
+        {"times": 8, "work": {"i8": 375, "does": "as it is"}},
+    ]  # fmt: skip
+    assert verb.product_peak(calls, peaks) == pytest.approx(4000 / (1000 / 50 + 3000 / 400))
+    assert verb.product_peak(calls[1:], peaks) == 400
+    assert verb.product_peak(calls, {**peaks, "int8_gops": None}) is None and verb.product_peak(calls, None) is None
+    assert verb.product_peak([{"times": 1, "work": {"vector": 9, "does": "as it is"}}], peaks) is None
+    assert verb.peak_fraction(2 * 10**9, 100.0, 40.0) == pytest.approx(0.5)
+    assert verb.peak_fraction(None, 100.0, 40.0) is verb.peak_fraction(2, None, 40.0) is None
+    assert verb.peak_fraction(2, 100.0, None) is None
+
+
+# --------------------------------------------------------------------------------------------------------- power modes
+
+
+def test_a_profile_is_of_the_mode_that_the_board_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(verb_of_estimate, "estimate", lambda bundle, **how: asked.append(how["mode"]) or {
+        "plan_ms": {"point": 1.0, "low": 0.9, "high": 1.2}, "provenance": ["facts"]})  # fmt: skip
+    bundle = write_bundle(tmp_path / "out", TALKING.replace("{answer}", repr(steady(20, 100))))
+    built = read_manifest(bundle)
+    for target, said, mode in (
+        ("orin", "MODE_15W", "15W"), ("orin", "MAXN", "MAXN"), ("orin", "MODE_70W", "70W"), ("orin", None, None),
+        ("host", "MODE_15W", "15W"), ("host", None, "AS_IS"),
+    ):  # fmt: skip
+        first = {"orin": "MAXN", "host": "AS_IS"}[target]
+        own = dataclasses.replace(built, target=target, mode=first, raw={"isa": "neon"})
+        text = "== $ uname -m\nnone\n" + (f"== $ nvpmodel -q\nNV Power Mode: {said}\n2\n" if said else "")
+        monkeypatch.setattr(verb, "read_manifest", lambda bundle, own=own: own)
+        there = Place("local", "measured", str(bundle), list, lambda: None, lambda text=text: text)
+        monkeypatch.setattr(verb, "place", lambda *given, there=there: nullcontext(there))
+        asked.clear()
+        found = verb.profile(bundle, ticks=100)
+        assert (found["mode"], found["built_for_mode"]) == (mode, own.mode)
+        is_known = target == "host" or mode in ("15W", "MAXN")
+        assert (found["estimate"] is not None) == is_known
+        assert asked[:1] == [mode if target == "orin" else "AS_IS"][:is_known]
+        names = [each["name"] for each in found["findings"]]
+        assert ("another mode" in names) == (target == "orin" and mode in ("15W", "70W"))
+        title = profile_table(found).renderables[0].title
+        assert f"mode {mode or 'not known'}" in title
+        assert ("Its power mode is not known." in clock_page.notes(found)) == (mode is None)
+
+
+def test_where_it_was_measured_is_said():
+    own = {**profiled(), "threads": 1}
+    for device, words in (("local", "Measured here, paced"), ("Jetson Orin", "Measured on Jetson Orin, paced")):
+        assert clock_page.notes({**own, "device": device})[0].startswith(words)
+    assert clock_page.notes(own)[0].startswith("Measured here, paced")
+
+
 # ------------------------------------------------------------------------------------------------------------ compare
 
 
@@ -158,6 +231,23 @@ def test_prometheus_text_is_whole_and_leaves_out_what_is_withheld(tmp_path: Path
     assert (tmp_path / "edgewm.prom").read_text().splitlines() == lines and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(EdgewmError, match="cannot write Prometheus text"):
         prometheus.write(result, tmp_path / "no" / "edgewm.prom")
+    with pytest.raises(EdgewmError, match="cannot write Prometheus text: Is a directory"):
+        prometheus.write(result, tmp_path)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verb, "place", lambda *given: pytest.fail("it was timed"))
+    bundle = write_bundle(tmp_path / "out", "")
+    for file, why in ((Path(), "Is a directory"), (tmp_path / "no" / "x.prom", "No such file or directory"),
+                      (bundle / "model.ewm" / "x.prom", "Not a directory")):  # fmt: skip
+        with pytest.raises(EdgewmError, match=f"cannot write Prometheus text: {why}") as fault:
+            verb.profile(bundle, prometheus=file)
+        assert fault.value.where == str(file) and "--prometheus" in fault.value.fix
+    for minutes in (float("nan"), 1e15, float("inf"), 0.0, -1.0):
+        with pytest.raises(EdgewmError, match="minutes cannot be made") as fault:
+            verb.profile(bundle, minutes=minutes)
+        assert fault.value.fix == "give a number above 0 and up to 3.33e+08"
+    assert verb.periods(1e-9, 50.0) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs

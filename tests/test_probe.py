@@ -13,6 +13,7 @@ import loopback
 import pytest
 
 from edgewm.abi import elf_machine
+from edgewm.environment import record
 from edgewm.errors import EdgewmError
 from edgewm.estimate import machine, probe
 from edgewm.estimate.site import site
@@ -92,13 +93,32 @@ def test_what_is_refused() -> None:
 
 def test_facts_are_of_a_mode() -> None:
     orin = resolve("orin")[0]
-    assert probe.power_mode(orin, None, {"power_mode": "50W"}).name == "50W"
-    assert probe.power_mode(orin, "maxn", {"power_mode": "50W"}).name == "MAXN"
+    told = record("== $ nvpmodel -q\nNV Power Mode: MODE_50W\n3\n")
+    assert probe.power_mode(orin, None, told).name == "50W" == probe.power_mode(orin, "50w", told).name
+    assert probe.power_mode(orin, "maxn", {"power_mode": None}).name == "MAXN"
+    for wanted in ("maxn", "30W"):
+        with pytest.raises(EdgewmError, match=f"the device is in power mode 50W, not in {wanted}") as caught:
+            probe.power_mode(orin, wanted, told)
+        assert caught.value.where == f"--mode {wanted}" and "nvpmodel" in caught.value.fix
+    with pytest.raises(EdgewmError, match="has no power mode '70W'"):
+        probe.power_mode(orin, None, {"power_mode": {"name": "70W", "number": 9}})
     assert probe.power_mode(resolve("host")[0], None, {"power_mode": None}).name == "AS_IS"
     with pytest.raises(EdgewmError, match="does not say which power mode") as caught:
         probe.power_mode(orin, None, {"power_mode": None})
     assert caught.value.fix == "give one of MAXN, 15W, 30W, 50W"
     assert probe.facts_file(orin, "MAXN") != probe.facts_file(orin, "30W")
+
+
+def test_facts_are_of_the_board_that_the_device_is() -> None:
+    told = record("== /proc/device-tree/compatible\nnvidia,p3768-0000+p3767-0005 nvidia,p3767-0005\n")
+    assert probe.check_board(resolve("jetson_orin_nano_8gb")[0], told) is None
+    assert (
+        probe.check_board(resolve("host")[0], told) is None
+        and probe.check_board(resolve("orin")[0], record("")) is None
+    )
+    with pytest.raises(EdgewmError, match="is a jetson_orin_nano_8gb, not a jetson_agx_orin_64gb") as caught:
+        probe.check_board(resolve("orin")[0], told)
+    assert caught.value.fix == "give --target jetson_orin_nano_8gb"
 
 
 def test_a_program_that_fails_says_why(tmp_path: Path) -> None:

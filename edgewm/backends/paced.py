@@ -27,10 +27,10 @@ NONE_MS = {"p50": None, "p99": None, "p999": None, "max": None}
 
 
 def profile(
-    bundle: Path, manifest: Manifest, rate_hz: float, ticks: int, minutes: float | None, threads: int,
+    bundle: Path, manifest: Manifest, rate_hz: float, ticks: int, threads: int,
     progress: Progress | None, not_here: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Plan every `commit_steps` periods for `ticks` periods (or `minutes`) on drawn observations: the JSON of
+    """Plan every `commit_steps` periods for `ticks` periods on drawn observations: the JSON of
     `profile`, with null for what a loop in Python cannot say. A plan that takes longer delays those after it, and
     counts for it.
 
@@ -41,7 +41,6 @@ def profile(
             f"{flag} is of native bundles", f"{bundle}, a bundle for {manifest.backend}", "leave it out, or profile a "
             "bundle that was built with --backend native",
         )  # fmt: skip
-    ticks = ticks if minutes is None else max(1, round(minutes * 60 * rate_hz))
     commit, period_ns = manifest.planner.commit_steps, round(1e9 / rate_hz)
     plan_ns, busy_ns, spent = [], 0, {ENCODE: 0, ITERATE: 0}
     with opened(bundle, manifest, threads, period_ns) as loop:

@@ -22,6 +22,7 @@ from ..device import LOCAL
 from ..emit import schedule_program
 from ..errors import EdgewmError
 from ..kernel import features, load
+from ..kit import board_of
 from ..options import Progress
 from ..passes import EXACT, LOWERING, run
 from ..paths import KERNELS, RUNTIME
@@ -94,6 +95,7 @@ def probe(
         raise EdgewmError("the device's board is not said", "--target", "name it as `edgewm targets` does, e.g. orin")
     board, _ = resolve(target or "host", mode, isa)
     with site(device, board) as there, tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
+        check_board(board, there.environment)
         power = power_mode(board, mode, there.environment)
         cores = threads or there.cores
         say("peaks", 0.0)
@@ -131,14 +133,28 @@ ENVIRONMENT = ("board", "kernel", "preempt_rt", "l4t", "jetpack", "power_mode", 
 
 
 def power_mode(board: Target, wanted: str | None, environment: Mapping[str, Any]) -> Mode:
-    """The mode that facts are of: as given, or as the machine says. EdgewmError where neither is known."""
-    said = environment["power_mode"]
-    if wanted is not None or len(board.mode) == 1:
+    """The mode that facts are of: as given, or as the machine says (`power_mode` of `environment.record`).
+
+    EdgewmError where neither is known, and where they contradict each other.
+    """
+    said = (environment["power_mode"] or {}).get("name")
+    if len(board.mode) == 1 or (said is None and wanted is not None):
         return board.mode_named(wanted)
     if said is None:
         names = ", ".join(mode.name for mode in board.mode)
         raise EdgewmError("the device does not say which power mode it is in", "--mode", f"give one of {names}")
+    if wanted is not None and not board.mode_named(wanted).is_named(said):
+        fix = f"leave --mode out, or set that mode on the device with nvpmodel (it boots in {board.default_mode})"
+        raise EdgewmError(f"the device is in power mode {said}, not in {wanted}", f"--mode {wanted}", fix)
     return board.mode_named(said)
+
+
+def check_board(board: Target, environment: Mapping[str, Any]) -> None:
+    """EdgewmError where the machine's device tree names another board; one that names none is taken at its word."""
+    named = board_of(environment)
+    if board.boards and named is not None and named.name != board.name:
+        fix = f"give --target {named.name}"
+        raise EdgewmError(f"the device is a {named.name}, not a {board.name}", f"--target {board.name}", fix)
 
 
 def measure_ceilings(board: Target, there: Site, folder: Path, threads: int) -> tuple[dict, dict]:

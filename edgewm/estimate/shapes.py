@@ -28,6 +28,11 @@ def shapes() -> Mapping[str, Mapping[str, Any]]:
     return tomllib.loads(FILE.read_text())
 
 
+def names() -> tuple[str, ...]:
+    """What may stand behind `shape:`; a product takes its sizes."""
+    return (*shapes(), "product")
+
+
 def _spelling(name: str) -> str:
     return name.lower().replace("_", "-").replace("/", "-").replace(" ", "-")
 
@@ -67,8 +72,7 @@ def _named(name: str) -> str:
     if wanted not in spellings:
         near = difflib.get_close_matches(wanted, spellings, 3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        known = ", ".join((*shapes(), "product"))
-        raise EdgewmError(f"no shape is named {name!r}", f"shape:{name}", f"{hint}known: {known}")
+        raise EdgewmError(f"no shape is named {name!r}", f"shape:{name}", f"{hint}known: {', '.join(names())}")
     return spellings[wanted]
 
 

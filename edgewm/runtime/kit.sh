@@ -108,6 +108,7 @@ kit() {
   ./edgewm-tick . --golden --threads "$threads" >"$folder/golden" 2>&1
   golden=$?
   echo "timing at $rate_hz Hz on $threads threads: a few minutes ..." >&2
+  : >"$folder/during" # a short run may end before the watch has begun
   watch 1 >"$folder/during" 2>/dev/null &
   watching=$!
   ./edgewm-tick . --rate-hz "$rate_hz" --threads "$threads" "$@" --json "$folder/tick" 2>"$folder/said" ||
