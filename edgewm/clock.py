@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 QUANTILES = {"p50": 0.50, "p99": 0.99, "p999": 0.999}
 SAMPLES = {"act_late_ms": "act_late_ns", "plan_ms": "plan_ns", "plan_age_ms": "plan_age_ns"}
 KEPT_SERIES = ("act_late_ms", "plan_ms")
-LONGEST_SERIES = 100_000  # of the JSON
+LONGEST_SERIES = 100_000  # of the JSON, from the first sample on
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def series_ms(sample: Sample) -> list[float] | None:
-    """The samples in order; None where they were not kept, or are too many for a JSON."""
-    if sample.series is None or len(sample.series) > LONGEST_SERIES:
+    """The first samples in order, as many as a JSON keeps; None where none were."""
+    if sample.series is None:
         return None
-    return [round(v, 6) for v in (sample.series.x / 1e6).tolist()]
+    return [round(v, 6) for v in (sample.series.x[:LONGEST_SERIES] / 1e6).tolist()]
 
 
 def spans(tick: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -130,7 +130,9 @@ def cards(timed: Mapping[str, Any], manifest: Manifest) -> list[str]:
     ]
     if series.get("act_late_ms"):
         line = clock_charts.timeline(series["act_late_ms"], period, timed["rate_hz"])
-        made.append(card("Lateness over the run", line, "The latest action of each stretch; red: a period was missed."))
+        part = "" if len(series["act_late_ms"]) == timed["ticks"] else f" The first {len(series['act_late_ms']):,}."
+        words = f"The latest action of each stretch; red: a period was missed.{part}"
+        made.append(card("Lateness over the run", line, words))
     stages = (timed.get("headroom") or {}).get("stages")
     if stages:
         key = " ".join(f"{s['stage']} {100 * s['share']:.2g} %," for s in stages).rstrip(",")

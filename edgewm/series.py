@@ -26,7 +26,8 @@ EVENTS_LEAST = 25  # where samples depend: exceedances that a bound needs,
 CLUSTERS_LEAST = 4  # clusters of them,
 WORTH_LEAST = 300  # and independent samples altogether
 BATCHES_LEAST = 40
-PAIRED_WORTH = 100  # independent samples of each side, for a difference
+PAIRED_WORTH = 100  # independent samples of each side, for a difference,
+BLOCKS_LEAST = 10  # and blocks of the shorter one
 
 
 class Bound(NamedTuple):
@@ -311,21 +312,24 @@ def difference(
 ) -> tuple[float, Interval | None]:  # fmt: skip
     """Second minus first, with an interval of the spread over circular blocks (Davison & Hinkley 1997, 5.2, 8.2).
 
-    None for the interval of samples that are worth too few independent ones.
+    None for the interval of samples that are worth too few independent ones, or too few blocks of the other's.
 
     Paired series are drawn at the same places, so that what both share cancels.
     """
     rng = np.random.default_rng(seed)
     length = max(block_length(first), block_length(second))
     found = statistic(second.x) - statistic(first.x)
+    blocks = min(len(first), len(second)) / length
+    if blocks < BLOCKS_LEAST or any(
+        s.is_dependent(0.5) and len(s) < PAIRED_WORTH * s.longest(0.5) for s in (first, second)
+    ):
+        return float(found), None
     draws = np.empty(resamples)
     for i in range(resamples):
         at = drawn(rng, len(first), length)
         other = at if are_paired else drawn(rng, len(second), length)
         draws[i] = statistic(second.x[other]) - statistic(first.x[at])
-    if any(s.is_dependent(0.5) and len(s) < PAIRED_WORTH * s.longest(0.5) for s in (first, second)):
-        return float(found), None
-    blocks, z = min(len(first), len(second)) / length, NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     quantile = z * statistics.student_ratio(blocks - 1, 0.5 + confidence / 2)
     half = quantile * float(draws.std(ddof=1)) * math.sqrt(blocks / (blocks - 1))
     return float(found), Interval(float(found) - half, float(found) + half)
