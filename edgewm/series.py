@@ -80,7 +80,10 @@ class Series:
 def logarithms(x: Array) -> Array:
     """Of the bulk: what is rarer than one in 50 is judged at its own level. What is not positive: the least that is."""
     positive = x[x > 0]
-    return np.log(np.clip(x, positive.min(), np.quantile(x, 0.98))) if len(positive) else np.zeros(len(x))
+    if not len(positive):
+        return np.zeros(len(x))
+    least = positive.min()
+    return np.log(np.clip(x, least, max(least, np.quantile(x, 0.98))))
 
 
 def correlations(x: Array) -> Array | None:
@@ -179,19 +182,25 @@ def top(ordered: Array, above: float) -> float:
     return high if share == 0 or whole + 2 > len(ordered) else (1 - share) * high + share * float(ordered[-2 - whole])
 
 
-def rate_upper(series: Series, events: Array, confidence: float = 0.95) -> Bound:
-    """Upper bound of how often something happens to samples of this series; `events` says to which it did.
+def rate_upper(
+    series: Series, events: Array, confidence: float = 0.95, whole: tuple[int, int] | None = None
+) -> Bound:  # fmt: skip
+    """Upper bound of how often something happens to samples of this series; `events` says to which it did. `whole`:
+    (events, samples) of the run that the series is the first part of.
 
-    Where they depend and too little is known of how events cluster, they count as if they clustered as the samples do.
+    Withheld where samples depend and too little is known of how events cluster.
     """
-    n, count = len(series), int(events.sum())
+    n, seen = len(series), int(events.sum())
+    count, samples = whole or (seen, n)
     if n == 0:
         return Bound(1.0, 0.0, 1)
-    p = min(max(1 - count / n, 0.5), 1 - 1 / n)
+    p = min(max(1 - count / samples, 0.5), 1 - 1 / n)
     worth, needs = tail_worth(series, events, p, 1)
-    worth = n / series.longest(p) if worth is None else min(worth, n)
-    share = worth / n
-    return Bound(statistics.miss_rate_upper(math.ceil(count * share), int(worth), confidence), worth, needs)
+    if worth is None or (count and not seen):
+        return Bound(None, samples / series.longest(p), needs)
+    share = min(worth, n) / n
+    upper = statistics.miss_rate_upper(math.ceil(count * share), int(samples * share), confidence)
+    return Bound(upper, samples * share, needs)
 
 
 # -------------------------------------------------------------------------------------------------- what stays the same

@@ -13,12 +13,12 @@ import pytest
 from test_profile import MILLI, TALKING, tick, write_bundle
 
 from edgewm import clock, compare, headroom, phases, prometheus
-from edgewm.series import Series
 from edgewm import profile as verb
 from edgewm.clock import summarise
 from edgewm.console import profile_table
 from edgewm.errors import EdgewmError
 from edgewm.program import Planner
+from edgewm.series import Series
 
 
 def series(run: dict, **samples: list) -> dict:

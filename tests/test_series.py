@@ -71,9 +71,11 @@ def test_the_bound_of_a_rate_widens_where_misses_cluster() -> None:
     one[rng.choice(10_000, 100, replace=False)] = True
     apart = series.rate_upper(series.Series(one + rng.random(10_000)), one)
     together = np.zeros(10_000, bool)
-    together[5000:5100] = True
+    together[[at + i for at in range(200, 10_000, 400) for i in range(4)]] = True  # as many, four at a time
     at_once = series.rate_upper(series.Series(together + rng.random(10_000)), together)
-    assert 0.0115 < apart.value < 0.0125 and at_once.value > 0.04
+    assert 0.0115 < apart.value < 0.0125 and 0.0125 < at_once.value < 0.02
+    together[:], together[5000:5100] = False, True  # one event: how often it comes, nobody knows
+    assert series.rate_upper(series.Series(together + rng.random(10_000)), together).value is None
 
 
 @pytest.mark.parametrize("n", [600, 3000])
