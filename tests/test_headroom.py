@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_profile import MILLI, TALKING, tick, write_bundle
 
-from edgewm import clock, compare, headroom, phases, prometheus
+from edgewm import clock, clock_page, compare, headroom, phases, prometheus
 from edgewm import profile as verb
 from edgewm.clock import summarise
 from edgewm.console import profile_table
@@ -159,6 +159,20 @@ def test_the_interval_of_a_median_widens_where_plans_cluster():
     wide_low, wide_high = phases.median_interval(Series(np.repeat(x, 10)))
     assert low < 0 < high and wide_high - wide_low > 0.8 * (high - low)  # ten times the samples, worth no more
     assert phases.median_interval(Series(np.repeat(x[:20], 10))) is None
+
+
+def test_console_and_page_say_what_was_judged_and_what_is_withheld():
+    run = steady()
+    run["act_late_ns"]["series"] = run["act_late_ns"]["series"][:2000]
+    none = steady()
+    del none["act_late_ns"]["series"]
+    for each, words in ((run, "judged on the first 2,000 periods"), (none, "rate is withheld, too little is known")):
+        result = {**summarise(each), "rate_hz": 50.0, "threads": 1, "device": "local", "target": "host", "mode": "A"}
+        shown, page = "\n".join(map(str, profile_table(result).renderables)), " ".join(clock_page.notes(result))
+        assert words in shown and words in page
+        assert ("ppm off the nominal period" in shown) == ("ppm off the nominal period" in page) == (each is run)
+        assert ("apart by the period" in clock_page.figures(result)) == (each is run)
+    assert "The order of samples was not kept, so bounds are withheld" in page
 
 
 # --------------------------------------------------------------------------------------------------------- prometheus
