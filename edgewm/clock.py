@@ -14,20 +14,22 @@ import numpy as np
 
 from . import statistics
 from .findings import findings
-from .series import Bound, Series, course, quantile_upper, rate_upper
+from .series import Bound, Series, course, quantile_upper, rate_upper, tail_worth
 
 Array = np.ndarray
 
 CONFIDENCE = 0.95
 QUANTILES = {"p50": 0.50, "p99": 0.99, "p999": 0.999}
 SAMPLES = {"act_late_ms": "act_late_ns", "plan_ms": "plan_ns", "plan_age_ms": "plan_age_ns"}
+LONGEST_KEPT = 1 << 20  # LONGEST_SERIES of runtime/tick.cc
 KEPT_SERIES = ("act_late_ms", "plan_ms")
-LONGEST_SERIES = 100_000  # of the JSON
+LONGEST_SERIES = 100_000  # of the JSON, from the first sample on
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Durations in ns: distinct upper bounds, ascending, with counts; the largest; the samples in order where kept."""
+    """Durations in ns: distinct upper bounds, ascending, with counts; the largest; the samples in order where kept, of
+    a long run the first ones."""
 
     upper_ns: Array
     counts: Array
@@ -37,6 +39,11 @@ class Sample:
     @property
     def n(self) -> int:
         return int(self.counts.sum())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all samples are in the series."""
+        return self.series is not None and len(self.series) == self.n
 
 
 def sample_of(histogram: Mapping[str, Any]) -> Sample:
@@ -55,12 +62,21 @@ def ranked_ns(sample: Sample, rank: int) -> int:
 
 
 def bound_ns(sample: Sample, p: float) -> Bound:
-    """Upper bound of the p-quantile; where the order was not kept, samples count as independent."""
-    if sample.series is not None:
-        return quantile_upper(sample.series, p, CONFIDENCE)
-    above = statistics.allowed_above(sample.n, p, CONFIDENCE) if sample.n else None
-    value = None if above is None else float(ranked_ns(sample, sample.n - int(above)))
-    return Bound(value, sample.n, statistics.samples_needed(p, CONFIDENCE))
+    """Upper bound of the p-quantile. Of a run longer than its series, what a sample is worth is judged on that part;
+    withheld where no order was kept, so that it cannot be judged."""
+    least = statistics.samples_needed(p, CONFIDENCE)
+    if sample.series is None:
+        return Bound(None, 0.0, least)
+    known = quantile_upper(sample.series, p, CONFIDENCE)
+    if sample.is_whole:
+        return known
+    worth, needs = tail_worth(sample.series, sample.series.above(p), p, least)
+    if worth is None:
+        return known
+    worth *= sample.n / len(sample.series)
+    above = statistics.allowed_above(int(worth), p, CONFIDENCE)
+    value = None if above is None else float(ranked_ns(sample, sample.n - int(above * sample.n / int(worth))))
+    return Bound(value, worth, needs)
 
 
 def quantiles_ms(sample: Sample, withheld: dict[str, Any], name: str) -> dict[str, float | None]:
@@ -85,18 +101,29 @@ def quantiles_ms(sample: Sample, withheld: dict[str, Any], name: str) -> dict[st
 def misses_of(tick: Mapping[str, Any], late: Sample) -> dict[str, Any]:
     """Periods whose action came a period late or later: how many, in a row, and how often at most."""
     ticks, misses = int(tick["ticks"]), int(tick["misses"])
-    if late.series is None:
-        upper, worth = statistics.miss_rate_upper(misses, ticks, CONFIDENCE), float(ticks)
-    else:
+    upper, worth = None, None
+    if late.series is not None:
         events = late.series.x >= 1e9 / tick["rate_hz"] if "rate_hz" in tick else late.series.above(1 - misses / ticks)
-        upper, worth, _ = rate_upper(late.series, events, CONFIDENCE)
+        upper, worth, _ = rate_upper(late.series, events, CONFIDENCE, None if late.is_whole else (misses, ticks))
     return {
         "misses": misses,
         "misses_in_a_row": tick.get("misses_in_a_row"),
         "periods_without_action": tick.get("skipped"),
         "miss_rate_upper": upper,
-        "effective_ticks": round(worth, 1),
+        "effective_ticks": None if worth is None else round(worth, 1),
     }
+
+
+NO_RATE = "a bound of their rate is withheld, too little is known of how they cluster"
+
+
+def judged_words(timed: Mapping[str, Any]) -> str:
+    """Where it was not the whole run: on what dependence between samples was judged."""
+    if timed.get("independence") == "unknown":
+        return "The order of samples was not kept, so bounds are withheld"
+    if timed.get("independence") == "measured on a part":
+        return f"What samples are worth, and what stands out, was judged on the first {timed['judged_ticks']:,} periods"
+    return ""
 
 
 def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,15 +132,19 @@ def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
     samples = {key: sample_of(tick[name]) for key, name in SAMPLES.items()}
     courses = {key: course(s.series.x) for key, s in samples.items() if s.series is not None and key in KEPT_SERIES}
     late = samples["act_late_ms"]
+    jitter, period_error_ppm = spacing(tick, late)
     return {
         **{key: quantiles_ms(s, withheld, key) for key, s in samples.items()},
+        "jitter_ms": None if jitter is None else quantiles_ms(jitter, withheld, "jitter_ms"),
+        "period_error_ppm": period_error_ppm,
         "ticks": int(tick["ticks"]),
         "plans": int(tick["plans"]),
         "plans_per_s": float(tick["plans_per_s"]),
         "first_plan_ms": tick["first_plan_ns"] / 1e6,
         **misses_of(tick, late),
         "confidence": CONFIDENCE,
-        "independence": "assumed" if late.series is None else "measured",
+        "independence": "unknown" if late.series is None else "measured" if late.is_whole else "measured on a part",
+        "judged_ticks": 0 if late.series is None else len(late.series),
         "steady": {key: found.is_steady for key, found in courses.items()},
         "withheld": withheld,
         "findings": findings(tick, samples, courses, sample_of(tick["tick_ns"]) if "tick_ns" in tick else None),
@@ -126,11 +157,26 @@ def summarise(tick: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def spacing(tick: Mapping[str, Any], late: Sample) -> tuple[Sample | None, float | None]:
+    """Jitter, how far the time from one action to the next is off the period, either way (ns); and the error of the
+    mean such time against the nominal period (ppm). Of the actions whose order was kept; None where there are none."""
+    if late.series is None or "rate_hz" not in tick:
+        return None, None
+    period_ns = 1e9 / tick["rate_hz"]
+    between = np.diff(np.arange(len(late.series)) * int(period_ns) + late.series.x)
+    between = between[between > 0]  # periods that share an action lie at the same time
+    if not len(between):
+        return None, None
+    off = np.abs(between - period_ns)
+    values, counts = np.unique(off, return_counts=True)
+    return Sample(values, counts, int(values[-1]), Series(off)), float(1e6 * (between.mean() / period_ns - 1))
+
+
 def series_ms(sample: Sample) -> list[float] | None:
-    """The samples in order; None where they were not kept, or are too many for a JSON."""
-    if sample.series is None or len(sample.series) > LONGEST_SERIES:
+    """The first samples in order, as many as a JSON keeps; None where none were."""
+    if sample.series is None:
         return None
-    return [round(v, 6) for v in (sample.series.x / 1e6).tolist()]
+    return [round(v, 6) for v in (sample.series.x[:LONGEST_SERIES] / 1e6).tolist()]
 
 
 def spans(tick: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import charts, clock_charts
 from .charts import card
+from .clock import NO_RATE, judged_words
 from .compare import sentences
 from .device import LOCAL
 from .kernel_times import kernel_lines
@@ -46,6 +47,8 @@ def figures(timed: Mapping[str, Any]) -> str:
         return f"<tr><th>{escape(name)}</th>{cells}</tr>"
 
     rows = "".join(row(name, timed[key]) for name, key in ROWS)
+    if timed.get("jitter_ms"):
+        rows += row("actions are apart by the period, but for", timed["jitter_ms"])
     loaded = timed.get("loaded")
     if loaded:
         rows += "".join(row(f"{name}, {loaded['load']} busy", loaded[key]) for name, key in ROWS[:2])
@@ -64,7 +67,7 @@ def notes(timed: Mapping[str, Any]) -> list[str]:
         f"{_quantile(k)} needs {v['needs']:,} (has {v['samples']:,})" for k, v in timed["withheld"].items()
     )
     upper, row, fraction = timed["miss_rate_upper"], timed.get("misses_in_a_row"), timed.get("peak_fraction")
-    worth = timed.get("effective_ticks")
+    worth, period_ppm = timed.get("effective_ticks"), timed.get("period_error_ppm")
     of = f", worth {charts.short(worth)} independent ones" if worth and worth < timed["ticks"] else ""
     device = timed.get("device", LOCAL)
     where = "here" if device == LOCAL else f"on {device}"
@@ -72,8 +75,11 @@ def notes(timed: Mapping[str, Any]) -> list[str]:
         f"Measured {where}, paced at {timed['rate_hz']:g} Hz, {timed['ticks']:,} periods{of}, {timed['threads']} thread"
         f"{'s' if timed['threads'] != 1 else ''}.",
         "Its power mode is not known." if "mode" in timed and timed["mode"] is None else "",
-        f"Missed {timed['misses']}{f', {row} in a row' if row and row > 1 else ''}: at most "
-        f"{charts.short(100 * upper)} % of periods with 95 % confidence.",
+        f"Missed {timed['misses']}{f', {row} in a row' if row and row > 1 else ''}: "
+        + (NO_RATE if upper is None else f"at most {charts.short(100 * upper)} % of periods with 95 % confidence")
+        + ".",
+        "" if period_ppm is None else f"The mean time between actions is {period_ppm:+.3g} ppm off the nominal period.",
+        f"{judged_words(timed)}." if judged_words(timed) else "",
         "Quantiles are upper 95 % bounds counted from the intended release; max is the largest seen.",
         f"{charts.short(timed['plans_per_s'])} plans a second." if timed.get("plans_per_s") else "",
         f"{100 * fraction:.0f} % of this machine's measured peak." if fraction else "",
@@ -134,7 +140,9 @@ def cards(timed: Mapping[str, Any], manifest: Manifest) -> list[str]:
     ]
     if series.get("act_late_ms"):
         line = clock_charts.timeline(series["act_late_ms"], period, timed["rate_hz"])
-        made.append(card("Lateness over the run", line, "The latest action of each stretch; red: a period was missed."))
+        part = "" if len(series["act_late_ms"]) == timed["ticks"] else f" The first {len(series['act_late_ms']):,}."
+        words = f"The latest action of each stretch; red: a period was missed.{part}"
+        made.append(card("Lateness over the run", line, words))
     stages = (timed.get("headroom") or {}).get("stages")
     if stages:
         key = " ".join(f"{s['stage']} {100 * s['share']:.2g} %," for s in stages).rstrip(",")
@@ -193,7 +201,7 @@ def _kernels(rows: Sequence[Mapping[str, Any]] | None) -> str:
 def _quantile(key: str) -> str:
     """`plan_ms.p999` in words."""
     name, which = key.split(".")
-    words = {"plan_ms": "plan time", "act_late_ms": "lateness", "plan_age_ms": "plan age"}
+    words = {"plan_ms": "plan time", "act_late_ms": "lateness", "plan_age_ms": "plan age", "jitter_ms": "jitter"}
     return f"{which.replace('p999', 'p99.9')} of {words[name]}"
 
 

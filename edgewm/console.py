@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .clock import NO_RATE, judged_words
 from .compare import sentences
 from .kernel_times import kernel_lines
 
@@ -164,6 +165,9 @@ def profile_table(result: Result) -> Group:
     for name, key in (("action late", "act_late_ms"), ("plan", "plan_ms"), ("age of the plan", "plan_age_ms")):
         row = result.get(key) or {}
         made.add_row(name, *(number(row.get(p)) for p in ("p50", "p99", "p999", "max")))
+    if result.get("jitter_ms"):
+        figures = (number(result["jitter_ms"].get(p)) for p in ("p50", "p99", "p999", "max"))
+        made.add_row("jitter between actions", *figures)
     loaded = result.get("loaded") or {}
     for name, key in (("action late", "act_late_ms"), ("plan", "plan_ms")) if loaded else ():
         figures = (number(loaded[key].get(p)) for p in ("p50", "p99", "p999", "max"))
@@ -171,9 +175,13 @@ def profile_table(result: Result) -> Group:
     rate, misses, upper = (result.get(k) for k in ("plans_per_s", "misses", "miss_rate_upper"))
     row = result.get("misses_in_a_row")
     in_a_row = f" ({row} in a row)" if row and row > 1 else ""
-    lines = [f"{number(rate)} plans/s; {number(misses)} misses{in_a_row}, rate below {number(upper)}"]
+    share = NO_RATE if upper is None else f"rate below {number(upper)}"
+    lines = [f"{number(rate)} plans/s; {number(misses)} misses{in_a_row}, {share}"]
     if result.get("backend"):
         lines = [f"{number(rate)} plans/s by {result['backend']}, in a loop of Python: no action is timed"]
+    if result.get("period_error_ppm") is not None:
+        lines.append(f"mean time between actions: {result['period_error_ppm']:+.3g} ppm off the nominal period")
+    lines += [judged_words(result)] if judged_words(result) else []
     lines += [f"! {each['words']}" for each in result.get("findings") or ()]
     lines += _phase_lines(result.get("phases") or {})
     if loaded:

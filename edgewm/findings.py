@@ -33,10 +33,17 @@ def findings(
     found = [clock_jump(tick), overload(tick)]
     found.append(None if found[1] else stall(tick, late, work, period_ns))
     found += [skipped(tick), stale(tick), unaccounted(tick, late), memory(tick.get("spans", ()))]
-    found += [change(key, each) for key, each in courses.items()]
-    plans = samples["plan_ms"].series
-    found.append(None if plans is None else speeds(two_modes(plans.x)))
+    found += [of_part(change(key, each), samples[key]) for key, each in courses.items()]
+    plans = samples["plan_ms"]
+    found.append(None if plans.series is None else of_part(speeds(two_modes(plans.series.x)), plans))
     return [each for each in found if each is not None]
+
+
+def of_part(found: dict[str, Any] | None, sample: Any) -> dict[str, Any] | None:
+    """The same, said to be of the samples whose order was kept, where those are not all."""
+    if found is None or sample.is_whole:
+        return found
+    return {**found, "words": f"{found['words']} (seen in the first {len(sample.series):,} of {sample.n:,})"}
 
 
 def clock_jump(tick: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -66,15 +73,18 @@ def stall(
 ) -> dict[str, Any] | None:  # fmt: skip
     """The longest time without an action; beside it what a clock that starts with the work would have said."""
     row = tick.get("misses_in_a_row")
-    if period_ns is None or late.series is None or not late.n or late.max_ns < STALL_PERIODS * period_ns:
+    if period_ns is None or not late.n or late.max_ns < STALL_PERIODS * period_ns:
         return None
-    missed = late.series.x >= period_ns
-    starts = np.flatnonzero(missed & ~np.concatenate([[False], missed[:-1]]))
+    if late.is_whole:
+        missed = late.series.x >= period_ns
+    else:  # parts of the run that follow one another count as one stall
+        missed = np.asarray([each["misses"] > 0 for each in tick.get("spans", ())], bool)
+    stalls = int((missed & ~np.concatenate([[False], missed[:-1]])[: len(missed)]).sum()) or 1
     found = {
-        "name": "stall", "stalls": len(starts), "longest_ms": late.max_ns / 1e6, "misses_in_a_row": row,
+        "name": "stall", "stalls": stalls, "longest_ms": late.max_ns / 1e6, "misses_in_a_row": row,
         "late_p999_seen_ms": seen_ms(late, 0.999),
     }  # fmt: skip
-    words = f"{_count(len(starts), 'stall')}, the longest {_ms(found['longest_ms'])}"
+    words = f"{'' if late.is_whole else 'at least '}{_count(stalls, 'stall')}, the longest {_ms(found['longest_ms'])}"
     words += f", {row} periods in a row without an action in time" if row else ""
     if work is not None:
         found["from_when_work_began_p999_ms"] = seen_ms(work, 0.999)

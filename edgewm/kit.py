@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .clock import SAMPLES, summarise
+from .clock import LONGEST_KEPT, SAMPLES, summarise
 from .device.place import COPIED, bundle_machine, golden_said
 from .environment import SCRIPT, measured
 from .errors import EdgewmError
@@ -130,8 +130,9 @@ def inconsistencies(tick: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} counts {histogram['count']} samples, its buckets hold {sum(counts)}")
         elif tops and (tops != sorted(set(tops)) or not histogram["min"] <= histogram["max"] <= tops[-1]):
             found.append(f"{name}'s buckets are not in order")
-        series = histogram.get("series", ())
-        if series and (len(series) != histogram["count"] or max(series) != histogram["max"]):
+        series, kept = histogram.get("series", ()), min(histogram["count"], LONGEST_KEPT)
+        is_whole, largest = kept == histogram["count"], max(series, default=0)
+        if series and (len(series) != kept or largest > histogram["max"] or (is_whole and largest != histogram["max"])):
             found.append(f"{name}'s series is not that of its buckets")
     late = tick["act_late_ns"]
     if late["count"] != tick["ticks"]:

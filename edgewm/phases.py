@@ -9,6 +9,7 @@ import numpy as np
 
 from . import statistics
 from .clock import CONFIDENCE, quantiles_ms, sample_of
+from .series import Series, tail_worth
 
 Tick = Callable[..., Mapping[str, Any]]
 
@@ -65,7 +66,7 @@ def after_idle(steady: Mapping[str, Any], idle: Mapping[str, Any]) -> dict[str, 
         "penalty_ms": None, "penalty_interval_ms": None,
     }  # fmt: skip
     usual = sample_of(steady["plan_ns"])
-    pair = [None if s.series is None else median_interval(s.series.ordered) for s in (usual, plans)]
+    pair = [None if s.series is None else median_interval(s.series) for s in (usual, plans)]
     if pair[0] is None or pair[1] is None:
         return found
     (usual_low, usual_high), (low, high) = pair
@@ -75,14 +76,18 @@ def after_idle(steady: Mapping[str, Any], idle: Mapping[str, Any]) -> dict[str, 
     }  # fmt: skip
 
 
-def median_interval(ordered: np.ndarray) -> tuple[float, float] | None:
+def median_interval(series: Series) -> tuple[float, float] | None:
     """Order statistics about the median; two of them, each left by half the risk, make an interval of a difference.
 
-    None where the sample is too small for one.
+    Samples count as what they are worth; None where that is too little, or not known.
     """
-    each = (1 + CONFIDENCE) / 2
-    rank = statistics.quantile_upper_rank(len(ordered), 0.5, (1 + each) / 2)
-    return None if rank is None else (float(ordered[len(ordered) - rank]), float(ordered[rank - 1]))
+    n, level = len(series), (3 + CONFIDENCE) / 4
+    worth, _ = tail_worth(series, series.above(0.5), 0.5, statistics.samples_needed(0.5, level))
+    rank = None if worth is None else statistics.quantile_upper_rank(int(worth), 0.5, level)
+    if rank is None or worth is None:
+        return None
+    above = int((int(worth) - rank) * n / int(worth))
+    return float(series.ordered[above]), float(series.ordered[n - 1 - above])
 
 
 def gap_penalty(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

@@ -26,7 +26,8 @@ EVENTS_LEAST = 25  # where samples depend: exceedances that a bound needs,
 CLUSTERS_LEAST = 4  # clusters of them,
 WORTH_LEAST = 300  # and independent samples altogether
 BATCHES_LEAST = 40
-PAIRED_WORTH = 100  # independent samples of each side, for a difference
+PAIRED_WORTH = 100  # independent samples of each side, for a difference,
+BLOCKS_LEAST = 10  # and blocks of the shorter one
 
 
 class Bound(NamedTuple):
@@ -79,7 +80,10 @@ class Series:
 def logarithms(x: Array) -> Array:
     """Of the bulk: what is rarer than one in 50 is judged at its own level. What is not positive: the least that is."""
     positive = x[x > 0]
-    return np.log(np.clip(x, positive.min(), np.quantile(x, 0.98))) if len(positive) else np.zeros(len(x))
+    if not len(positive):
+        return np.zeros(len(x))
+    least = positive.min()
+    return np.log(np.clip(x, least, max(least, np.quantile(x, 0.98))))
 
 
 def correlations(x: Array) -> Array | None:
@@ -178,19 +182,25 @@ def top(ordered: Array, above: float) -> float:
     return high if share == 0 or whole + 2 > len(ordered) else (1 - share) * high + share * float(ordered[-2 - whole])
 
 
-def rate_upper(series: Series, events: Array, confidence: float = 0.95) -> Bound:
-    """Upper bound of how often something happens to samples of this series; `events` says to which it did.
+def rate_upper(
+    series: Series, events: Array, confidence: float = 0.95, whole: tuple[int, int] | None = None
+) -> Bound:  # fmt: skip
+    """Upper bound of how often something happens to samples of this series; `events` says to which it did. `whole`:
+    (events, samples) of the run that the series is the first part of.
 
-    Where they depend and too little is known of how events cluster, they count as if they clustered as the samples do.
+    Withheld where samples depend and too little is known of how events cluster.
     """
-    n, count = len(series), int(events.sum())
+    n, seen = len(series), int(events.sum())
+    count, samples = whole or (seen, n)
     if n == 0:
         return Bound(1.0, 0.0, 1)
-    p = min(max(1 - count / n, 0.5), 1 - 1 / n)
+    p = min(max(1 - count / samples, 0.5), 1 - 1 / n)
     worth, needs = tail_worth(series, events, p, 1)
-    worth = n / series.longest(p) if worth is None else min(worth, n)
-    share = worth / n
-    return Bound(statistics.miss_rate_upper(math.ceil(count * share), int(worth), confidence), worth, needs)
+    if worth is None or (count and not seen):
+        return Bound(None, samples / series.longest(p), needs)
+    share = min(worth, n) / n
+    upper = statistics.miss_rate_upper(math.ceil(count * share), int(samples * share), confidence)
+    return Bound(upper, samples * share, needs)
 
 
 # -------------------------------------------------------------------------------------------------- what stays the same
@@ -311,21 +321,24 @@ def difference(
 ) -> tuple[float, Interval | None]:  # fmt: skip
     """Second minus first, with an interval of the spread over circular blocks (Davison & Hinkley 1997, 5.2, 8.2).
 
-    None for the interval of samples that are worth too few independent ones.
+    None for the interval of samples that are worth too few independent ones, or too few blocks of the other's.
 
     Paired series are drawn at the same places, so that what both share cancels.
     """
     rng = np.random.default_rng(seed)
     length = max(block_length(first), block_length(second))
     found = statistic(second.x) - statistic(first.x)
+    blocks = min(len(first), len(second)) / length
+    if blocks < BLOCKS_LEAST or any(
+        s.is_dependent(0.5) and len(s) < PAIRED_WORTH * s.longest(0.5) for s in (first, second)
+    ):
+        return float(found), None
     draws = np.empty(resamples)
     for i in range(resamples):
         at = drawn(rng, len(first), length)
         other = at if are_paired else drawn(rng, len(second), length)
         draws[i] = statistic(second.x[other]) - statistic(first.x[at])
-    if any(s.is_dependent(0.5) and len(s) < PAIRED_WORTH * s.longest(0.5) for s in (first, second)):
-        return float(found), None
-    blocks, z = min(len(first), len(second)) / length, NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     quantile = z * statistics.student_ratio(blocks - 1, 0.5 + confidence / 2)
     half = quantile * float(draws.std(ddof=1)) * math.sqrt(blocks / (blocks - 1))
     return float(found), Interval(float(found) - half, float(found) + half)

@@ -22,6 +22,7 @@ from edgewm.estimate.gpu import PRECISIONS, estimate_network, precision_of, tens
 from edgewm.estimate.network import Kernel, Network
 from edgewm.estimate.shapes import network_of, shapes
 from edgewm.estimate.specimens import specimens
+from edgewm.estimate.table import estimate_table
 from edgewm.estimate.verb import estimate
 from edgewm.kernel import load
 from edgewm.passes import EXACT, LOWERING, run
@@ -33,6 +34,13 @@ LIMITS = {limit for limit, _ in COUNTS.values()} | {"memory", "sync"}
 TILE = load("product").TILING["avx2"]
 
 Facts = dict
+
+
+COVERED, UNCHECKED = "(90 % of what is measured)", "(nobody has checked this interval on this board)"
+
+
+def told(found: dict) -> str:
+    return "\n".join(map(str, estimate_table(found).renderables))
 
 
 @pytest.fixture
@@ -197,7 +205,9 @@ def test_a_plan_says_what_it_rests_on(facts: Facts, no_facts: Path) -> None:
     assert here["source"] == "estimated" and here["kernels"] and here["bound"] in LIMITS
     assert {row["bound"] for row in here["kernels"]} <= LIMITS
     assert sum(here["shares"].values()) == pytest.approx(1)
+    assert here["coverage"] == 0.9 and COVERED in told(here)
     orin = estimate(MODEL, target="orin")
+    assert orin["coverage"] is None and UNCHECKED in told(orin)
     assert "advertised figures in 30W" in orin["provenance"][0] and "kernels reach on" in orin["provenance"][0]
     wide, narrow = (found["plan_ms"]["high"] / found["plan_ms"]["low"] for found in (orin, here))
     assert wide > narrow
@@ -420,14 +430,16 @@ def test_a_models_plan_on_a_gpu_is_its_kernels_and_its_launches() -> None:
 
 def test_outside_is_said_where_a_figure_is_asked_for_anyway() -> None:
     found = estimate("shape:efficientvit-sam", target="orin", mode="MAXN", anyway=True)
-    assert "convolutions, and no row is of one" in found["outside"][0]
+    assert "convolutions, and no row is of one" in found["outside"][0] and found["coverage"] is None
     assert estimate("shape:vit-b-16", target="orin", mode="MAXN", anyway=True)["outside"] == []
 
 
 def test_products_that_stand_for_convolutions_are_outside_too() -> None:
     found = estimate("shape:resnet-50", target="orin", mode="MAXN")
+    assert found["coverage"] is None and COVERED not in told(found) and UNCHECKED in told(found)
     assert "of resnet-50-products is convolutions" in found["outside"][0]
-    assert estimate("shape:dinov2-b", target="orin", mode="MAXN")["outside"] == []  # its patches do not overlap
+    dense = estimate("shape:dinov2-b", target="orin", mode="MAXN")
+    assert dense["outside"] == [] and COVERED in told(dense)  # its patches do not overlap
 
 
 def test_a_format_that_nobody_published_is_said() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_profile import MILLI, TALKING, tick, write_bundle
 
-from edgewm import clock_page, compare, headroom, prometheus
+from edgewm import clock, clock_page, compare, headroom, phases, prometheus
 from edgewm import profile as verb
 from edgewm.clock import summarise
 from edgewm.console import profile_table
@@ -22,6 +22,7 @@ from edgewm.errors import EdgewmError
 from edgewm.estimate import verb as verb_of_estimate
 from edgewm.manifest import read_manifest
 from edgewm.program import Planner
+from edgewm.series import Series
 
 
 def series(run: dict, **samples: list) -> dict:
@@ -192,7 +193,20 @@ def test_two_runs_are_told_apart_or_not():
     assert "a plan, p50: +0.3" in lines and "longer" in lines and "lateness, mean" in lines
     assert "no difference beyond chance" in lines and "not alike: threads: 2" in lines and "one run of each" in lines
     assert compare.compare(profiled(plans=9), profiled())["differences"]["plan_ms"] is None
-    assert "p999" not in slower["differences"]["plan_ms"]  # 600 plans say nothing about it
+    assert "p99" not in slower["differences"]["plan_ms"]  # 600 plans: 6 above it
+    assert "a plan, p99: withheld, it takes 1,000 samples of each run" in lines
+    assert "lateness, p99.9: withheld, it takes 10,000 samples of each run" in lines  # 3000 ticks: 3 above it
+
+
+def test_soaks_longer_than_a_file_keeps_are_compared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clock, "LONGEST_SERIES", 2000)
+    monkeypatch.setattr(compare, "LONGEST_SERIES", 2000)
+    runs = json.loads(json.dumps([profiled(seed=1), profiled(seed=2)]))
+    assert len(runs[0]["series"]["act_late_ms"]) == 2000 and runs[0]["ticks"] == 3000
+    found = compare.compare(*runs)
+    assert found["differences"]["act_late_ms"]["p99"]["low_ms"] <= 0
+    assert "lateness: of the first 2,000 samples of this run" in found["notes"]
+    assert not any(each.startswith("a plan: of the first") for each in found["notes"])
 
 
 def test_what_is_no_profile_is_refused(tmp_path: Path):
@@ -205,8 +219,33 @@ def test_what_is_no_profile_is_refused(tmp_path: Path):
     with pytest.raises(EdgewmError, match="no profile can be read there"):
         compare.read_profile(tmp_path / "none.json")
     file.write_text(json.dumps({**profiled(), "series": {"plan_ms": None, "act_late_ms": [1.0]}}))
-    with pytest.raises(EdgewmError, match="it kept no samples of plan_ms"):
+    with pytest.raises(EdgewmError, match="no samples of plan_ms"):
         compare.read_profile(file)
+    file.write_text(json.dumps({**profiled(), "ticks": 180_000, "series": {"plan_ms": [1.0], "act_late_ms": None}}))
+    with pytest.raises(EdgewmError, match="too many samples to keep of act_late_ms"):
+        compare.read_profile(file)
+
+
+def test_the_interval_of_a_median_widens_where_plans_cluster():
+    x = np.random.default_rng(0).normal(size=500)
+    low, high = phases.median_interval(Series(x))
+    wide_low, wide_high = phases.median_interval(Series(np.repeat(x, 10)))
+    assert low < 0 < high and wide_high - wide_low > 0.8 * (high - low)  # ten times the samples, worth no more
+    assert phases.median_interval(Series(np.repeat(x[:20], 10))) is None
+
+
+def test_console_and_page_say_what_was_judged_and_what_is_withheld():
+    run = steady()
+    run["act_late_ns"]["series"] = run["act_late_ns"]["series"][:2000]
+    none = steady()
+    del none["act_late_ns"]["series"]
+    for each, words in ((run, "judged on the first 2,000 periods"), (none, "rate is withheld, too little is known")):
+        result = {**summarise(each), "rate_hz": 50.0, "threads": 1, "device": "local", "target": "host", "mode": "A"}
+        shown, page = "\n".join(map(str, profile_table(result).renderables)), " ".join(clock_page.notes(result))
+        assert words in shown and words in page
+        assert ("ppm off the nominal period" in shown) == ("ppm off the nominal period" in page) == (each is run)
+        assert ("apart by the period" in clock_page.figures(result)) == (each is run)
+    assert "The order of samples was not kept, so bounds are withheld" in page
 
 
 # --------------------------------------------------------------------------------------------------------- prometheus
@@ -225,7 +264,7 @@ def test_prometheus_text_is_whole_and_leaves_out_what_is_withheld(tmp_path: Path
     assert buckets[bounds.index("0.01")] == sum(n for ms, n in result["histograms"]["plan_ms"] if ms <= 10)
     own = '{device="a \\"b\\"\\\\",target="host"'
     assert f'edgewm_plan_upper_bound_seconds{own},quantile="0.99"}} ' in "\n".join(lines)
-    assert not any('edgewm_plan_upper_bound_seconds' in line and '0.999"' in line for line in lines)
+    assert not any("edgewm_plan_upper_bound_seconds" in line and '0.999"' in line for line in lines)
     assert f'edgewm_finding{own},name="stall"}} 1' in lines
     prometheus.write(result, tmp_path / "edgewm.prom")
     assert (tmp_path / "edgewm.prom").read_text().splitlines() == lines and len(list(tmp_path.iterdir())) == 1

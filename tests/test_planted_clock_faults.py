@@ -35,9 +35,9 @@ def test_a_stall_counts_for_every_period_that_it_swallows() -> None:
     assert stall["longest_ms"] == pytest.approx(100, abs=0.5) and stall["late_p999_seen_ms"] > 85
     assert stall["from_when_work_began_p999_ms"] < 0.2  # what a naive clock says
     assert "100 periods in a row" in stall["words"] and "would have said 0.1" in stall["words"]
-    # One event says little about how often it comes: the claim is withheld, and the misses weigh as one.
+    # One event says little about how often it comes: both claims are withheld.
     assert found["act_late_ms"]["p999"] is None and found["withheld"]["act_late_ms.p999"]["needs"] > TICKS
-    assert found["miss_rate_upper"] > 4 * 100 / TICKS
+    assert found["miss_rate_upper"] is None
 
 
 def test_a_slow_drift() -> None:

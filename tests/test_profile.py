@@ -38,6 +38,7 @@ def as_histogram(values_ns) -> dict:
     return {
         "count": len(values), "min": min(values, default=0), "max": max(values, default=0),
         "buckets": [[int(t), int(c)] for t, c in zip(tops, counts, strict=True)],
+        **({"series": values} if values else {}),
     }  # fmt: skip
 
 
@@ -60,18 +61,18 @@ def test_the_fields_of_the_interface():
         values = [found[key][q] for q in ("p50", "p99", "p999", "max")]
         assert values == sorted(values) and values[0] > 0
     assert found["misses"] == 0 and found["miss_rate_upper"] == pytest.approx(3 / 5000, rel=0.01)
-    assert found["withheld"] == {} and found["independence"] == "assumed"
+    assert found["withheld"] == {} and found["independence"] == "measured"
     json.dumps(found, allow_nan=False)
 
 
 def test_bounds_lie_above_the_truth_and_close_to_it():
-    rng, misses = np.random.default_rng(1), 0
+    rng, bounds = np.random.default_rng(1), []
     truth = float(np.exp(13 + 0.5 * 2.3263478740408408)) / 1e6
     for _ in range(60):
-        found = clock.summarise(tick(rng.lognormal(13, 0.5, 1000)))["act_late_ms"]["p99"]
-        misses += found < truth
-        assert found < 2 * truth
-    assert misses <= 8  # of 60 at a nominal 3
+        bounds.append(clock.summarise(tick(rng.lognormal(13, 0.5, 1000)))["act_late_ms"]["p99"])
+    printed = [bound for bound in bounds if bound is not None]  # some look dependent by chance
+    assert len(printed) >= 50 and max(printed) < 2 * truth
+    assert sum(bound < truth for bound in printed) <= 8  # of 60 at a nominal 3
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_a_stall_counts_against_every_period_it_delays():
     for k in range(100):  # one stall of 100 ms
         late[5000 + k] = (100 - k) * period
     found = clock.summarise(tick(late, misses=sum(v >= period for v in late)))
-    assert found["misses"] == 100 and found["act_late_ms"]["p999"] > 80 and found["act_late_ms"]["max"] == 100.0
+    assert found["misses"] == 100 and found["act_late_ms"]["max"] == 100.0
+    assert found["act_late_ms"]["p999"] is None and found["miss_rate_upper"] is None  # one event: how often, who knows
     naive = [50_000] * n
     naive[5000] = 100 * period  # control: one execution time
     assert clock.summarise(tick(naive))["act_late_ms"]["p999"] < 0.1
@@ -106,13 +108,68 @@ def test_a_stall_counts_against_every_period_it_delays():
 
 def test_a_kept_series_that_repeats_itself_is_worth_less():
     values = np.repeat(np.random.default_rng(2).lognormal(12, 1, 400), 10)
-    one = tick(values)
-    one["act_late_ns"]["series"] = values.tolist()
-    found = clock.summarise(one)
-    assert clock.summarise(tick(values))["act_late_ms"]["p999"] is not None
+    found = clock.summarise(tick(values))
+    assert clock.summarise(tick(np.random.default_rng(2).permutation(values)))["act_late_ms"]["p999"] is not None
     assert found["act_late_ms"]["p999"] is None and found["independence"] == "measured"
     assert found["withheld"]["act_late_ms.p999"]["worth"] < 1000
-    assert found["miss_rate_upper"] > 3 / 2000
+    assert found["miss_rate_upper"] is None and found["effective_ticks"] < 1000
+
+
+def test_a_run_longer_than_its_series_is_judged_on_the_part_that_was_kept():
+    rng, n, kept = np.random.default_rng(3), 20_000, 12_000
+
+    def told(values: np.ndarray, keep: int = kept, **more) -> dict:
+        run = tick(values, [MILLI] * 400, rate_hz=1000.0, elapsed_ns=10**12, **more)
+        run["act_late_ns"]["series"] = run["act_late_ns"]["series"][:keep]
+        return clock.summarise(run)
+
+    values = rng.lognormal(11, 0.3, n)
+    whole, part = told(values, n), told(values)
+    assert (whole["independence"], part["independence"]) == ("measured", "measured on a part")
+    assert part["judged_ticks"] == kept and part["effective_ticks"] == n
+    for q in ("p50", "p99", "p999"):  # the histogram's buckets are within 1/64
+        assert part["act_late_ms"][q] == pytest.approx(whole["act_late_ms"][q], rel=1 / 20)
+    assert part["miss_rate_upper"] == whole["miss_rate_upper"] == pytest.approx(3 / n, rel=0.01)
+    clustered = told(np.repeat(rng.lognormal(11, 0.3, n // 10), 10))
+    assert clustered["act_late_ms"]["p99"] is not None and clustered["effective_ticks"] < n / 5
+    assert clustered["act_late_ms"]["p999"] is None and clustered["miss_rate_upper"] is None
+    unknown = told(values, 0)
+    assert unknown["independence"] == "unknown" and unknown["miss_rate_upper"] is None
+    assert [unknown["act_late_ms"][q] for q in clock.QUANTILES] == [None] * 3 and unknown["act_late_ms"]["max"] > 0
+    assert "12,000 periods" in clock.judged_words(part) and "not kept" in clock.judged_words(unknown)
+    assert clock.judged_words(whole) == ""
+    # A stall after that part is seen in the spans; how often misses come, the part cannot say.
+    values[15_000:15_100] = 1e6 * np.arange(101, 1, -1)
+    spans = [{"end_ns": 10**9 * (i + 1), "ticks": 5000, "misses": 100 * (i == 3), "late_max_ns": 10**8 * (i == 3),
+              "plans": 100, "plan_ns": 10**8, "peak_kb": 1, "minor_faults": 0, "major_faults": 0}
+             for i in range(4)]  # fmt: skip
+    late = told(values, misses=100, spans=spans)
+    (stall,) = late["findings"]
+    assert stall["name"] == "stall" and stall["words"].startswith("at least 1 stall, the longest 101 ms")
+    assert late["miss_rate_upper"] is None
+
+
+def test_jitter_and_period_are_of_consecutive_actions():
+    found = clock.summarise(tick([100_000, 400_000] * 200, rate_hz=1000.0))  # 0.3 ms apart from the period, each time
+    assert found["jitter_ms"]["p50"] == found["jitter_ms"]["max"] == pytest.approx(0.3)
+    assert found["period_error_ppm"] == pytest.approx(1e6 * 0.3 / 399)
+    rng = np.random.default_rng(5)
+    late = 1e5 * rng.lognormal(0, 0.3, 4000)
+    found = clock.summarise(tick(late, rate_hz=1000.0))
+    off = np.abs(np.diff(late.astype(int)))
+    for q, p in clock.QUANTILES.items():
+        bound = found["jitter_ms"][q]
+        if bound is None:
+            assert f"jitter_ms.{q}" in found["withheld"]
+        else:
+            assert np.quantile(off, p) <= 1e6 * bound < 2 * np.quantile(off, p)
+    assert found["jitter_ms"]["p50"] is not None and found["jitter_ms"]["max"] == pytest.approx(off.max() / 1e6)
+    slow = clock.summarise(tick(100 * np.arange(4000), rate_hz=1000.0))  # each action 100 ns later than the last
+    assert slow["period_error_ppm"] == pytest.approx(100) and slow["jitter_ms"]["max"] == pytest.approx(1e-4)
+    # Two periods without an action of their own share the next one's: one gap of three periods.
+    shared = clock.summarise(tick([0] * 50 + [2 * MILLI, MILLI, 0] + [0] * 50, rate_hz=1000.0))
+    assert shared["jitter_ms"]["max"] == 2.0 and shared["period_error_ppm"] == pytest.approx(1e6 * (102 / 100 - 1))
+    assert clock.summarise(tick([MILLI] * 9))["jitter_ms"] is None  # of no known rate
 
 
 def test_shares_by_kernel():

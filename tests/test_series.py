@@ -71,9 +71,11 @@ def test_the_bound_of_a_rate_widens_where_misses_cluster() -> None:
     one[rng.choice(10_000, 100, replace=False)] = True
     apart = series.rate_upper(series.Series(one + rng.random(10_000)), one)
     together = np.zeros(10_000, bool)
-    together[5000:5100] = True
+    together[[at + i for at in range(200, 10_000, 400) for i in range(4)]] = True  # as many, four at a time
     at_once = series.rate_upper(series.Series(together + rng.random(10_000)), together)
-    assert 0.0115 < apart.value < 0.0125 and at_once.value > 0.04
+    assert 0.0115 < apart.value < 0.0125 and 0.0125 < at_once.value < 0.02
+    together[:], together[5000:5100] = False, True  # one event: how often it comes, nobody knows
+    assert series.rate_upper(series.Series(together + rng.random(10_000)), together).value is None
 
 
 @pytest.mark.parametrize("n", [600, 3000])
@@ -113,11 +115,19 @@ def test_differences_of_two_runs_cover() -> None:
         hits.append(low <= 0.05 <= high)
         shared = np.exp(0.1 * chain(rng, 1, 500, 0.3)[0])
         _, narrow = series.difference(
-            series.Series(shared), series.Series(shared * rng.normal(1.05, 0.01, 500)), np.mean, True,
-            resamples=120, seed=i,
+            series.Series(shared),
+            series.Series(shared * rng.normal(1.05, 0.01, 500)),
+            np.mean,
+            True,
+            resamples=120,
+            seed=i,
         )
         paired.append(narrow.low <= 0.05 * math.exp(0.005) <= narrow.high)
         assert narrow.high - narrow.low < 0.5 * (high - low)
     clustered = [series.Series(np.exp(chain(rng, 1, 500, 0.95)[0])) for _ in range(2)]
     assert series.difference(*clustered, np.median, False, resamples=20)[1] is None  # withheld
     assert np.mean(hits) > 0.85 and np.mean(paired) > 0.85
+    soak = series.Series(np.exp(chain(rng, 1, 30_000, 0.95)[0]))
+    for n in (20, 300):  # a block of the soak is as long as the other run
+        by, interval = series.difference(soak, series.Series(np.exp(rng.normal(size=n))), np.mean, False, resamples=2)
+        assert math.isfinite(by) and interval is None

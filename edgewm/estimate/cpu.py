@@ -41,6 +41,7 @@ class Machine:
     late_ns: float = 0.0
     slowdown: Mapping[int, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    is_measured: bool = False  # on that machine, with these kernels
 
 
 def priced(call: Mapping[str, Any], tile: str, footprint_bytes: int, machine: Machine, threads: int) -> Counter[str]:

@@ -73,6 +73,7 @@ def read_facts(file: Path, board: Target) -> dict[str, Any]:
 def of_facts(facts: Mapping[str, Any]) -> Machine:
     """Prices as they were measured."""
     together = {name: facts["threads"][name] for name in BESIDE_CALLS}
+    is_current = facts["kernels_sha256"] == kernels_sha256()
     stale = "measured with other kernel sources than these: run `edgewm targets probe` again"
     return Machine(
         costs_ns=facts["costs_ns"], **together,
@@ -80,7 +81,7 @@ def of_facts(facts: Mapping[str, Any]) -> Machine:
         cache_bytes=facts["machine"]["l3_bytes"] or facts["machine"]["l2_bytes"] or 0, sigma=facts["sigma"],
         source=facts["source"],
         slowdown={int(n): value for n, value in facts["threads"]["slowdown"].items()},
-        notes=() if facts["kernels_sha256"] == kernels_sha256() else (stale,),
+        notes=() if is_current else (stale,), is_measured=is_current,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def estimate_table(result: Mapping[str, Any]) -> Group:
     spent = ", ".join(f"{limit} {_percent(share)}" for limit, share in result["shares"].items() if share >= 0.005)
     lines = [
         f"estimated {number(whole, 'ms')}, {number(plan['low'])} to {number(plan['high'], 'ms')} "
-        f"({100 * result['coverage']:.0f} % of what is measured)",
+        f"({coverage_words(result['coverage'])})",
         f"bound by {result['bound']}: {spent}",
         *(f"OUTSIDE: {reason}" for reason in result["outside"]),
         *(f"note: {note}" for note in result["notes"]),
@@ -39,6 +39,13 @@ def estimate_table(result: Mapping[str, Any]) -> Group:
         *(f"  {source}" for source in result["provenance"]),
     ]
     return Group(made, Text("\n".join(lines)))
+
+
+def coverage_words(coverage: float | None) -> str:
+    """What an interval claims."""
+    if coverage is None:
+        return "nobody has checked this interval on this board"
+    return f"{100 * coverage:.0f} % of what is measured"
 
 
 def _percent(share: float) -> str:

@@ -45,8 +45,10 @@ def estimate(
 
     `target` is a bundle's own where it is left out, the host for a model; `place` is where a model's plan runs, cpu or
     gpu; `threads` the mode's cores. `measured`: facts that `targets probe --out` wrote on such a machine; without
-    them those that it keeps of that board. Times in ms; `plan_ms` {point, low, high}, where COVERAGE of what is
-    measured lies between low and high. Raises EdgewmError for what does not exist, does not fit, or lies outside.
+    them those that it keeps of that board. Times in ms; `plan_ms` {point, low, high}. `coverage`, the share of
+    what is measured that lies between low and high, is COVERAGE where measurements of that machine set the prices; None
+    elsewhere, and for what lies outside: nobody has checked. Raises EdgewmError for what does not exist, does not fit,
+    or lies outside.
     """
     if subject.startswith(SHAPE) or Path(subject).suffix == ".onnx":
         for_plans = {"threads": threads, "isa": isa, "place": place, **(planner or {})}
@@ -142,8 +144,9 @@ def _model(
     program = run(program.with_(recipe=recipe_of(program, precision), target=board), LOWERING)
     say("schedule", 0.8)
     if place == "gpu":
-        priced, made = price_gpu(schedule_gpu(program), board, power, gpu_of(board, power, measured))
-        found = _of_own_kernels(subject, board, power, precision, priced, made)
+        probed = gpu_of(board, power, measured)
+        priced, made = price_gpu(schedule_gpu(program), board, power, probed)
+        found = _of_own_kernels(subject, board, power, precision, priced, made, probed is not None)
     else:
         counts = plan_counts(schedule_program(program, board.isa), board.isa)
         found = _on_cpu(subject, counts, board, power, precision, cores, measured)
@@ -168,7 +171,8 @@ def _on_cpu(
 ) -> dict[str, Any]:  # fmt: skip
     machine = machine_or_refusal(board, mode, threads, measured)
     found = price_plan(counts, machine, threads)
-    return _told(subject, board, mode, precision, "cpu", found, [machine.source], machine.notes) | {"threads": threads}
+    told = _told(subject, board, mode, precision, "cpu", found, [machine.source], machine.notes, machine.is_measured)
+    return told | {"threads": threads}
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU
@@ -204,17 +208,18 @@ def _on_gpu(
         "bound": bound_of(shares),
         "shares": {limit: us / whole_us for limit, us in shares.most_common() if us}, "kernels": kernels,
     }  # fmt: skip
-    return _of_own_kernels(str(bundle), board, mode, precision, found, made)
+    return _of_own_kernels(str(bundle), board, mode, precision, found, made, probed is not None)
 
 
 def _of_own_kernels(
-    subject: str, board: Target, mode: Mode, precision: str, found: Mapping[str, Any], made: Coefficients
-) -> dict[str, Any]:
+    subject: str, board: Target, mode: Mode, precision: str, found: Mapping[str, Any], made: Coefficients,
+    is_probed: bool,
+) -> dict[str, Any]:  # fmt: skip
     notes = [OF_OTHERS]
     if found["persistent"]:
         barrier = "a barrier is taken to cost five trips to the L2" if made.barrier_us is None else "as measured"
         notes.append(f"launches that follow on each other run as one, with barriers of all blocks between: {barrier}")
-    told = _told(subject, board, mode, precision, "gpu", found, list(made.sources), tuple(notes))
+    told = _told(subject, board, mode, precision, "gpu", found, list(made.sources), tuple(notes), is_probed)
     return told | {"runtime": "edgewm"}
 
 
@@ -237,9 +242,12 @@ def _network(
             "give --anyway for a figure that says it is",
         )  # fmt: skip
     outside = beyond(network)
-    made = calibration.coefficients(board, power, probed=gpu_of(board, power, measured))
+    probed = gpu_of(board, power, measured)
+    made = calibration.coefficients(board, power, probed=probed)
     found = estimate_network(network, board, power, held, made, runtime)
-    told = _told(subject, board, power, precision, "gpu", found, [network.source, *made.sources], network.notes)
+    is_checked = not outside and (probed is not None or board.name == calibration.BOARD)  # its rows are of that board
+    sources = [network.source, *made.sources]
+    told = _told(subject, board, power, precision, "gpu", found, sources, network.notes, is_checked)
     notes = ["kernels of other runtimes, not of edgewm; clocks pinned at the mode's", *told["notes"]]
     notes += calibration.stand_ins(board, held)
     return told | {"runtime": runtime, "flops": network.flops, "outside": outside, "notes": notes}
@@ -274,10 +282,10 @@ def _told_share(network: Network, share: float) -> str:
 
 def _told(
     subject: str, board: Target, mode: Mode, precision: str, place: str, found: Mapping[str, Any], sources: list[str],
-    notes: tuple[str, ...],
+    notes: tuple[str, ...], is_checked: bool,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "subject": subject, "target": board.name, "mode": mode.name, "precision": precision, "place": place,
-        "source": "estimated", **found, "coverage": COVERAGE, "provenance": sources, "notes": list(notes),
-        "outside": [],
+        "source": "estimated", **found, "coverage": COVERAGE if is_checked else None, "provenance": sources,
+        "notes": list(notes), "outside": [],
     }  # fmt: skip

@@ -39,8 +39,8 @@ inline uint64_t quantile(const Histogram& h, double q) {
   }
   return h.max;
 }
-// {"count":, "min":, "max":, "buckets": [[greatest value, samples], ...], "series": [...]}; no series where some are
-// lacking
+// {"count":, "min":, "max":, "buckets": [[greatest value, samples], ...], "series": [...]}; the first samples where there
+// is no room for all, no series where there is none
 inline void print_json(const Histogram& h, FILE* out) {
   fprintf(out, "{\"count\": %llu, \"min\": %llu, \"max\": %llu, \"buckets\": [", (unsigned long long)h.count,
           (unsigned long long)h.min, (unsigned long long)h.max);
@@ -51,7 +51,8 @@ inline void print_json(const Histogram& h, FILE* out) {
     first = false;
   }
   fprintf(out, "]");
-  for (uint64_t i = 0; i < h.count && h.count <= h.room; i++)
+  const uint64_t kept = h.count < h.room ? h.count : h.room;
+  for (uint64_t i = 0; i < kept; i++)
     fprintf(out, "%s%llu", i == 0 ? ", \"series\": [" : ", ", (unsigned long long)h.series[i]);
-  fprintf(out, "%s}", h.count != 0 && h.count <= h.room ? "]" : "");
+  fprintf(out, "%s}", kept != 0 ? "]" : "");
 }

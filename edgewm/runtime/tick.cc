@@ -156,9 +156,9 @@ void* plan_when_due(void*) {
   return nullptr;
 }
 
-// Room for a series of one for each tick, every page of it there.
+// Room for a series of one for each tick, of the first ones where that would be too long; every page of it there.
 bool keep_series(Histogram& h, uint64_t ticks) {
-  if (ticks > LONGEST_SERIES) return true;
+  if (ticks > LONGEST_SERIES) ticks = LONGEST_SERIES;
   h.series = static_cast<uint64_t*>(malloc(ticks * sizeof(uint64_t)));
   if (h.series == nullptr) return false;
   h.room = ticks;
