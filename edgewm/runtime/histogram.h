@@ -39,8 +39,8 @@ inline uint64_t quantile(const Histogram& h, double q) {
   }
   return h.max;
 }
-// {"count":, "min":, "max":, "buckets": [[greatest value, samples], ...], "series": [...]}; the first samples where there
-// is no room for all, no series where there is none
+// {"count":, "min":, "max":, "buckets": [[greatest value, samples], ...], "series": [...]}; the first samples where
+// there is no room for all, no series where there is none
 inline void print_json(const Histogram& h, FILE* out) {
   fprintf(out, "{\"count\": %llu, \"min\": %llu, \"max\": %llu, \"buckets\": [", (unsigned long long)h.count,
           (unsigned long long)h.min, (unsigned long long)h.max);
