@@ -61,20 +61,20 @@ def ranked_ns(sample: Sample, rank: int) -> int:
     return int(sample.upper_ns[np.searchsorted(np.cumsum(sample.counts), rank)])
 
 
-def bound_ns(sample: Sample, p: float) -> Bound:
+def bound_ns(sample: Sample, p: float, confidence: float = CONFIDENCE) -> Bound:
     """Upper bound of the p-quantile. Of a run longer than its series, what a sample is worth is judged on that part;
     withheld where no order was kept, so that it cannot be judged."""
-    least = statistics.samples_needed(p, CONFIDENCE)
+    least = statistics.samples_needed(p, confidence)
     if sample.series is None:
         return Bound(None, 0.0, least)
-    known = quantile_upper(sample.series, p, CONFIDENCE)
+    known = quantile_upper(sample.series, p, confidence)
     if sample.is_whole:
         return known
     worth, needs = tail_worth(sample.series, sample.series.above(p), p, least)
     if worth is None:
         return known
     worth *= sample.n / len(sample.series)
-    above = statistics.allowed_above(int(worth), p, CONFIDENCE)
+    above = statistics.allowed_above(int(worth), p, confidence)
     value = None if above is None else float(ranked_ns(sample, sample.n - int(above * sample.n / int(worth))))
     return Bound(value, worth, needs)
 

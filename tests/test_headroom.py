@@ -48,7 +48,7 @@ def test_the_rate_that_holds_is_where_the_slowest_plans_just_fit():
     twice = headroom.rate_that_holds(run, 50.0, 10, 0.01)
     assert twice["highest_rate_hz"] == pytest.approx(2 * held["highest_rate_hz"])
     few = headroom.rate_that_holds(run, 50.0, 5, 0.001)
-    assert few["highest_rate_hz"] is None and few["needs"] == {"plan": 2995}
+    assert few["highest_rate_hz"] is None and few["needs"] == {"plan": 3688, "action": 3688}
     slow_acts = headroom.rate_that_holds(steady(plan_ms=0.1), 50.0, 5, 0.01)
     assert slow_acts["bound_by"] == "action"
 
