@@ -83,15 +83,16 @@ def demo(out: Path, *, seed: int, progress: Progress | None = None) -> dict[str,
 
 
 def clock_of(timed: Mapping[str, Any], commit_steps: int) -> dict[str, Any]:
-    """Whether a bundle held its rate: no period missed, and at the median a plan ready before the last was played out.
+    """Whether a bundle held its rate: no period missed, and every plan ready before the last was played out.
 
-    The plan's p99 stands beside it, where the sample supports one.
+    Quantiles stand beside it, where so few plans support one.
     """
-    p50, p99 = timed["plan_ms"]["p50"], timed["plan_ms"]["p99"]
+    p50, p99, slowest = (timed["plan_ms"][key] for key in ("p50", "p99", "max"))
     until_ms = 1e3 * commit_steps / timed["rate_hz"]
     return {
-        "holds": timed["misses"] == 0 and p50 is not None and p50 < until_ms, "rate_hz": timed["rate_hz"],
-        "plan_p50_ms": p50, "plan_p99_ms": p99, "until_next_plan_ms": until_ms, "misses": timed["misses"],
+        "holds": timed["misses"] == 0 and slowest is not None and slowest < until_ms, "rate_hz": timed["rate_hz"],
+        "plan_p50_ms": p50, "plan_p99_ms": p99, "plan_max_ms": slowest, "until_next_plan_ms": until_ms,
+        "misses": timed["misses"],
     }  # fmt: skip
 
 
@@ -108,8 +109,8 @@ def demo_table(result: dict[str, Any]) -> Table:
     clock = result["clock"]
     made.add_row(
         f"holds {number(clock['rate_hz'], 'Hz')}",
-        f"{'yes' if clock['holds'] else 'NO'}: plan p50 {number(clock['plan_p50_ms'])}, p99 "
-        f"{number(clock['plan_p99_ms'])} of {number(clock['until_next_plan_ms'], 'ms')} to the next plan, "
+        f"{'yes' if clock['holds'] else 'NO'}: slowest plan {number(clock['plan_max_ms'])} (p99 "
+        f"{number(clock['plan_p99_ms'])}) of {number(clock['until_next_plan_ms'], 'ms')} to the next plan, "
         f"{number(clock['misses'])} misses",
     )
     for folder, built in result["builds"].items():
