@@ -40,6 +40,7 @@ from edgewm.distill.verb import name_of
 from edgewm.judge.sides import named, upstream
 from edgewm.judge.sources import source_of
 from edgewm.models import load
+from edgewm.student import search_of
 from edgewm.validate import validate
 
 ROUNDS = 25
@@ -59,23 +60,14 @@ def rates(given: argparse.Namespace) -> list[dict[str, Any]]:
         built = [build(teacher, threads=given.threads, out=bundles[0])]
         for found, out in zip(results, bundles[1:], strict=True):
             best = found["chosen"]
-            searched = {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
-            made = found["student"] or teacher
+            made, searched = found["student"] or teacher, search_of(found)
             built.append(build(made, precision=best["precision"], planner=searched, threads=given.threads, out=out))
         seconds = times(teacher, bundles, given.threads)
         rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {}, given.episodes)]
         for found, out, facts in zip(results, bundles[1:], built[1:], strict=True):
             told = judged(teacher, out, given)
-            rows.append(
-                row(
-                    f"{found['asked']['rate_hz']:g} Hz",
-                    name_of(found["chosen"]),
-                    facts,
-                    seconds[str(out)],
-                    told,
-                    given.episodes,
-                )
-            )
+            rate, best = f"{found['asked']['rate_hz']:g} Hz", name_of(found["chosen"])
+            rows.append(row(rate, best, facts, seconds[str(out)], told, given.episodes))
             print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
     return rows
 

@@ -27,6 +27,7 @@ from edgewm import statistics
 from edgewm.act import period_of
 from edgewm.binding import Runtime
 from edgewm.build import build
+from edgewm.distill.shapes import smaller
 from edgewm.judge import latency
 from edgewm.judge.closed_loop import starts_of
 from edgewm.judge.loops import played
@@ -45,12 +46,7 @@ def budgets(planner: Planner, share: Fraction) -> list[Planner]:
         return [planner]
     whole = planner.samples * planner.iterations * share
     rounds = [n for n in (planner.iterations, 2) if whole / n >= FEWEST and whole / planner.iterations >= 1] or [1]
-    return [_with(planner, max(1, round(whole / n)), n) for n in rounds]
-
-
-def _with(planner: Planner, samples: int, iterations: int) -> Planner:
-    elites = min(samples, max(2, round(planner.elites * samples / planner.samples)))
-    return replace(planner, samples=samples, iterations=iterations, elites=elites)
+    return [smaller(planner, max(1, round(whole / n)), n) for n in rounds]
 
 
 def successes(bundle: Path, make: Any, starts: list[int], threads: int) -> np.ndarray:

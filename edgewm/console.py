@@ -18,6 +18,7 @@ from rich.text import Text
 from .clock import NO_RATE, judged_words
 from .compare import sentences
 from .kernel_times import kernel_lines
+from .student import search_of
 
 Result = Mapping[str, Any]
 SLOW_S = 2.0  # a bar appears on what takes longer
@@ -142,8 +143,7 @@ def proposal_line(result: Result) -> str:
 def _build_of(result: Result) -> str:
     """The command that builds the model itself as it was chosen."""
     asked, best = result["asked"], result["chosen"]
-    settings = asked["planner"] | {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
-    settings |= {"proposal": False} if asked["without_proposal"] else {}
+    settings = asked["planner"] | search_of(result)
     flags = [f"--{key} {asked[key]}" for key in ("target", "mode", "threads")]
     flags += [f"--precision {best['precision']}", *(_flag(field, value) for field, value in settings.items())]
     return f"edgewm build {asked['teacher']} {' '.join(flags)}"

@@ -36,6 +36,10 @@ def student_for(
     best = found["chosen"]
     if found["student"] is not None:
         return found["student"], {}, best["precision"]
-    changed = {key: best["planner"][key] for key in ("samples", "iterations", "elites")}
-    changed |= {"proposal": False} if found["asked"]["without_proposal"] else {}
-    return model, {**planner, **changed}, best["precision"]
+    return model, {**planner, **search_of(found)}, best["precision"]
+
+
+def search_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the planner that `distill` chose for the model itself, where it needs no student."""
+    searched = {key: found["chosen"]["planner"][key] for key in ("samples", "iterations", "elites")}
+    return searched | ({"proposal": False} if found["asked"]["without_proposal"] else {})
