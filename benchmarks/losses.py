@@ -1,6 +1,6 @@
 """What each loss of `edgewm distill` adds to a student: to ranks, elites, regret and success in closed loop.
 
-    python benchmarks/losses.py --kept FOLDER [--model reference] [--seeds 2] [--steps 300] [--only NAME,...]
+    python benchmarks/losses.py --kept FOLDER [--model reference] [--seeds 2] [--steps 400] [--only NAME,...]
 
 One small student is trained with the default losses, without each of them, with those that have no weight, without its
 own searches and without rounding, and compiled. Students of one seed begin with the same weights, learn from the same
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from proposals import successes
 from recording import add_flags, finish
+from safetensors.numpy import save_file
 
 from edgewm import statistics
 from edgewm.binding import Runtime
@@ -39,16 +40,18 @@ from edgewm.distill import fidelity, losses
 from edgewm.distill.prune import begins_as
 from edgewm.distill.shapes import of_teacher, shapes, smaller
 from edgewm.distill.targets import write_bytes
-from edgewm.distill.teacher import HELD_OUT, Teacher, held_out, teacher_of
+from edgewm.distill.teacher import HELD_OUT, Teacher, contexts, held_out, teacher_of
 from edgewm.distill.train import LEARNING, TUNING, Settings, train
 from edgewm.judge.closed_loop import starts_of
 from edgewm.judge.sides import compiled
 from edgewm.judge.sources import source_of
 from edgewm.models import Model, load
+from edgewm.options import CALIBRATED
 
 TABLE = "distillation-losses"
 DEFAULT = "the default"
 LEVEL = 0.9
+CALIBRATED_BY = 16  # contexts
 FRESH = 1 << 10  # between seeds of contexts that a run looks at itself and those of this page
 FIGURES = ("rank", "elites", "success")
 
@@ -90,13 +93,23 @@ def measured(
     of regret."""
     teacher, seed, bundle = teacher_for(asked), settings.seed, out / "bundle"
     run = train(settings, teacher, out, cache=cache)
-    build(str(out), precision=precision, threads=1, out=bundle)
+    data = None if settings.precision == precision else recorded(teacher, out / ".contexts", fresh(seed) + 1)
+    build(str(out), precision=precision, calibration=data if precision in CALIBRATED else None, threads=1, out=bundle)
     with Runtime(bundle, 1) as runtime:
         side = compiled(runtime, load(str(out)), settings.planner)
         found = fidelity.by_context(teacher, side, held, fresh(seed))
     wins = successes(bundle, teacher.source.make, starts_of(asked.episodes, fresh(seed)), 1)
     plan = {key: found[key].tolist() for key in ("rank", "elites", "lost", "gained")}
     return {**plan, "success": wins.astype(float).tolist(), "seconds": run["elapsed_s"]}
+
+
+def recorded(teacher: Teacher, file: Path, seed: int) -> Path:
+    """Contexts, as `build --calibration` takes them: a student that was not trained for few bits is calibrated."""
+    found = contexts(teacher, CALIBRATED_BY, seed)
+    (camera,), (goal,) = (teacher.model.ports_of(kind) for kind in ("observation", "goal"))
+    pictures = {camera.name: found["observation"], goal.name: found["goal"]}
+    save_file({name: x.reshape(-1, *camera.shape[1:]) for name, x in pictures.items()}, file)
+    return file
 
 
 def teacher_for(asked: Asked) -> Teacher:
@@ -171,7 +184,8 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, required=True, help="the teacher's answers, and what became of students")
     parser.add_argument("--model", default="reference")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--step-contexts", type=int, default=8, help="that a step learns from")
     parser.add_argument("--depth", type=int, default=1, help="of the student, as wide as its teacher, window 1")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--precision", default="w8a8")
@@ -186,6 +200,7 @@ def main() -> int:
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (given.depth, 1))
     base = Settings(
         shape, planner, given.precision, steps=given.steps, round_steps=-(-given.steps // 2),
+        step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip
     asked = Asked(given.model, replace(model, proposal=None), base, given.contexts, given.episodes)
@@ -193,7 +208,7 @@ def main() -> int:
     found = blocks(asked, given.seeds, [name for name in given.only.split(",") if name], given.kept)
     command = (
         f"python benchmarks/losses.py --seeds {given.seeds} --steps {given.steps} --depth {given.depth} "
-        f"--samples {given.samples} --precision {given.precision}"
+        f"--step-contexts {given.step_contexts} --samples {given.samples} --precision {given.precision}"
     )
     finish(table(found, command), given)
     return 0
