@@ -110,11 +110,11 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 
 def distill_table(result: Result) -> Table:
     """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
-    columns = ("", "width", "layers", "window", "precision", "planner", "ms a plan", "at most", "bound by")
+    columns = ("", "width", "layers", "window", "jump", "precision", "planner", "ms a plan", "at most", "bound by")
     made = table("considered", *columns)
     for found in result["considered"]:
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
-        sizes = (str(shape[key]) for key in ("width", "depth", "window")) if shape else ("the model", "", "")
+        sizes = [str(shape[key]) for key in ("width", "depth", "window", "jump")] if shape else ["the model", *[""] * 3]
         made.add_row(
             "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
             f"{planner['samples']} x {planner['iterations']}", number(tick["point"]), number(tick["high"]),

@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from edgewm import expr as e
+from edgewm import interp
 from edgewm.console import distill_table
 from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
-from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
-from edgewm.distill.fake_quant import rounded
-from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
+from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
+from edgewm.distill.fake_quant import formats_of, on_levels, rounded
+from edgewm.distill.shapes import Shape, as_model, config_of, jumping, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
 from edgewm.distill.train import Settings
@@ -32,9 +34,14 @@ from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
 from edgewm.judge.sides import upstream
 from edgewm.judge.sources import Source
-from edgewm.models import load, own, torch_world
-from edgewm.program import Planner
+from edgewm.models import capture_model, load, own, scoring, torch_world
+from edgewm.passes import EXACT, run
+from edgewm.passes.quantize_products import HOLD, is_on_levels, quantize_products, value_of
+from edgewm.program import Graph, Planner, Program
+from edgewm.quantize import recipe_of
+from edgewm.quantize.calibrate import calibrated
 from edgewm.reference.model import build
+from edgewm.rounding import UNIT_ROUNDOFF, rounding_steps
 from edgewm.student import student_for
 
 SHAPE = Shape(LATENT, 1, 1, 8, 16, 16, 1, 8, 1, 1, 2.0, 16, 4)
@@ -228,24 +235,124 @@ def test_heads_and_channels_that_matter_stay():
         assert torch.allclose(target(x, c, is_causal=True), source(x, c, is_causal=True), atol=1e-5)
 
 
-def test_rounding_in_training_is_in_levels_and_lets_gradients_pass():
-    module, _ = lewm(width=64)
-    module.requires_grad_(True)
-    layer = module.predictor.blocks[0].mlp[0]
-    x = torch.randn(5, 64)
+@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16"])
+def test_a_layer_is_rounded_in_training_as_the_oracle_says(form):
+    layer, x = torch.nn.Linear(64, 5), torch.randn(7, 3, 64)
     exact = layer(x)
-    with rounded(module, "w8a8"):
+    with rounded(torch.nn.ModuleDict({"only": layer}), {"only": form}):
         inside = layer(x)
         inside.sum().backward()
-    assert torch.equal(layer(x), exact) and not torch.equal(inside, exact)
-    step = x.abs().amax(-1, keepdim=True) / 127
-    levels = layer.weight.abs().amax(-1, keepdim=True) / 127
-    by_hand = torch.nn.functional.linear(
-        (x / step).round() * step, (layer.weight / levels).round() * levels, layer.bias
-    )
-    assert torch.allclose(inside, by_hand, atol=1e-5) and float(layer.weight.grad.abs().sum()) > 0
-    with rounded(module, "fp32"):
-        assert torch.equal(layer(x), exact)
+    assert torch.equal(layer(x), exact)
+    w = layer.weight.detach().numpy().T
+    product = Graph({"y": e.matmul(e.input("x", (21, 64)), e.weight("w", w.shape))})
+    program = quantize_products(Program({"f": product}, {"w": w}, recipe={"w": form}))
+    built = interp.run(program.entries["f"], {"x": x.reshape(21, 64).numpy()}, program.weights)["y"]
+    found = (inside - layer.bias).detach().reshape(21, 5).numpy()
+    apart = rounding_steps(program.entries["f"]) * UNIT_ROUNDOFF * np.abs(x.reshape(21, 64).numpy()) @ np.abs(w)
+    assert np.all(np.abs(found - built) <= apart)
+    assert np.abs(built - (exact - layer.bias).detach().reshape(21, 5).numpy()).max() > apart.max()
+    assert layer.weight.grad.abs().min() > 0
+
+
+def test_a_student_is_rounded_in_training_as_its_bundle_is():
+    """Costs of candidates, but for the few of which an activation lies where float32 alone turns it over; with norms
+    that scale nothing, which a bundle would fold into the products beside them."""
+    model = own.from_module(make(), "spot")
+    shape = Shape(64, 1, 2, 32, 128, 64, 1, 8, 1, 1, 2.0, 16, 4, 2)
+    module = untrained(shape, model, PLANNER).torch
+    for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm1d)):
+        norm.eps = 0.0
+    formats = formats_of(shape, model, PLANNER, "w4a8")
+    assert {"w4a8", "bf16"} == set(formats.values()) and all(n.startswith(("pred", "action")) for n in formats)
+    exact = run(capture_model(as_model(module, model, PLANNER), PLANNER, ("score",)), EXACT)
+    program = quantize_products(exact.with_(recipe=recipe_of(exact, "w4a8")))
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 1, 64), np.float32)
+    candidates = rng.uniform(-1, 1, (PLANNER.samples, PLANNER.horizon, 2)).astype(np.float32)
+    asked = {"z": z, "goal": goal, "candidates": candidates}
+    built = interp.run(program.entries["score"], asked, program.weights)["cost"]
+    given = [torch.from_numpy(x) for x in asked.values()]
+    with rounded(module, formats), torch.no_grad():
+        inside = scoring.score(module, *given).numpy()
+    with torch.no_grad():
+        plain = scoring.score(module, *given).numpy()
+    apart = rounding_steps(program.entries["score"]) * UNIT_ROUNDOFF * np.abs(built)
+    assert np.median(np.abs(inside - built) / apart) <= 1 < np.median(np.abs(plain - built) / apart)
+
+
+def test_weights_on_their_levels_need_nothing_to_plan_from():
+    """The second time, steps and levels are those of the first, to the bit."""
+    for form in ("w4a8", "w4a16_g32", "w4a16_g64"):
+        layer = torch.nn.Linear(64, 33)
+        before = layer.weight.detach().clone()
+        assert not is_on_levels(before.numpy().T, form)
+        on_levels(torch.nn.ModuleDict({"only": layer}), {"only": form})
+        w = layer.weight.detach().numpy().T
+        assert is_on_levels(w, form) and not np.array_equal(w, before.numpy().T)
+        first = HOLD[form].hold(w, None)
+        second = HOLD[form].hold(value_of(first), None)
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        program = Program({"score": Graph({"y": e.matmul(e.input("x", (1, 64)), e.weight("w", w.shape))})}, {"w": w})
+        named = program.with_(recipe={"w": form})
+        assert calibrated(named, "no such model") is named
+
+
+# ----------------------------------------------------------------------------------------------------------- jumps
+
+
+def jumping_lewm(jump: int) -> torch.nn.Module:
+    shape = replace(lewm(width=16, depth=2)[1], window=1, depth=2, jump=jump)
+    return untrained(shape, own.from_module(make(), "spot"), PLANNER).torch
+
+
+def test_a_jump_sees_one_latent_and_the_actions_since():
+    module, z, actions = jumping_lewm(3), torch.randn(4, 1, 16), torch.randn(4, 7, 2)
+    with torch.no_grad():
+        latents = module.rollout(z, actions)
+        for t in range(1, 8):
+            begin = max(0, t - 3)
+            alone = module.predict(latents[:, begin : begin + 1].expand(-1, t - begin, -1), actions[:, begin:t])
+            assert torch.equal(latents[:, t], alone[:, 0])
+        later = actions.clone()
+        later[:, 4:] += 1.0
+        changed = module.rollout(z, later)
+    assert torch.equal(changed[:, :5], latents[:, :5]) and not torch.equal(changed[:, 5], latents[:, 5])
+
+
+def test_a_jump_takes_fewer_calls_and_costs_the_same_compiled():
+    model, planner = own.from_module(make(), "spot"), replace(PLANNER, horizon=3)
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 1, 16), np.float32)
+    candidates = rng.uniform(-1, 1, (planner.samples, 3, 2)).astype(np.float32)
+    calls = {}
+    for jump in (1, 2, 3):
+        module = jumping_lewm(jump)
+        program = run(capture_model(as_model(module, model, planner), planner, ("score",)), EXACT)
+        graph = program.entries["score"]
+        calls[jump] = sum("pred_proj.0" in name for n in graph.order() for name in [_weight(n)])
+        found = interp.run(graph, {"z": z, "goal": goal, "candidates": candidates}, program.weights)["cost"]
+        with torch.no_grad():
+            cost = scoring.score(module, *(torch.from_numpy(x) for x in (z, goal, candidates))).numpy()
+        apart = rounding_steps(graph) * UNIT_ROUNDOFF * np.abs(cost)
+        assert np.all(np.abs(found - cost) <= apart)
+    assert calls == {1: 3, 2: 2, 3: 1}
+
+
+def _weight(node) -> str:
+    return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else ""
+
+
+def test_a_jump_is_offered_where_it_saves_a_call_and_begins_with_its_teachers_layers():
+    shape = replace(lewm()[1], window=1)
+    found = list(jumping([replace(shape, window=2), shape], 5))
+    assert [(s.window, s.jump) for s in found] == [(2, 1), (1, 1), (1, 2), (1, 3), (1, 5)]
+    assert found[-1].step_weights * 5 == shape.step_weights and shape.holds(found[-1]) and not found[-1].holds(shape)
+    source, target = (build(config_of(s, own.from_module(make(), "spot"))) for s in (shape, found[-1]))
+    with torch.no_grad():
+        prune.widen(target.action_encoder, source.action_encoder)
+        actions = torch.randn(3, 2)
+        apart = torch.finfo(torch.float32).eps * 5 * 2 * 64
+        assert (target.action_encoder(actions.repeat(1, 5)) - source.action_encoder(actions)).abs().max() <= apart
 
 
 # ------------------------------------------------------------------------------------------------------- on disk
@@ -452,7 +559,7 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"precision": "w4a8"}, "no student is trained for 'w4a8'"),
+        ({"precision": "fp16"}, "no student is trained for 'fp16'"),
         ({"without": ["sharpness"]}, "no loss 'sharpness'"),
         ({"without": list(losses.TERMS)}, "no loss is left"),
         ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
@@ -503,7 +610,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     """Against walking through all in order of preference; the model itself may be as slow as it likes."""
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
-    students = sorted(dict.fromkeys(shapes(mine)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(jumping(shapes(mine), PLANNER.horizon)), key=lambda s: -s.step_weights)
     pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
     asked = []
 
@@ -593,7 +700,7 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
-    smallest = min(shapes(of_teacher(small_lewm.model)), key=lambda s: s.step_weights)
+    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: s.step_weights)
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
 
 
@@ -608,6 +715,7 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, m
 
 def test_the_whole_verb(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
+    monkeypatch.setattr(choice, "jumping", lambda found, horizon: [replace(s, jump=horizon) for s in found])
     slow = tick(None, PLANNER, "fp32", load("distill_world:make"), board_of("orin", None, None, None))
     real = choice.tick
     monkeypatch.setattr(
@@ -631,6 +739,7 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match=r'"seed": 0,'):
         verb.distill("distill_world:make", **{**asked, "out": stale.parent})
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
+    assert of_teacher(load(str(tmp_path / "student"))).jump == PLANNER.horizon
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")
     assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]

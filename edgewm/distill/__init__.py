@@ -7,7 +7,7 @@ targets.py     these answers on disk: made once, memory-mapped, bounded, hashed
 space.py       the student's latents: the teacher's, or the directions of them that hold nearly all of the variance
 prune.py       a start from the teacher: its layers and channels, chosen by what planning loses without them
 losses.py      what is matched, each term by name
-fake_quant.py  products rounded in training as a recipe rounds them in the bundle
+fake_quant.py  products rounded in training by the bundle's own recipe and formulas
 fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle
 states.py      where a run stands, on disk: whole, hashed, the newest two
 train.py       the run: rounds of candidates that the student's own planner drew, steps, looks

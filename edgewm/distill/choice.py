@@ -27,7 +27,7 @@ from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
 from ..target import Mode, Target, resolve
-from .shapes import Shape, as_model, config_of, of_teacher, shapes
+from .shapes import Shape, as_model, config_of, jumping, of_teacher, shapes
 
 TIMED = ("encode", "score", "plan")  # recipes ask for the first two
 Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself; a precision
@@ -126,7 +126,7 @@ def considered(
     forms = NAMED if precision == AUTO else (precision,)
     own = of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(jumping(shapes(own), model.planner.horizon)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
 
     def is_slower(triple: Triple, other: Triple) -> bool:

@@ -27,7 +27,7 @@ from ..options import Progress
 from ..program import Planner
 from ..reference.model import build, normalise
 from . import fidelity, losses, prune, states, targets
-from .fake_quant import rounded
+from .fake_quant import Formats, formats_of, on_levels, rounded
 from .processes import Processes
 from .shapes import Shape, as_model, config_of
 from .space import Space, space_of
@@ -227,6 +227,13 @@ class Run:
     best: dict[str, Tensor]
     facts: dict[str, Any]
     sees_alike: bool = False  # its encoder is the teacher's, and stays so
+    formats: Formats = field(default_factory=dict)
+
+    def student(self) -> torch.nn.Module:
+        """What is looked at and shipped: the average, on the levels that it is built in."""
+        module = copy.deepcopy(self.average)
+        on_levels(module, self.formats)
+        return module
 
     def tensors(self) -> dict[str, Tensor]:
         found = {f"student.{k}": v for k, v in self.module.state_dict().items()}
@@ -268,7 +275,8 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     rest = [p for p in learning if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     average = copy.deepcopy(module).requires_grad_(False)
-    return Run(module, average, torch.optim.AdamW(groups, betas=(0.9, 0.99)), {}, facts, sees_alike)
+    formats = formats_of(settings.shape, teacher.model, settings.planner, settings.precision)
+    return Run(module, average, torch.optim.AdamW(groups, betas=(0.9, 0.99)), {}, facts, sees_alike, formats)
 
 
 def train(
@@ -312,16 +320,15 @@ def _rounds(
             spent_s = time.monotonic() - clock
             left_s = spent_s / (step + 1 - first_step) * (settings.steps - step - 1)
             say(f"step {step + 1}/{settings.steps}, {left_s / 60:.0f} min left", (step + 1) / settings.steps)
-        found = fidelity.look(
-            teacher, _side(run.average, teacher, settings), made.held, HELD_OUT + settings.seed * 4096
-        )
+        student = run.student()
+        found = fidelity.look(teacher, _side(student, teacher, settings), made.held, HELD_OUT + settings.seed * 4096)
         elapsed_s = before_s + time.monotonic() - clock
         run.facts |= {"step": end, "elapsed_s": elapsed_s}
         line = {"step": end, **found, **sums}
         run.facts["history"] = [*run.facts["history"], line]
         is_best = not run.best or found["rank"] > run.facts["best_rank"]
         if is_best:
-            run.best = {k: v.clone() for k, v in run.average.state_dict().items()}
+            run.best = student.state_dict()
             run.facts |= {"best_rank": found["rank"], "best_round": index}
         if share.is_first:  # the state comes last: what a kill before it leaves is written again
             if is_best:
@@ -347,7 +354,7 @@ def _fresh(settings: Settings, teacher: Teacher, run: Run, index: int) -> tuple[
     if index == 0:
         return {}, {}
     seed = settings.seed * 4096 + 2048 + index
-    student = _side(run.average, teacher, settings)
+    student = _side(run.student(), teacher, settings)
     seen = {} if run.sees_alike else frames(teacher, settings.round_frames, FRAMES + seed)
     return seen, bank(teacher, settings.round_contexts, CONTEXTS + seed, student)
 
@@ -359,7 +366,7 @@ def _step(
     side = teacher.model.ports_of("observation")[0].shape[1]
     batch, seen = drawn(settings, step, made, fresh, share)
     given, theirs = answers(batch, seen, made.space, side)
-    with rounded(run.module, settings.precision):
+    with rounded(run.module, run.formats):
         ours = imagined(run.module, given, theirs, run.sees_alike)
     loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
     run.optimizer.zero_grad(set_to_none=True)

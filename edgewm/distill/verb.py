@@ -20,7 +20,7 @@ from ..errors import EdgewmError
 from ..judge.sources import source_of
 from ..models import Model, load
 from ..models.checkpoint import sha256
-from ..options import AUTO, PRECISIONS, Progress, part
+from ..options import AUTO, TRAINED, Progress, part
 from ..validate import validate
 from . import budgets, losses, pareto, states
 from .choice import Candidate, board_of, candidate_of, chosen, considered, tick
@@ -158,6 +158,7 @@ def name_of(candidate: Mapping[str, Any]) -> str:
     size = "the model itself"
     if shape is not None:
         size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}"
+        size += f", jump {shape['jump']}" if shape["jump"] > 1 else ""
     return f"{size}, {planner['samples']} x {planner['iterations']}, {candidate['precision']}"
 
 
@@ -165,8 +166,8 @@ def name_of(candidate: Mapping[str, Any]) -> str:
 
 
 def _check(precision: str, without: Sequence[str], training: Mapping[str, Any]) -> None:
-    if precision not in (AUTO, *PRECISIONS):
-        names = ", ".join((AUTO, *PRECISIONS))
+    if precision not in (AUTO, *TRAINED):
+        names = ", ".join((AUTO, *TRAINED))
         raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {names}")
     unknown = [name for name in without if name not in losses.TERMS]
     if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
