@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgewm.console import distill_table
 from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from edgewm.distill.fake_quant import rounded
+from edgewm.distill.processes import Processes
 from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
@@ -386,24 +388,51 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
         train.train(small(), spot(), tmp_path, cache=cache)
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
-    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
-    settings = small(round_steps=24)
-    train.train(settings, spot(), tmp_path / "one", cache=cache)
+def in_two_processes(work: Callable[[int], object], port: int) -> None:
+    """As torchrun starts them; both must end well."""
     children = []
     for rank in range(2):
         if (child := os.fork()) == 0:
             try:
-                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29781"}
+                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ.update(at)
                 torch.set_num_threads(1)
-                train.train(settings, spot(), tmp_path / "two", cache=cache)
+                work(rank)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
                 os._exit(3)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
+    """One that chose for itself would say `w8a8`."""
+
+    def considered(model, board, rate_hz, precision, groups, *rest):
+        mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
+        return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
+
+    def work(rank: int) -> None:
+        asked = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
+        found = verb.distill("distill_world:make", rate_hz=10.0, **asked)
+        (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
+        with Processes.here() as share:
+            assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
+            with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
+                verb.distill("distill_world:make", rate_hz=99.0, **asked)
+            assert "ask for at most" in fault.value.fix
+
+    monkeypatch.setattr(verb, "considered", considered)
+    in_two_processes(work, 29782)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
+    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
+    settings = small(round_steps=24)
+    train.train(settings, spot(), tmp_path / "one", cache=cache)
+    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache), 29781)
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]

@@ -59,7 +59,6 @@ def distill(
     numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    first = Processes.here().is_first
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     board, full = board_of(target, mode, threads, measured), load(model)
@@ -75,38 +74,50 @@ def distill(
         "data": None if data is None else sha256(data)[data.name],
     }  # fmt: skip
     _check(precision, without, training or {})
-    if not dry_run:
-        _check_out(out, resume)
-    known = _asked_before(out, asked) if resume and not dry_run else None
-    if known is None:
-        if given:
+
+    def choice() -> dict[str, Any]:
+        """What a run that is to go on had considered and chosen, or what is considered and chosen now."""
+        if not dry_run:
+            _check_out(out, resume)
+        known = _asked_before(out, asked) if resume and not dry_run else None
+        if known is None:
             groups = [[with_overrides(full.planner, given)]]
+            if not given:
+                groups = budgets.groups(model, full, source_of(model, full, data), seed)
+            candidates = considered(full, board, rate_hz, precision, groups, part(progress, 0.0, 0.1, "shapes"))
+            best = chosen(candidates, rate_hz, board)
         else:
-            groups = budgets.groups(model, full, source_of(model, full, data), seed)
-        candidates = considered(full, board, rate_hz, precision, groups, part(progress, 0.0, 0.1, "shapes"))
-        best = chosen(candidates, rate_hz, board)
-    else:
-        candidates, best = known
-    found = {
-        "schema_version": 1, "asked": asked, "considered": [c.as_json() for c in candidates], "chosen": best.as_json(),
-        "teacher_ms": None, "student": None, "run": None, "verdict": None,
-    }  # fmt: skip
-    if dry_run or best.shape is None:
-        return found
-    found["teacher_ms"] = tick(None, full.planner, "fp32", full, board).tick_ms
-    settings = settings_of(best, full, without, training or {}, seed)
-    teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
-    if not (cache or out / RUN / "cache").exists():
-        check_room(bytes_of(settings, teacher), cache_mib, cache or out)
-    found["teacher"] = check_fit(teacher)
-    found["settings"] = asdict(settings)
-    if first:
-        with states.disk(out):
-            out.mkdir(parents=True, exist_ok=True)
-            if known is None:
-                write_bytes(out / CONFIG, _json(found))
-    run = train(settings, teacher, out, cache=cache, resume=resume, progress=part(progress, 0.1, 0.8), notice=tell)
-    if not first:
+            candidates, best = known
+        told = {"considered": [c.as_json() for c in candidates], "chosen": best.as_json()}
+        return {**told, "is_known": known is not None}
+
+    with Processes.here() as share:
+        told = share.first_says(choice)
+        found = {
+            "schema_version": 1, "asked": asked, "considered": told["considered"], "chosen": told["chosen"],
+            "teacher_ms": None, "student": None, "run": None, "verdict": None,
+        }  # fmt: skip
+        best = candidate_of(told["chosen"])
+        if dry_run or best.shape is None:
+            return found
+        found["teacher_ms"] = tick(None, full.planner, "fp32", full, board).tick_ms
+        settings = settings_of(best, full, without, training or {}, seed)
+        teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
+
+        def fit() -> dict[str, float]:
+            if not (cache or out / RUN / "cache").exists():
+                check_room(bytes_of(settings, teacher), cache_mib, cache or out)
+            return check_fit(teacher)
+
+        found["teacher"] = share.first_says(fit)
+        found["settings"] = asdict(settings)
+        if share.is_first:
+            with states.disk(out):
+                out.mkdir(parents=True, exist_ok=True)
+                if not told["is_known"]:
+                    write_bytes(out / CONFIG, _json(found))
+        run = train(settings, teacher, out, cache=cache, resume=resume, progress=part(progress, 0.1, 0.8), notice=tell)
+    if not share.is_first:
         return found
     found |= {"student": str(out), "run": run}
     say("judge", 0.9)
