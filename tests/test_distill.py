@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -159,6 +160,47 @@ def test_the_teachers_shape_is_read_from_it_and_comes_first():
     teacher, shape = lewm_teacher()
     assert of_teacher(teacher.model) == shape == next(shapes(shape))
     assert all(s.encoder_width == shape.encoder_width for s in shapes(shape))
+    slim = [s for s in shapes(shape) if s.width == shape.width and s.mlp_dim < shape.mlp_dim]
+    assert {(s.heads, s.mlp_dim, s.proj_dim) for s in slim} == {(shape.heads // 2, shape.mlp_dim // 2, shape.proj_dim)}
+    assert all(prune.begins_as(s, teacher.model) for s in slim)
+
+
+def test_rivals_are_those_that_none_beats_in_everything():
+    """Against all pairs: what is dropped is no larger than another that holds the rate, and rounds no less."""
+    own, half = lewm(depth=2)[1], replace(PLANNER, samples=PLANNER.samples // 2)
+    forms = ("fp32", "w8a8")
+    everything = [
+        Candidate(s, form, p, {"high": (s.step_weights + 800) * p.samples * (1.0 if form == "fp32" else 0.4)}, "x")
+        for s in shapes(own) for p in (PLANNER, half) for form in forms
+    ]  # fmt: skip
+    for slowest in sorted({c.tick_ms["high"] for c in everything})[::5]:
+        rate_hz = 1e3 / slowest * (1 - 1e-9)
+        kept = choice.rivals(everything, rate_hz)
+        held = [c for c in everything if choice.meets(c, rate_hz)]
+        for c in held:
+            above = [k for k in kept if k.shape.holds(c.shape) and k.planner.samples >= c.planner.samples
+                     and forms.index(k.precision) <= forms.index(c.precision)]  # fmt: skip
+            assert above and (c not in kept or above == [c])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
+    model = lewm_teacher(depth=3)[0].model
+    own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
+    order = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)[1:]
+
+    def priced(shape, planner, form, *rest):
+        ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
+        asked.append(Candidate(shape, form, planner, {"high": ms}, "nothing"))
+        return asked[-1]
+
+    everything = [priced(*t) for t in itertools.product(order, (PLANNER, half), ("fp32", "bf16", "w8a8"))]
+    highest = share * priced(None, half, "w8a8").tick_ms["high"]
+    asked.clear()
+    monkeypatch.setattr(choice, "tick", priced)
+    found = considered(model, orin, 1e3 / highest, "auto", [[PLANNER, half]], every=True)
+    assert choice.rivals(found, 1e3 / highest) == choice.rivals(everything, 1e3 / highest)
+    assert len(asked) == len({(c.shape, c.planner, c.precision) for c in asked}) < len(everything) // 2
 
 
 def test_a_narrow_student_sees_what_its_teacher_sees():
