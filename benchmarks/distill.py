@@ -33,9 +33,10 @@ from edgewm import statistics
 from edgewm.binding import Runtime
 from edgewm.build import build
 from edgewm.distill import fidelity, losses
+from edgewm.distill.material import Settings, material
 from edgewm.distill.shapes import as_model, of_teacher, shapes
 from edgewm.distill.teacher import HELD_OUT, teacher_of
-from edgewm.distill.train import Settings, material, train
+from edgewm.distill.train import train
 from edgewm.distill.verb import name_of
 from edgewm.judge.sides import named, upstream
 from edgewm.judge.sources import source_of

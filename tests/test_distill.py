@@ -10,6 +10,7 @@ import signal
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ from edgewm.console import distill_table
 from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from edgewm.distill.fake_quant import rounded
+from edgewm.distill.material import Settings
 from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
-from edgewm.distill.train import Settings
 from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
 from edgewm.judge.sides import upstream
@@ -474,8 +475,8 @@ def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeyp
         student_for("reference", "auto", {}, {**asked, "dry_run": True}, None, print)
     small = {"samples": 16, "iterations": 1, "elites": 2}
     for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
-        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "horizon": 5}}}
-        found["asked"] = {"without_proposal": False}
+        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "proposal": False}}}
+        found |= {"asked": {"begins_at_proposal": False}}
         monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
         assert student_for("reference", "auto", {}, asked, None, print) == expected
 
@@ -558,13 +559,9 @@ def test_size_comes_before_samples_where_fewer_plan_as_well(orin, monkeypatch):
     assert chosen(alone, 2e3 / all_of_it, orin).shape.step_weights < own.step_weights  # its planner is worth more
 
 
-def test_planners_whose_plans_lose_little_are_as_good(monkeypatch):
-    """Losses as they come: the first above what a student's teacher may lose ends the group."""
-    own, *smaller = planners(replace(PLANNER, samples=128, elites=12, iterations=2))
-    model = replace(spot().model, planner=own)
-    monkeypatch.setattr(budgets, "regret", lambda *a: {p: 0.02 * i for i, p in enumerate(smaller)}.__getitem__)
-    assert list(budgets.groups("spot", model, SPOTS, 0)) == [[own, *smaller[:2]], *([p] for p in smaller[2:])]
-    assert next(budgets.groups("spot", model, Source(), 0)) == [own]
+def test_fewer_samples_lose_more():
+    loses = partial(budgets.regret(spot(), 0), spot().side)
+    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_a_planner_that_gains_nothing_has_no_smaller_one():
@@ -572,11 +569,6 @@ def test_a_planner_that_gains_nothing_has_no_smaller_one():
     blind = replace(teacher, side=replace(teacher.side, score=lambda z, goal, candidates: np.ones(len(candidates))))
     with pytest.raises(EdgewmError, match="planning gains nothing"):
         budgets.regret(blind, 0)
-
-
-def test_fewer_samples_lose_more():
-    loses = budgets.regret(spot(), 0)
-    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_costs_that_differ_by_rounding_alone_leave_latents_as_they_are():
@@ -595,6 +587,8 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
     smallest = min(shapes(of_teacher(small_lewm.model)), key=lambda s: s.step_weights)
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
+    ends = choice.fastest(small_lewm.model, orin, "w8a8", list(planners(small_lewm.model.planner))[-1])
+    assert [c.shape for c in ends] == [smallest, None] and ends[0].tick_ms["high"] == fastest
 
 
 def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, monkeypatch):

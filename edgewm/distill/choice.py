@@ -1,13 +1,14 @@
 """Which student: the largest that a target runs fast enough, in the precision that rounds least, before any training.
 
-The model itself comes first: in another precision, or with a smaller planner, it may need no student at all.
+The model itself comes first: in another precision, or with a smaller planner that begins at a proposal, it may need no
+student at all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..estimate.cpu import price_plan
 from ..estimate.machine import Machine
 from ..estimate.verb import machine_or_refusal
 from ..models import Model, capture_model, torch_world
+from ..models.proposal import Proposal
 from ..options import AUTO, Progress
 from ..passes import EXACT, LOWERING, run
 from ..program import Planner, Program
@@ -103,7 +105,11 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
     for name, weight in module.named_parameters():
         if ".modulation." in name:  # zero at first
             torch.nn.init.normal_(weight, std=0.1)
-    return as_model(module, model, planner)
+    proposal = None
+    if planner.proposal:
+        width, sizes = model.proposal.first.out_features, model.proposal.std.shape
+        proposal = Proposal(shape.width, width, *sizes).eval().requires_grad_(False)
+    return as_model(module, model, planner, proposal)
 
 
 # ------------------------------------------------------------------------------------------------------ the choice
@@ -123,8 +129,7 @@ def considered(
     before it holds the rate.
     """
     say = progress or (lambda stage, done: None)
-    forms = NAMED if precision == AUTO else (precision,)
-    own = of_teacher(model)
+    forms, own = forms_of(precision), of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
     students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
@@ -132,7 +137,8 @@ def considered(
     def is_slower(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
         mine, its = triple[1], other[1]
-        alike = triple[2] == other[2] and mine.samples >= its.samples and mine.iterations >= its.iterations
+        sizes = ((p.samples, p.iterations, p.proposal) for p in (mine, its))
+        alike = triple[2] == other[2] and all(a >= b for a, b in zip(*sizes, strict=True))
         return alike and (triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs)))
 
     passed: list[Candidate] = []
@@ -163,6 +169,23 @@ def considered(
         if any(meets(c, rate_hz) for c in priced.values()):
             break
     return passed
+
+
+def forms_of(precision: str) -> Sequence[str]:
+    """The recipes that a precision stands for, those that round least first."""
+    return NAMED if precision == AUTO else (precision,)
+
+
+def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precision: str) -> bool:
+    """Whether the model itself plans at the rate with this planner."""
+    return any(meets(tick(None, planner, form, model, board), rate_hz) for form in forms_of(precision))
+
+
+def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
+    """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
+    students, blind = sorted(shapes(of_teacher(model)), key=lambda s: s.step_weights), replace(planner, proposal=False)
+    ends = (*students[:1], None)
+    return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 
 def meets(candidate: Candidate, rate_hz: float) -> bool:
