@@ -37,11 +37,12 @@ from edgewm import statistics
 from edgewm.binding import Runtime
 from edgewm.build import build
 from edgewm.distill import fidelity, losses
+from edgewm.distill.material import LEARNING, TUNING, Settings
 from edgewm.distill.prune import begins_as
 from edgewm.distill.shapes import of_teacher, shapes, smaller
 from edgewm.distill.targets import write_bytes
 from edgewm.distill.teacher import HELD_OUT, Teacher, contexts, held_out, teacher_of
-from edgewm.distill.train import LEARNING, TUNING, Settings, train
+from edgewm.distill.train import train
 from edgewm.judge.closed_loop import starts_of
 from edgewm.judge.sides import compiled
 from edgewm.judge.sources import source_of

@@ -25,11 +25,11 @@ from losses import Asked, fresh, measured, teacher_for
 from recording import add_flags, finish
 
 from edgewm import statistics
+from edgewm.distill.material import LEARNING, TUNING, Settings
 from edgewm.distill.prune import begins_as
 from edgewm.distill.shapes import Shape, of_teacher, shapes, smaller
 from edgewm.distill.targets import write_bytes
 from edgewm.distill.teacher import held_out
-from edgewm.distill.train import LEARNING, TUNING, Settings
 from edgewm.models import load
 
 SIZES = {field.name: int for field in fields(Shape)} | {"encoder_mlp_ratio": float}
