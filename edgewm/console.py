@@ -110,15 +110,17 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 
 def distill_table(result: Result) -> Table:
     """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
-    columns = ("", "width", "layers", "window", "jump", "precision", "planner", "ms a plan", "at most", "bound by")
-    made = table("considered", *columns)
-    for found in result["considered"]:
+    sizes_of = {"width": "width", "mlp_dim": "within", "depth": "layers", "window": "window", "jump": "jump"}
+    columns = ("", *sizes_of.values(), "precision", "planner", "ms a plan", "at most", "bound by")
+    tried = [(row["figures"] or {}).get("value") for row in result.get("trials") or ()]
+    made = table("considered", *columns, *(["rank, tried"] if tried else []))
+    for i, found in enumerate(result["considered"]):
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
-        sizes = [str(shape[key]) for key in ("width", "depth", "window", "jump")] if shape else ["the model", *[""] * 3]
+        sizes = [str(shape[key]) for key in sizes_of] if shape else ["the model", *[""] * (len(sizes_of) - 1)]
         made.add_row(
             "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
             f"{planner['samples']} x {planner['iterations']}", number(tick["point"]), number(tick["high"]),
-            found["bound"],
+            found["bound"], *([number(tried[i])] if tried else []),
         )  # fmt: skip
     if result["chosen"]["shape"] is None:
         made.caption = f"no student is needed: {_build_of(result)}"

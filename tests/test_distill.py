@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from edgewm.console import distill_table
 from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
 from edgewm.distill.fake_quant import formats_of, on_levels, rounded
+from edgewm.distill.processes import Processes
 from edgewm.distill.shapes import Shape, as_model, config_of, jumping, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
@@ -164,6 +167,47 @@ def test_the_teachers_shape_is_read_from_it_and_comes_first():
     teacher, shape = lewm_teacher()
     assert of_teacher(teacher.model) == shape == next(shapes(shape))
     assert all(s.encoder_width == shape.encoder_width for s in shapes(shape))
+    slim = [s for s in shapes(shape) if s.width == shape.width and s.mlp_dim < shape.mlp_dim]
+    assert {(s.heads, s.mlp_dim, s.proj_dim) for s in slim} == {(shape.heads // 2, shape.mlp_dim // 2, shape.proj_dim)}
+    assert all(prune.begins_as(s, teacher.model) for s in slim)
+
+
+def test_rivals_are_those_that_none_beats_in_everything():
+    """Against all pairs: what is dropped is no larger than another that holds the rate, and rounds no less."""
+    own, half = lewm(depth=2)[1], replace(PLANNER, samples=PLANNER.samples // 2)
+    forms = ("fp32", "w8a8")
+    everything = [
+        Candidate(s, form, p, {"high": (s.step_weights + 800) * p.samples * (1.0 if form == "fp32" else 0.4)}, "x")
+        for s in shapes(own) for p in (PLANNER, half) for form in forms
+    ]  # fmt: skip
+    for slowest in sorted({c.tick_ms["high"] for c in everything})[::5]:
+        rate_hz = 1e3 / slowest * (1 - 1e-9)
+        kept = choice.rivals(everything, rate_hz)
+        held = [c for c in everything if choice.meets(c, rate_hz)]
+        for c in held:
+            above = [k for k in kept if k.shape.holds(c.shape) and k.planner.samples >= c.planner.samples
+                     and forms.index(k.precision) <= forms.index(c.precision)]  # fmt: skip
+            assert above and (c not in kept or above == [c])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
+    model = lewm_teacher(depth=3)[0].model
+    own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
+    order = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)[1:]
+
+    def priced(shape, planner, form, *rest):
+        ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
+        asked.append(Candidate(shape, form, planner, {"high": ms}, "nothing"))
+        return asked[-1]
+
+    everything = [priced(*t) for t in itertools.product(order, (PLANNER, half), ("fp32", "bf16", "w8a8"))]
+    highest = share * priced(None, half, "w8a8").tick_ms["high"]
+    asked.clear()
+    monkeypatch.setattr(choice, "tick", priced)
+    found = considered(model, orin, 1e3 / highest, "auto", [[PLANNER, half]], every=True)
+    assert choice.rivals(found, 1e3 / highest) == choice.rivals(everything, 1e3 / highest)
+    assert len(asked) == len({(c.shape, c.planner, c.precision) for c in asked}) < len(everything) // 2
 
 
 def test_a_narrow_student_sees_what_its_teacher_sees():
@@ -493,24 +537,51 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
         train.train(small(), spot(), tmp_path, cache=cache)
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
-    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
-    settings = small(round_steps=24)
-    train.train(settings, spot(), tmp_path / "one", cache=cache)
+def in_two_processes(work: Callable[[int], object], port: int) -> None:
+    """As torchrun starts them; both must end well."""
     children = []
     for rank in range(2):
         if (child := os.fork()) == 0:
             try:
-                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29781"}
+                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ.update(at)
                 torch.set_num_threads(1)
-                train.train(settings, spot(), tmp_path / "two", cache=cache)
+                work(rank)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
                 os._exit(3)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
+    """One that chose for itself would say `w8a8`."""
+
+    def considered(model, board, rate_hz, precision, groups, *rest):
+        mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
+        return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
+
+    def work(rank: int) -> None:
+        asked = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
+        found = verb.distill("distill_world:make", rate_hz=10.0, **asked)
+        (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
+        with Processes.here() as share:
+            assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
+            with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
+                verb.distill("distill_world:make", rate_hz=99.0, **asked)
+            assert "ask for at most" in fault.value.fix
+
+    monkeypatch.setattr(verb, "considered", considered)
+    in_two_processes(work, 29782)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
+    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
+    settings = small(round_steps=24)
+    train.train(settings, spot(), tmp_path / "one", cache=cache)
+    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache), 29781)
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]

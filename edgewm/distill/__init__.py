@@ -11,6 +11,7 @@ fake_quant.py  products rounded in training by the bundle's own recipe and formu
 fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle
 states.py      where a run stands, on disk: whole, hashed, the newest two
 train.py       the run: rounds of candidates that the student's own planner drew, steps, looks
+study.py       trials that processes and machines share     trials.py   which of those that hold a rate plans best
 processes.py   one process, or several that torchrun started
 write_student.py  the checkpoint that `build` takes
 verb.py        `edgewm distill`                pareto.py   every candidate as time, fidelity and success

@@ -21,7 +21,7 @@ from ..estimate.cpu import price_plan
 from ..estimate.machine import Machine
 from ..estimate.verb import machine_or_refusal
 from ..models import Model, capture_model, torch_world
-from ..options import AUTO, Progress
+from ..options import AUTO, PRECISIONS, Progress
 from ..passes import EXACT, LOWERING, run
 from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
@@ -111,9 +111,10 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 
 def considered(
     model: Model, board: Board, rate_hz: float, precision: str, budgets: Iterable[Sequence[Planner]],
-    progress: Progress | None = None,
+    progress: Progress | None = None, every: bool = False,
 ) -> list[Candidate]:  # fmt: skip
-    """What was priced to find the first that holds the rate, in order of preference.
+    """What was priced to find the first that holds the rate, in order of preference; `every`: all that hold it and are
+    not smaller in everything than another that does.
 
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
     smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
@@ -121,7 +122,7 @@ def considered(
     all of `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family:
     itself).
     A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
-    before it holds the rate.
+    before it holds the rate (`every`: one that is no smaller, and rounds no more).
     """
     say = progress or (lambda stage, done: None)
     forms = NAMED if precision == AUTO else (precision,)
@@ -130,11 +131,17 @@ def considered(
     students = sorted(dict.fromkeys(jumping(shapes(own), model.planner.horizon)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
 
-    def is_slower(triple: Triple, other: Triple) -> bool:
+    def is_larger(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
         mine, its = triple[1], other[1]
-        alike = triple[2] == other[2] and mine.samples >= its.samples and mine.iterations >= its.iterations
-        return alike and (triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs)))
+        is_more = mine.samples >= its.samples and mine.iterations >= its.iterations
+        return is_more and (triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs)))
+
+    def is_slower(triple: Triple, other: Triple) -> bool:
+        return triple[2] == other[2] and is_larger(triple, other)
+
+    def is_better(triple: Triple, other: Triple) -> bool:
+        return forms.index(triple[2]) <= forms.index(other[2]) and is_larger(triple, other)
 
     passed: list[Candidate] = []
     for group in budgets:
@@ -157,13 +164,26 @@ def considered(
             triple = left[len(left) // 2]
             priced[triple] = priced.get(triple) or tick(*triple, model, board)
             if meets(priced[triple], rate_hz):
-                left = left[: len(left) // 2]
+                left = [o for o in left if not is_better(triple, o)] if every else left[: len(left) // 2]
             else:
                 left = [other for other in left if other != triple and not is_slower(other, triple)]
         passed += [priced[triple] for triple in triples if triple in priced]
         if any(meets(c, rate_hz) for c in priced.values()):
             break
     return passed
+
+
+def rivals(candidates: Sequence[Candidate], rate_hz: float) -> list[Candidate]:
+    """Students that hold the rate, but for those that another is no smaller than in anything, and rounds no more."""
+    held = [c for c in candidates if c.shape is not None and meets(c, rate_hz)]
+
+    def is_better(one: Candidate, other: Candidate) -> bool:
+        mine, its = one.planner, other.planner
+        is_more = mine.samples >= its.samples and mine.iterations >= its.iterations and one.shape.holds(other.shape)
+        rounds_no_more = PRECISIONS.index(one.precision) <= PRECISIONS.index(other.precision)
+        return one != other and is_more and rounds_no_more
+
+    return [c for c in held if not any(is_better(other, c) for other in held)]
 
 
 def meets(candidate: Candidate, rate_hz: float) -> bool:

@@ -20,6 +20,7 @@ from ..program import Planner
 from ..reference.model import PREPROCESSING, JumpingLeWM
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)  # of the teacher's
+INNER = 0.5  # of its heads and channels, of layers as wide as the teacher's
 LEAST_SAMPLES = 16  # of a planner that is made smaller
 
 
@@ -95,16 +96,17 @@ def camera_px(model: Model) -> int:
 
 
 def shapes(teacher: Shape) -> Iterator[Shape]:
-    """Every shape considered, the teacher's own first. The encoder stays: it runs twice a plan, not thousands of times,
-    and a student that has its teacher's sees what its teacher sees."""
+    """Every shape considered, the teacher's own first; then layers of half its heads and channels, which still see its
+    latents and begin with what they had; then narrower ones. The encoder stays: it runs twice a plan, not thousands of
+    times, and a student that has its teacher's sees what its teacher sees."""
+    scaled = [dict.fromkeys(("width", "heads", "mlp_dim", "proj_dim"), share) for share in WIDTHS]
     for window in dict.fromkeys((teacher.window, 1)):
-        for share in WIDTHS:
-            heads = round(share * teacher.heads)
-            if heads != share * teacher.heads or round(share * teacher.width) != share * teacher.width:
+        for shares in (scaled[0], {"heads": INNER, "mlp_dim": INNER}, *scaled[1:]):
+            sizes = {key: round(share * getattr(teacher, key)) for key, share in shares.items()}
+            if any(sizes[key] != shares[key] * getattr(teacher, key) for key in ("width", "heads") if key in sizes):
                 continue
-            scaled = {key: round(share * getattr(teacher, key)) for key in ("width", "mlp_dim", "proj_dim")}
             for depth in range(teacher.depth, 0, -1):
-                yield replace(teacher, **scaled, heads=heads, window=window, depth=depth)
+                yield replace(teacher, **sizes, window=window, depth=depth)
 
 
 def jumping(found: Iterable[Shape], horizon: int) -> Iterator[Shape]:

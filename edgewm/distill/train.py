@@ -282,14 +282,16 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
 def train(
     settings: Settings, teacher: Teacher, out: Path, *, cache: Path | None = None, resume: bool = False,
     progress: Progress | None = None, notice: Notice | None = None, stop_after: int | None = None,
+    share: Processes | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
 
-    `stop_after` ends the run after so many steps, as a kill would. EdgewmError where a run is in the way, where losses
+    `stop_after` ends the run after so many steps, as a kill would; `share` says which processes take part, by default
+    all that torchrun started. EdgewmError where a run is in the way, where losses
     are no numbers, and where the disk is full; what was best before stays.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    share = Processes.here()
+    share = share or Processes.here()
     with share, states.disk(out), states.alone(out / RUN) if share.is_first else nullcontext():
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")

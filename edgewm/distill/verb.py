@@ -21,21 +21,25 @@ from ..judge.sources import source_of
 from ..models import Model, load
 from ..models.checkpoint import sha256
 from ..options import AUTO, TRAINED, Progress, part
+from ..program import Planner
 from ..validate import validate
 from . import budgets, losses, pareto, states
-from .choice import Candidate, board_of, candidate_of, chosen, considered, tick
+from . import trials as trying
+from .choice import Candidate, board_of, candidate_of, chosen, considered, rivals, tick
 from .processes import Processes
 from .prune import begins_as
 from .targets import write_bytes
-from .teacher import check_fit, teacher_of
+from .teacher import Teacher, check_fit, teacher_of
 from .train import LEARNING, RUN, TUNING, Notice, Settings, bytes_of, check_training, train
 
 CONFIG = "distill.json"
 BUNDLE = "bundle"
 PRESET = "student"  # of the judge
 MADE = frozenset({
-    CONFIG, BUNDLE, RUN, "config.json", "weights.safetensors", "robot.json", "log.jsonl", pareto.JSON, pareto.HTML,
+    CONFIG, BUNDLE, RUN, trying.FOLDER, trying.JOURNAL, "config.json", "weights.safetensors", "robot.json", "log.jsonl",
+    pareto.JSON, pareto.HTML,
 })  # fmt: skip
+FIGURES = ("spearman_min", "elite_overlap", "regret")
 MIB = 1 << 20
 
 
@@ -45,6 +49,7 @@ def distill(
     out: Path = Path("student"), data: Path | None = None, cache: Path | None = None, cache_mib: int = 2048,
     without: Sequence[str] = (), training: Mapping[str, Any] | None = None, judged: int | None = None,
     episodes: int | None = None, resume: bool = False, dry_run: bool = False, seed: int = 0,
+    trials: int | None = None, trial_steps: int = trying.STEPS, study: Path | None = None, join: bool = False,
     progress: Progress | None = None, notice: Notice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Find and train the student of MODEL that plans `rate_hz` times a second on the target; what `--json` prints.
@@ -55,11 +60,15 @@ def distill(
     given, that planner is kept. `without` names terms of `losses.TERMS` to leave out; `training` fields of
     `train.Settings`. Targets in `cache` (in OUT, where left out) take at most `cache_mib`. `judged` are the judge's
     contexts, `episodes` the most pairs in which both models are let loose in the teacher's world, None for none.
+
+    With `trials` the first so many students that hold the rate are trained for `trial_steps`, and the one that ranks
+    best is trained in full; who else knows the journal `study` (in OUT, where left out) takes some of them with `join`,
+    and trains nothing else: `student` is None then.
+
     EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that are no
     numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    first = Processes.here().is_first
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     board, full = board_of(target, mode, threads, measured), load(model)
@@ -72,41 +81,85 @@ def distill(
         "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
         "threads": board.threads, "rate_hz": rate_hz, "precision": precision, "planner": given,
         "without_proposal": had_proposal, "without": list(without), "training": dict(training or {}), "seed": seed,
-        "data": None if data is None else sha256(data)[data.name],
+        "data": None if data is None else sha256(data)[data.name], "trials": trials,
+        "trial_steps": trial_steps if trials or join else None,
     }  # fmt: skip
+    is_study, journal = bool(trials or join), study or out / trying.JOURNAL
     _check(precision, without, training or {})
-    if not dry_run:
-        _check_out(out, resume)
-    known = _asked_before(out, asked) if resume and not dry_run else None
-    if known is None:
-        if given:
+
+    def choice() -> dict[str, Any]:
+        """What a run that is to go on had considered and chosen, or what is considered and chosen now."""
+        if not dry_run:
+            _check_out(out, resume)
+        if is_study and not dry_run and (join or journal.is_file()):
+            opened = trying.begin(journal, asked, None, name_of)
+            return {"considered": [entry["candidate"] for entry in opened.entries], "chosen": None, "is_known": False}
+        known = _asked_before(out, asked) if resume and not dry_run else None
+        if known is None:
             groups = [[with_overrides(full.planner, given)]]
+            if not given:
+                groups = budgets.groups(model, full, source_of(model, full, data), seed)
+            shown = part(progress, 0.0, 0.1, "shapes")
+            candidates = considered(full, board, rate_hz, precision, groups, shown, every=is_study)
+            best = chosen(candidates, rate_hz, board)
         else:
-            groups = budgets.groups(model, full, source_of(model, full, data), seed)
-        candidates = considered(full, board, rate_hz, precision, groups, part(progress, 0.0, 0.1, "shapes"))
-        best = chosen(candidates, rate_hz, board)
-    else:
-        candidates, best = known
-    found = {
-        "schema_version": 1, "asked": asked, "considered": [c.as_json() for c in candidates], "chosen": best.as_json(),
-        "teacher_ms": None, "student": None, "run": None, "verdict": None,
-    }  # fmt: skip
-    if dry_run or best.shape is None:
-        return found
-    found["teacher_ms"] = tick(None, full.planner, "fp32", full, board).tick_ms
-    settings = settings_of(best, full, without, training or {}, seed)
-    teacher = teacher_of(model, full, best.planner, source_of(model, full, data), asked["data"])
-    if not (cache or out / RUN / "cache").exists():
-        check_room(bytes_of(settings, teacher), cache_mib, cache or out)
-    found["teacher"] = check_fit(teacher)
-    found["settings"] = asdict(settings)
-    if first:
-        with states.disk(out):
-            out.mkdir(parents=True, exist_ok=True)
-            if known is None:
-                write_bytes(out / CONFIG, _json(found))
-    run = train(settings, teacher, out, cache=cache, resume=resume, progress=part(progress, 0.1, 0.8), notice=tell)
-    if not first:
+            candidates, best = known
+        if is_study and best.shape is not None:
+            candidates = rivals(candidates, rate_hz)[:trials]
+            if not dry_run:
+                trying.begin(journal, asked, lambda: candidates, name_of)
+        told = {"considered": [c.as_json() for c in candidates], "chosen": best.as_json()}
+        return {**told, "is_known": known is not None}
+
+    def teaching(planner: Planner) -> Teacher:
+        return teacher_of(model, full, planner, source_of(model, full, data), asked["data"])
+
+    def settings_for(candidate: Candidate) -> Settings:
+        return settings_of(candidate, full, without, training or {}, seed)
+
+    def shortly(candidate: Candidate) -> Settings:
+        return replace(settings_for(candidate), steps=trial_steps, round_steps=-(-trial_steps // 2))
+
+    with Processes.here() as share:
+        told = share.first_says(choice)
+        found = {
+            "schema_version": 1, "asked": asked, "considered": told["considered"], "chosen": told["chosen"],
+            "teacher_ms": None, "trials": None, "student": None, "run": None, "verdict": None,
+        }  # fmt: skip
+        if dry_run or (told["chosen"] and told["chosen"]["shape"] is None):
+            return found
+        found["teacher_ms"] = tick(None, full.planner, "fp32", full, board).tick_ms
+        taught = [candidate_of(c) for c in (told["considered"] if is_study else [told["chosen"]])]
+        answers = cache or out / (trying.FOLDER if is_study else RUN) / "cache"
+
+        def fit() -> dict[str, float]:
+            if not answers.exists():
+                each = {c.planner: bytes_of(settings_for(c), teaching(c.planner)) for c in taught}
+                check_room(sum(each.values()), cache_mib, cache or out)
+            return check_fit(teaching(taught[0].planner))
+
+        found["teacher"] = share.first_says(fit)
+        if is_study:
+            opened, judge = trying.begin(journal, asked, None, name_of), teaching(with_overrides(full.planner, given))
+            shown = part(progress, 0.1, 0.4, "trials") or say
+            with states.disk(out):
+                trying.work(opened, teaching, shortly, judge, out / trying.FOLDER, answers, shown, tell)
+            found["chosen"], found["trials"] = share.first_says(lambda: trying.best_of(opened))
+            if join:
+                return found
+        best = candidate_of(found["chosen"])
+        if is_study:
+            answers = trying.answers_in(answers, best.planner)
+        settings, before = settings_for(best), 0.5 if is_study else 0.1
+        found["settings"] = asdict(settings)
+        if share.is_first:
+            with states.disk(out):
+                out.mkdir(parents=True, exist_ok=True)
+                if not told["is_known"]:
+                    write_bytes(out / CONFIG, _json(found))
+        shown = part(progress, before, 0.9 - before)
+        run = train(settings, teaching(best.planner), out, cache=answers, resume=resume, progress=shown, notice=tell)
+    if not share.is_first:
         return found
     found |= {"student": str(out), "run": run}
     say("judge", 0.9)
@@ -134,20 +187,22 @@ def settings_of(
 
 
 def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of the Pareto page: the teacher, every candidate considered, the one chosen with what the judge found."""
+    """Of the Pareto page: the teacher, every candidate considered, those tried with what they were worth after their
+    short training, the one chosen with what the judge found."""
     loop = (found["verdict"] or {}).get("closed_loop")
     rates = {who: loop[who]["successes"] / loop[who]["episodes"] for who in ("full", "compressed")} if loop else {}
     exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0, "success": rates.get("full")}
     rows = [pareto.row("teacher", found["teacher_ms"]["point"], "estimated", "teacher", **exact)]
     figures = found["verdict"]["plan"] if found["verdict"] else {}
-    for candidate in found["considered"]:
+    tried = [row["figures"] or {} for row in found["trials"] or ()] or [{}] * len(found["considered"])
+    for candidate, shortly in zip(found["considered"], tried, strict=True):
         is_chosen = candidate == found["chosen"]
-        told = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret")} if is_chosen else {}
+        told = {key: (figures if is_chosen else shortly).get(key) for key in FIGURES}
         if "search_regret" in figures and is_chosen:
             told["regret"] = figures["search_regret"]
         if is_chosen:
             told["success"] = rates.get("compressed")
-        state = "chosen" if is_chosen else "considered"
+        state = "chosen" if is_chosen else "tried" if shortly else "considered"
         rows.append(pareto.row(name_of(candidate), candidate["tick_ms"]["point"], "estimated", state, **told))
     return rows
 
@@ -157,7 +212,7 @@ def name_of(candidate: Mapping[str, Any]) -> str:
     shape, planner = candidate["shape"], candidate["planner"]
     size = "the model itself"
     if shape is not None:
-        size = f"{shape['width']} wide, {shape['depth']} deep, window {shape['window']}"
+        size = f"{shape['width']} wide, {shape['mlp_dim']} within, {shape['depth']} deep, window {shape['window']}"
         size += f", jump {shape['jump']}" if shape["jump"] > 1 else ""
     return f"{size}, {planner['samples']} x {planner['iterations']}, {candidate['precision']}"
 
