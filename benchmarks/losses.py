@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -46,7 +46,7 @@ from edgewm.distill.train import train
 from edgewm.judge.closed_loop import starts_of
 from edgewm.judge.sides import compiled
 from edgewm.judge.sources import source_of
-from edgewm.models import Model, load
+from edgewm.models import load
 from edgewm.options import CALIBRATED
 
 TABLE = "distillation-losses"
@@ -59,10 +59,9 @@ FIGURES = ("rank", "elites", "success")
 
 @dataclass(frozen=True)
 class Asked:
-    """Who is trained how: `base` but for its seed, `contexts` and `episodes` of each seed."""
+    """Who is trained by whom and how: `base` but for its seed, `contexts` and `episodes` of each seed."""
 
-    name: str
-    model: Model
+    teacher: Teacher
     base: Settings
     contexts: int
     episodes: int
@@ -88,12 +87,12 @@ def students(base: Settings) -> dict[str, Settings]:
 
 
 def measured(
-    asked: Asked, settings: Settings, precision: str, held: Mapping[str, np.ndarray], cache: Path, out: Path
+    asked: Asked, settings: Settings, precision: str, held: Mapping[str, np.ndarray], answers: Path, out: Path
 ) -> dict[str, Any]:
     """One student, trained and compiled in `out`: `rank` and `elites` (contexts,), `success` (episodes,), the two parts
     of regret."""
-    teacher, seed, bundle = teacher_for(asked), settings.seed, out / "bundle"
-    run = train(settings, teacher, out, cache=cache)
+    teacher, seed, bundle = asked.teacher, settings.seed, out / "bundle"
+    run = train(settings, teacher, out, cache=answers)
     data = None if settings.precision == precision else recorded(teacher, out / ".contexts", fresh(seed) + 1)
     build(str(out), precision=precision, calibration=data if precision in CALIBRATED else None, threads=1, out=bundle)
     with Runtime(bundle, 1) as runtime:
@@ -113,8 +112,18 @@ def recorded(teacher: Teacher, file: Path, seed: int) -> Path:
     return file
 
 
-def teacher_for(asked: Asked) -> Teacher:
-    return teacher_of(asked.name, asked.model, asked.base.planner, source_of(asked.name, asked.model))
+def asked_of(name: str, depth: int, samples: int, precision: str, given: argparse.Namespace) -> Asked:
+    """Students of one model: of `depth` layers, as wide as it, that look at one latent."""
+    model = load(name)
+    model = replace(model, proposal=None, planner=replace(model.planner, proposal=False))
+    shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
+    base = Settings(
+        shape, smaller(model.planner, samples, model.planner.iterations), precision, steps=given.steps,
+        round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
+        learning_rate=TUNING if begins_as(shape, model) else LEARNING,
+    )  # fmt: skip
+    teacher = teacher_of(name, model, base.planner, source_of(name, model))
+    return Asked(teacher, base, given.contexts, given.episodes)
 
 
 def fresh(seed: int) -> int:
@@ -125,15 +134,15 @@ def fresh(seed: int) -> int:
 def blocks(asked: Asked, seeds: int, only: Sequence[str], kept: Path) -> dict[str, list[dict[str, Any]]]:
     """What became of each student, with one seed after another."""
     found: dict[str, list[dict[str, Any]]] = {}
-    held = lru_cache(maxsize=None)(lambda seed: held_out(teacher_for(asked), asked.contexts, fresh(seed)))
+    held = cache(lambda seed: held_out(asked.teacher, asked.contexts, fresh(seed)))
     for name in [name for name in students(asked.base) if not only or name in (DEFAULT, *only)]:
         for seed in range(seeds):
             settings = students(replace(asked.base, seed=seed))[name]
             file = kept / f"{seed}-{name.replace(' ', '-')}.json"
             if not file.is_file():
                 with tempfile.TemporaryDirectory(prefix="edgewm-") as out:
-                    cache, precision = kept / f"answers-{seed}", asked.base.precision
-                    told = measured(asked, settings, precision, held(seed), cache, Path(out))
+                    answers, precision = kept / f"answers-{seed}", asked.base.precision
+                    told = measured(asked, settings, precision, held(seed), answers, Path(out))
                 write_bytes(file, json.dumps(told).encode())
             found.setdefault(name, []).append(json.loads(file.read_text()))
             means = {key: round(float(np.mean(found[name][-1][key])), 3) for key in FIGURES}
@@ -196,15 +205,7 @@ def main() -> int:
     add_flags(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model = load(given.model)
-    planner = smaller(replace(model.planner, proposal=False), given.samples, model.planner.iterations)
-    shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (given.depth, 1))
-    base = Settings(
-        shape, planner, given.precision, steps=given.steps, round_steps=-(-given.steps // 2),
-        step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
-        learning_rate=TUNING if begins_as(shape, model) else LEARNING,
-    )  # fmt: skip
-    asked = Asked(given.model, replace(model, proposal=None), base, given.contexts, given.episodes)
+    asked = asked_of(given.model, given.depth, given.samples, given.precision, given)
     given.kept.mkdir(parents=True, exist_ok=True)
     found = blocks(asked, given.seeds, [name for name in given.only.split(",") if name], given.kept)
     command = (

@@ -21,16 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from distill import times
-from losses import Asked, fresh, measured, teacher_for
+from losses import asked_of, fresh, measured
 from recording import add_flags, finish
 
 from edgewm import statistics
-from edgewm.distill.material import LEARNING, TUNING, Settings
-from edgewm.distill.prune import begins_as
-from edgewm.distill.shapes import Shape, of_teacher, shapes, smaller
+from edgewm.distill.material import Settings
+from edgewm.distill.shapes import Shape
 from edgewm.distill.targets import write_bytes
 from edgewm.distill.teacher import held_out
-from edgewm.models import load
 
 SIZES = {field.name: int for field in fields(Shape)} | {"encoder_mlp_ratio": float}
 
@@ -48,20 +46,13 @@ def settings_of(spec: str, usual: Settings) -> tuple[Settings, str]:
 
 def students(given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a student."""
-    model = load(given.model)
-    planner = smaller(replace(model.planner, proposal=False), given.samples, model.planner.iterations)
-    shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (1, 1))
-    usual = Settings(
-        shape, planner, "w8a8", steps=given.steps, round_steps=-(-given.steps // 2),
-        step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
-        learning_rate=TUNING if begins_as(shape, model) else LEARNING,
-    )  # fmt: skip
-    asked = Asked(given.model, replace(model, proposal=None), usual, given.contexts, given.episodes)
+    asked = asked_of(given.model, 1, given.samples, "w8a8", given)
+    usual = asked.base
     held, found = None, []
     for spec in given.students:
         file = given.kept / f"{spec}.json"
         if not file.is_file():
-            held = held or held_out(teacher_for(asked), asked.contexts, fresh(usual.seed))
+            held = held or held_out(asked.teacher, asked.contexts, fresh(usual.seed))
             settings, precision = settings_of(spec, usual)
             told = measured(asked, settings, precision, held, given.kept / "answers", given.kept / spec)
             write_bytes(file, json.dumps(told).encode())

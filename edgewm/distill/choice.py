@@ -124,8 +124,9 @@ def considered(
 
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
     smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
-    weights of a step; at the same size the larger planner, then the precision that rounds least, of all of
-    `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family: itself).
+    weights of a step, short jumps first; at the same size the larger planner, then the precision that rounds least, of
+    all of `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family:
+    itself).
     A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
     before it holds the rate (`every`: one that is no smaller, and rounds no more).
     """

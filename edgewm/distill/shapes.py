@@ -45,12 +45,11 @@ class Shape:
     jump: int = 1
 
     @property
-    def step_weights(self) -> float:
-        """Numbers that one imagined step of one candidate goes through, but for those of its action; of a jump, which
-        several steps share, their part of it."""
+    def step_weights(self) -> int:
+        """Numbers that one imagined step of one candidate goes through, or one jump, but for those of its actions."""
         inner = self.heads * self.head_dim
         attention = self.width * inner * (4 if self.window > 1 else 2)  # over one key, only values and the way out
-        return (self.depth * (attention + 2 * self.width * self.mlp_dim) + 2 * self.width * self.proj_dim) / self.jump
+        return self.depth * (attention + 2 * self.width * self.mlp_dim) + 2 * self.width * self.proj_dim
 
     def holds(self, other: Shape) -> bool:
         """Whether no size of the other is larger, and no jump shorter."""
@@ -111,7 +110,8 @@ def shapes(teacher: Shape) -> Iterator[Shape]:
 
 
 def jumping(found: Iterable[Shape], horizon: int) -> Iterator[Shape]:
-    """The shapes found, and those of one latent with each jump that takes fewer calls to the horizon."""
+    """The shapes found, and those of one latent with each jump that takes fewer calls to the horizon, short ones first:
+    a large student that jumps plans better than a small one that steps (`benchmarks/students.py`)."""
     jumps = dict.fromkeys(-(-horizon // calls) for calls in range(horizon, 0, -1))
     for shape in found:
         yield from (replace(shape, jump=jump) for jump in (jumps if shape.window == 1 else (1,)))
