@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgewm.console import distill_table
-from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
+from edgewm.distill import budgets, choice, condition, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
 from edgewm.distill.fake_quant import rounded
 from edgewm.distill.processes import Processes
-from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
-from edgewm.distill.space import space_of
+from edgewm.distill.shapes import Shape, as_model, briefly, config_of, of_teacher, planners, shapes
+from edgewm.distill.space import Space, space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
 from edgewm.distill.train import Settings
 from edgewm.errors import EdgewmError
@@ -37,6 +37,7 @@ from edgewm.judge.sides import upstream
 from edgewm.judge.sources import Source
 from edgewm.models import load, own, torch_world
 from edgewm.program import Planner
+from edgewm.quantize import SMALLEST_K
 from edgewm.reference.model import build
 from edgewm.student import student_for
 
@@ -235,6 +236,36 @@ def test_a_whole_predictor_is_taken_over_and_the_least_worthy_layer_left_out():
     side = upstream(as_model(student, teacher.model, PLANNER), PLANNER)
     own = side.score(z[0], z[1], held["candidates"][0][0])
     assert np.array_equal(own, teacher.side.score(z[0], z[1], held["candidates"][0][0]))
+
+
+def test_few_numbers_say_to_all_layers_what_an_action_is():
+    """An action has two axes here, so few directions hold all that modulations vary by, and one does not."""
+    teacher, shape = lewm_teacher(width=80, depth=2)
+    model = teacher.model
+    assert condition.numbers_of(model) == SMALLEST_K and of_teacher(model).condition is None
+    assert briefly(shape, 80) == shape and shape.holds(briefly(shape, SMALLEST_K))
+    few, one = (briefly(shape, n) for n in (SMALLEST_K, 1))
+    assert few.step_weights < shape.step_weights and not few.holds(shape)
+    rng = np.random.default_rng(0)
+    candidates = rng.uniform(-1, 1, (40, PLANNER.horizon, 2)).astype(np.float32)
+    z, goal = rng.standard_normal((2, 80)).astype(np.float32)
+    held = {"latent": z[None], "goal_latent": goal[None], "candidates": candidates[None, None]}
+    held["costs"] = teacher.side.score(z, goal, candidates)[None, None]
+    unit = Space(np.zeros(80, np.float32), np.eye(80, dtype=np.float32), 1.0, 1.0)
+    off = {}
+    for said in (few, one):
+        student = build(config_of(said, model)).eval().requires_grad_(False)
+        prune.take_predictor(student, teacher, unit, held)
+        assert of_teacher(as_model(student, model, PLANNER)) == said
+        costs = upstream(as_model(student, model, PLANNER), PLANNER).score(z, goal, candidates)
+        off[said.condition] = float(np.abs(costs - held["costs"]).max() / held["costs"].std())
+    assert off[SMALLEST_K] < 0.01 < 0.1 < off[1]
+    student = as_model(student, model, PLANNER)
+    assert condition.numbers_of(student) == 1 and condition.numbers_of(own.from_module(make(), "spot")) == LATENT
+    again = build(config_of(one, model)).eval().requires_grad_(False)
+    prune.take_predictor(again, replace(teacher, model=student), unit, held)
+    mine, its = again.state_dict(), student.torch.state_dict()
+    assert all(torch.equal(mine[k], its[k]) for k in mine if k.startswith("action_encoder.") or ".modulation." in k)
 
 
 def test_a_fresh_predictor_begins_with_nothing_changes():
@@ -451,7 +482,7 @@ def in_two_processes(work: Callable[[int], object], port: int) -> None:
 def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
     """One that chose for itself would say `w8a8`."""
 
-    def considered(model, board, rate_hz, precision, groups, *rest):
+    def considered(model, board, rate_hz, precision, groups, *rest, **how):
         mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
         return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
 

@@ -27,7 +27,8 @@ from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
 from ..target import Mode, Target, resolve
-from .shapes import Shape, as_model, config_of, of_teacher, shapes
+from .condition import numbers_of
+from .shapes import Shape, as_model, briefly, config_of, of_teacher, shapes
 
 TIMED = ("encode", "score", "plan")  # recipes ask for the first two
 Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself; a precision
@@ -127,7 +128,8 @@ def considered(
     forms = NAMED if precision == AUTO else (precision,)
     own = of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
+    numbers = numbers_of(model)
+    students = sorted(dict.fromkeys(briefly(s, numbers) for s in shapes(own)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
 
     def is_larger(triple: Triple, other: Triple) -> bool:

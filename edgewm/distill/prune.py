@@ -16,6 +16,7 @@ from torch import nn
 
 from ..judge.sides import elites_of, upstream
 from ..models import Model, torch_world
+from . import condition
 from .shapes import Shape, as_model
 from .space import Space
 from .teacher import Teacher
@@ -62,11 +63,14 @@ def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapp
         return []
     kept, worth = layers(teacher, held, len(module.predictor.blocks))
     with torch.no_grad():
-        module.action_encoder.load_state_dict(source.action_encoder.state_dict())
         module.predictor.norm.load_state_dict(source.predictor.norm.state_dict())
         module.pos_embed.copy_(source.pos_embed[:, : module.history])
         for target, index in zip(module.predictor.blocks, kept, strict=True):
             narrow(target, source.predictor.blocks[index])
+        if len(module.action_encoder) == len(source.action_encoder):
+            module.action_encoder.load_state_dict(source.action_encoder.state_dict())
+        else:
+            condition.take(module, teacher.model, kept)
         _narrow_mlp(module.pred_proj, source.pred_proj)
     return worth
 
@@ -126,7 +130,8 @@ def lost_without(teacher: Teacher, held: Mapping[str, Array], gone: Sequence[int
 
 def narrow(target: nn.Module, source: nn.Module) -> None:
     """A block from a wider one: the heads whose values reach furthest, the hidden channels that weigh most."""
-    target.modulation.load_state_dict(source.modulation.state_dict())
+    if len(target.modulation) == len(source.modulation):
+        target.modulation.load_state_dict(source.modulation.state_dict())
     dim = source.attn.head_dim
     if target.attn.head_dim != dim:
         return
