@@ -710,6 +710,7 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, m
 
 def test_the_whole_verb(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
+    monkeypatch.setattr(choice, "numbers_of", lambda model: 2)  # its bundle tells actions in few numbers
     slow = tick(None, PLANNER, "fp32", load("distill_world:make"), board_of("orin", None, None, None))
     real = choice.tick
     monkeypatch.setattr(
@@ -733,6 +734,7 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match=r'"seed": 0,'):
         verb.distill("distill_world:make", **{**asked, "out": stale.parent})
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["model"]["predictor"]["condition_dim"] == 2
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")
     assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]

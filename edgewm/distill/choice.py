@@ -85,16 +85,24 @@ def tick(shape: Shape | None, planner: Planner, precision: str, model: Model, bo
 def _counts(
     shape: Shape | None, planner: Planner, precision: str, model: Model, target: Target
 ) -> dict[str, Any]:  # fmt: skip
-    program = _exact(shape, planner, model)
-    recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
-    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
-    return plan_counts(schedule_program(program, target.isa), target.isa)
+    return counts_in(precision, _exact(shape, planner, model), target)
 
 
 @lru_cache(maxsize=32)
 def _exact(shape: Shape | None, planner: Planner, model: Model) -> Program:
+    return exact(model if shape is None else untrained(shape, model, planner), planner)
+
+
+def exact(model: Model, planner: Planner) -> Program:
     """What all precisions begin from."""
-    return run(capture_model(model if shape is None else untrained(shape, model, planner), planner, TIMED), EXACT)
+    return run(capture_model(model, planner, TIMED), EXACT)
+
+
+def counts_in(precision: str, program: Program, target: Target) -> dict[str, Any]:
+    """What a plan of an `exact` program in that precision does, for `price_plan`."""
+    recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
+    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
+    return plan_counts(schedule_program(program, target.isa), target.isa)
 
 
 def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
