@@ -26,13 +26,13 @@ from rich.console import Console
 from edgewm import expr as e
 from edgewm import interp
 from edgewm.console import distill_table
-from edgewm.distill import asked, budgets, choice, losses, prune, states, targets, train, verb
+from edgewm.distill import asked, budgets, choice, condition, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
 from edgewm.distill.fake_quant import formats_of, on_levels, rounded
 from edgewm.distill.material import Settings
 from edgewm.distill.processes import Processes
-from edgewm.distill.shapes import Shape, as_model, config_of, jumping, of_teacher, planners, shapes
-from edgewm.distill.space import space_of
+from edgewm.distill.shapes import Shape, as_model, briefly, config_of, jumping, of_teacher, planners, shapes
+from edgewm.distill.space import Space, space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
 from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
@@ -42,7 +42,7 @@ from edgewm.models import capture_model, load, own, scoring, torch_world
 from edgewm.passes import EXACT, run
 from edgewm.passes.quantize_products import HOLD, is_on_levels, quantize_products, value_of
 from edgewm.program import Graph, Planner, Program
-from edgewm.quantize import recipe_of
+from edgewm.quantize import SMALLEST_K, recipe_of
 from edgewm.quantize.calibrate import calibrated
 from edgewm.reference.model import build
 from edgewm.rounding import UNIT_ROUNDOFF, rounding_steps
@@ -195,7 +195,7 @@ def test_rivals_are_those_that_none_beats_in_everything():
 def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     model = lewm_teacher(depth=3)[0].model
     own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
-    order = sorted(dict.fromkeys(jumping(shapes(own), PLANNER.horizon)), key=lambda s: -s.step_weights)[1:]
+    order = sorted(dict.fromkeys(choice.students_of(model)), key=lambda s: -s.step_weights)[1:]
 
     def priced(shape, planner, form, *rest):
         ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
@@ -243,6 +243,36 @@ def test_a_whole_predictor_is_taken_over_and_the_least_worthy_layer_left_out():
     side = upstream(as_model(student, teacher.model, PLANNER), PLANNER)
     own = side.score(z[0], z[1], held["candidates"][0][0])
     assert np.array_equal(own, teacher.side.score(z[0], z[1], held["candidates"][0][0]))
+
+
+def test_few_numbers_say_to_all_layers_what_an_action_is():
+    """An action has two axes here, so few directions hold all that modulations vary by, and one does not."""
+    teacher, shape = lewm_teacher(width=80, depth=2)
+    model = teacher.model
+    assert condition.numbers_of(model) == SMALLEST_K and of_teacher(model).condition is None
+    assert briefly(shape, 80) == shape and shape.holds(briefly(shape, SMALLEST_K))
+    few, one = (briefly(shape, n) for n in (SMALLEST_K, 1))
+    assert few.step_weights < shape.step_weights and not few.holds(shape)
+    rng = np.random.default_rng(0)
+    candidates = rng.uniform(-1, 1, (40, PLANNER.horizon, 2)).astype(np.float32)
+    z, goal = rng.standard_normal((2, 80)).astype(np.float32)
+    held = {"latent": z[None], "goal_latent": goal[None], "candidates": candidates[None, None]}
+    held["costs"] = teacher.side.score(z, goal, candidates)[None, None]
+    unit = Space(np.zeros(80, np.float32), np.eye(80, dtype=np.float32), 1.0, 1.0)
+    off = {}
+    for said in (few, one):
+        student = build(config_of(said, model)).eval().requires_grad_(False)
+        prune.take_predictor(student, teacher, unit, held)
+        assert of_teacher(as_model(student, model, PLANNER)) == said
+        costs = upstream(as_model(student, model, PLANNER), PLANNER).score(z, goal, candidates)
+        off[said.condition] = float(np.abs(costs - held["costs"]).max() / held["costs"].std())
+    assert off[SMALLEST_K] < 0.01 < 0.1 < off[1]
+    student = as_model(student, model, PLANNER)
+    assert condition.numbers_of(student) == 1 and condition.numbers_of(own.from_module(make(), "spot")) == LATENT
+    again = build(config_of(one, model)).eval().requires_grad_(False)
+    prune.take_predictor(again, replace(teacher, model=student), unit, held)
+    mine, its = again.state_dict(), student.torch.state_dict()
+    assert all(torch.equal(mine[k], its[k]) for k in mine if k.startswith("action_encoder.") or ".modulation." in k)
 
 
 def test_a_fresh_predictor_begins_with_nothing_changes():
@@ -682,7 +712,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     """Against walking through all in order of preference; the model itself may be as slow as it likes."""
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
-    students = sorted(dict.fromkeys(jumping(shapes(mine), PLANNER.horizon)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(choice.students_of(small_lewm.model)), key=lambda s: -s.step_weights)
     pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
     asked = []
 
@@ -781,6 +811,7 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, m
 def test_the_whole_verb(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
     monkeypatch.setattr(choice, "jumping", lambda found, horizon: [replace(s, jump=horizon) for s in found])
+    monkeypatch.setattr(choice, "numbers_of", lambda model: 2)  # its bundle tells actions in few numbers
     slow = tick(None, PLANNER, "fp32", load("distill_world:make"), board_of("orin", None, None, None))
     real = choice.tick
     monkeypatch.setattr(
@@ -805,6 +836,7 @@ def test_the_whole_verb(tmp_path, monkeypatch):
         verb.distill("distill_world:make", **{**asked, "out": stale.parent})
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
     assert of_teacher(load(str(tmp_path / "student"))).jump == PLANNER.horizon
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["model"]["predictor"]["condition_dim"] == 2
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")
     assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]

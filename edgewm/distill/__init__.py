@@ -6,6 +6,7 @@ teacher.py     what a teacher answers: latents, imagined futures, the searches o
 targets.py     these answers on disk: made once, memory-mapped, bounded, hashed
 space.py       the student's latents: the teacher's, or the directions of them that hold nearly all of the variance
 prune.py       a start from the teacher: its layers and channels, chosen by what planning loses without them
+condition.py   what an action says to a student's layers, in few numbers
 losses.py      what is matched, each term by name
 fake_quant.py  products rounded in training by the bundle's own recipe and formulas
 fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle

@@ -7,7 +7,7 @@ student at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,8 @@ from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
 from ..target import Mode, Target, resolve
-from .shapes import Shape, as_model, config_of, jumping, of_teacher, shapes
+from .condition import numbers_of
+from .shapes import Shape, as_model, briefly, config_of, jumping, of_teacher, shapes
 
 TIMED = ("encode", "score", "plan")  # recipes ask for the first two
 Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself; a precision
@@ -86,16 +87,24 @@ def tick(shape: Shape | None, planner: Planner, precision: str, model: Model, bo
 def _counts(
     shape: Shape | None, planner: Planner, precision: str, model: Model, target: Target
 ) -> dict[str, Any]:  # fmt: skip
-    program = _exact(shape, planner, model)
-    recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
-    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
-    return plan_counts(schedule_program(program, target.isa), target.isa)
+    return counts_in(precision, _exact(shape, planner, model), target)
 
 
 @lru_cache(maxsize=32)
 def _exact(shape: Shape | None, planner: Planner, model: Model) -> Program:
+    return exact(model if shape is None else untrained(shape, model, planner), planner)
+
+
+def exact(model: Model, planner: Planner) -> Program:
     """What all precisions begin from."""
-    return run(capture_model(model if shape is None else untrained(shape, model, planner), planner, TIMED), EXACT)
+    return run(capture_model(model, planner, TIMED), EXACT)
+
+
+def counts_in(precision: str, program: Program, target: Target) -> dict[str, Any]:
+    """What a plan of an `exact` program in that precision does, for `price_plan`."""
+    recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
+    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
+    return plan_counts(schedule_program(program, target.isa), target.isa)
 
 
 def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
@@ -133,7 +142,7 @@ def considered(
     say = progress or (lambda stage, done: None)
     forms, own = forms_of(precision), of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    students = sorted(dict.fromkeys(jumping(shapes(own), model.planner.horizon)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(students_of(model)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
 
     def is_larger(triple: Triple, other: Triple) -> bool:
@@ -177,6 +186,12 @@ def considered(
     return passed
 
 
+def students_of(model: Model) -> Iterator[Shape]:
+    """Every shape of a student for it."""
+    numbers = numbers_of(model)
+    return (briefly(shape, numbers) for shape in jumping(shapes(of_teacher(model)), model.planner.horizon))
+
+
 def rivals(candidates: Sequence[Candidate], rate_hz: float) -> list[Candidate]:
     """Students that hold the rate, but for those that another is no smaller than in anything, and rounds no more."""
     held = [c for c in candidates if c.shape is not None and meets(c, rate_hz)]
@@ -206,8 +221,8 @@ def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precisio
 
 def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
     """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
-    found, blind = jumping(shapes(of_teacher(model)), planner.horizon), replace(planner, proposal=False)
-    ends = (*sorted(found, key=lambda s: s.step_weights)[:1], None)
+    blind = replace(planner, proposal=False)
+    ends = (*sorted(students_of(model), key=lambda s: s.step_weights)[:1], None)
     return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 

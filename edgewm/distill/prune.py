@@ -17,6 +17,7 @@ from torch import nn
 from ..judge.sides import elites_of, upstream
 from ..models import Model, torch_world
 from ..reference.model import JumpingLeWM
+from . import condition
 from .shapes import Shape, as_model
 from .space import Space
 from .teacher import Teacher
@@ -69,6 +70,8 @@ def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapp
         module.pos_embed.copy_(source.pos_embed[:, : 1 if jump > 1 else module.history])
         for target, index in zip(module.predictor.blocks, kept, strict=True):
             narrow(target, source.predictor.blocks[index])
+        if len(module.action_encoder) > len(source.action_encoder):
+            condition.take(module, teacher.model, kept)
         _narrow_mlp(module.pred_proj, source.pred_proj)
     return worth
 
@@ -139,7 +142,8 @@ def widen(target: nn.Sequential, source: nn.Sequential) -> int:
 
 def narrow(target: nn.Module, source: nn.Module) -> None:
     """A block from a wider one: the heads whose values reach furthest, the hidden channels that weigh most."""
-    target.modulation.load_state_dict(source.modulation.state_dict())
+    if len(target.modulation) == len(source.modulation):
+        target.modulation.load_state_dict(source.modulation.state_dict())
     dim = source.attn.head_dim
     if target.attn.head_dim != dim:
         return

@@ -26,8 +26,9 @@ LEAST_SAMPLES = 16  # of a planner that is made smaller
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LeWM: `width` of latents and of the predictor, `window` the latents it looks at; and its encoder's.
-    A `jump` is as many model actions as it foresees in one call, from one latent."""
+    """Sizes of a LeWM: `width` of latents and of the predictor, `window` the latents it looks at; its encoder's; how
+    many model actions it foresees in one call, from one latent (`jump`); and how many numbers say to all layers what an
+    action is, None for as many as a latent has."""
 
     width: int
     depth: int
@@ -43,18 +44,21 @@ class Shape:
     encoder_proj_dim: int
     patch_px: int
     jump: int = 1
+    condition: int | None = None
 
     @property
     def step_weights(self) -> int:
-        """Numbers that one imagined step of one candidate goes through, or one jump, but for those of its actions."""
+        """Numbers that one imagined step of one candidate goes through, or one jump."""
         inner = self.heads * self.head_dim
         attention = self.width * inner * (4 if self.window > 1 else 2)  # over one key, only values and the way out
-        return self.depth * (attention + 2 * self.width * self.mlp_dim) + 2 * self.width * self.proj_dim
+        layer = attention + 2 * self.width * self.mlp_dim + 6 * self.width * (self.condition or self.width)
+        action = self.width * (4 * self.width + (self.condition or 0))
+        return self.depth * layer + 2 * self.width * self.proj_dim + action
 
     def holds(self, other: Shape) -> bool:
         """Whether no size of the other is larger, and no jump shorter."""
-        mine, its = (astuple(replace(shape, jump=-shape.jump)) for shape in (self, other))
-        return all(a >= b for a, b in zip(mine, its, strict=True))
+        sizes = (astuple(replace(s, jump=-s.jump, condition=s.condition or s.width)) for s in (self, other))
+        return all(mine >= theirs for mine, theirs in zip(*sizes, strict=True))
 
 
 def of_teacher(model: Model) -> Shape:
@@ -74,6 +78,7 @@ def of_teacher(model: Model) -> Shape:
         width, len(blocks), first.attn.num_heads, first.attn.head_dim, first.mlp[0].out_features,
         module.pred_proj[0].out_features, window, module.encoder.embed_dim, len(seen), seen[0].attn.num_heads,
         seen[0].mlp[0].out_features / module.encoder.embed_dim, module.projector[0].out_features, patch, jump,
+        said if (said := first.modulation[-1].in_features) < width else None,
     )  # fmt: skip
 
 
@@ -117,6 +122,11 @@ def jumping(found: Iterable[Shape], horizon: int) -> Iterator[Shape]:
         yield from (replace(shape, jump=jump) for jump in (jumps if shape.window == 1 else (1,)))
 
 
+def briefly(shape: Shape, numbers: int) -> Shape:
+    """The shape in which an action is so few numbers to all layers; itself, where a latent has no more."""
+    return replace(shape, condition=numbers if numbers < shape.width else None)
+
+
 def planners(teacher: Planner) -> Iterator[Planner]:
     """The teacher's planner, then smaller ones: samples are halved first, since a plan loses more with iterations
     (`benchmarks/proposals.py`: 26 x 8 beside 102 x 2)."""
@@ -152,6 +162,7 @@ def config_of(shape: Shape, model: Model) -> dict[str, Any]:
             },
             "predictor": {
                 "depth": shape.depth, "num_heads": shape.heads, "head_dim": shape.head_dim, "mlp_dim": shape.mlp_dim,
+                **({} if shape.condition is None else {"condition_dim": shape.condition}),
             },
             "proj_dim": shape.proj_dim, "history": shape.window, "env_action_dim": model.action_dim // block,
             "action_block": block, "jump": shape.jump, "sigreg": {"lamb": 0.0, "num_slices": 1},

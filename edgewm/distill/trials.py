@@ -6,6 +6,7 @@ preference, by this process or by any other that joins.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -52,8 +53,8 @@ def work(
         candidate = candidate_of(opened.entries[i]["candidate"])
         own = settings(candidate)
         seed = HELD_OUT + own.seed * 4096
-        teacher, place = teaching(candidate.planner), folder / f"{i:03d}"
-        answers = answers_in(cache, candidate.planner)
+        teacher, answers = teaching(candidate.planner), answers_in(cache, candidate.planner)
+        place = folder / hashlib.sha256(repr(own).encode()).hexdigest()[:16]  # a trial that was cut off goes on
         with states.turn(cache):  # of the processes on this machine, one makes the teacher's answers
             material(own, teacher, answers, say, notice)
             targets.open_folder(cache / "held-out", {"planner": asdict(judge.planner), "seed": seed})

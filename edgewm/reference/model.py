@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch_world.losses.sigreg import SIGReg
 from torch_world.models import LeWM
 from torch_world.nn import CLSEncoder
@@ -70,8 +70,10 @@ def build(config: dict[str, Any]) -> LeWM:
 
     The encoder section may state an `embed_dim` and a `proj_dim` of its own: a small predictor behind a large encoder.
     With a `jump` of more than 1 it foresees as many model actions in one call.
+    The predictor's may state a `condition_dim`: so few numbers say to all layers what an action is (`few_numbers`).
     """
-    m, sizes = config["model"], dict(config["model"]["encoder"])
+    m, sizes, predictor = config["model"], dict(config["model"]["encoder"]), dict(config["model"]["predictor"])
+    condition = predictor.pop("condition_dim", None)
     seen, proj = sizes.pop("embed_dim", m["embed_dim"]), sizes.pop("proj_dim", m["proj_dim"])
     encoder = CLSEncoder(m["image_px"], m["patch_px"], seen, **sizes)
     jump = m.get("jump", 1)
@@ -80,15 +82,28 @@ def build(config: dict[str, Any]) -> LeWM:
         action_dim=jump * m["action_block"] * m["env_action_dim"],
         embed_dim=m["embed_dim"],
         history=jump if jump > 1 else m["history"],
-        **m["predictor"],
+        **predictor,
         proj_dim=m["proj_dim"],
         dropout=0.0,
         lamb=m["sigreg"]["lamb"],
         sigreg=SIGReg(m["sigreg"]["num_slices"]),
     )
     if (seen, proj) != (m["embed_dim"], m["proj_dim"]):
-        model.projector = MLP([seen, proj, m["embed_dim"]], norm=torch.nn.BatchNorm1d)
+        model.projector = MLP([seen, proj, m["embed_dim"]], norm=nn.BatchNorm1d)
+    if condition is not None:
+        few_numbers(model, condition)
     return model
+
+
+def few_numbers(model: LeWM, count: int) -> None:
+    """Let every layer's modulation be linear in the same `count` numbers of an action: one thin product for all layers
+    and a thin one for each, in the place of a square one each."""
+    width = model.pos_embed.shape[-1]
+    model.action_encoder = nn.Sequential(*model.action_encoder, nn.SiLU(), nn.Linear(width, count, bias=False))
+    for block in model.predictor.blocks:
+        block.modulation = nn.Sequential(nn.Linear(count, 6 * width))
+        nn.init.zeros_(block.modulation[0].weight)
+        nn.init.zeros_(block.modulation[0].bias)
 
 
 def normalise(pixels: Tensor) -> Tensor:
