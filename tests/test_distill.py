@@ -303,6 +303,33 @@ def test_heads_and_channels_that_matter_stay():
         assert torch.allclose(target(x, c, is_causal=True), source(x, c, is_causal=True), atol=1e-5)
 
 
+def test_channels_that_stay_make_up_for_those_that_go_as_far_as_they_tell():
+    """The hidden channels come in pairs that say the same here, so half of them say it all, where one knows that."""
+    teacher, shape = lewm_teacher(depth=2)
+    full = teacher.model.torch
+    for block in full.predictor.blocks:
+        first = block.mlp[0]
+        first.weight[1::2], first.bias[1::2] = first.weight[::2], first.bias[::2]
+        block.attn.proj.weight[:, 8:] = 0.0  # the second head says nothing
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 16)).astype(np.float32)
+    candidates = rng.uniform(-1, 1, (60, PLANNER.horizon, 2)).astype(np.float32)
+    held = {"latent": z[None], "costs": np.zeros((1, 1)), "candidates": candidates[None, None]}
+    read = prune.inputs_of(teacher, held, [0, 1], shape.window)
+    assert {k: len(middle) for k, (middle, _) in read.items()} == {"0.attn": 16, "0.mlp": 32, "1.attn": 16, "1.mlp": 32}
+    teacher = replace(teacher, side=upstream(teacher.model, PLANNER))
+    off = []
+    for known in (read, {}):
+        slim = build(config_of(replace(shape, heads=1, mlp_dim=16), teacher.model)).eval().requires_grad_(False)
+        slim.load_state_dict({k: v for k, v in full.state_dict().items() if "blocks." not in k}, strict=False)
+        for i, (target, source) in enumerate(zip(slim.predictor.blocks, full.predictor.blocks, strict=True)):
+            prune.narrow(target, source, known.get(f"{i}.attn"), known.get(f"{i}.mlp"))
+        own = upstream(as_model(slim, teacher.model, PLANNER), PLANNER).score(z, goal, candidates)
+        costs = teacher.side.score(z, goal, candidates)
+        off.append(float(np.abs(own - costs).max() / costs.std()))
+    assert off[0] < 0.01 < 0.1 < off[1]
+
+
 def test_rounding_in_training_is_in_levels_and_lets_gradients_pass():
     module, _ = lewm(width=64)
     module.requires_grad_(True)
