@@ -188,7 +188,8 @@ def test_rivals_are_those_that_none_beats_in_everything():
 def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     model = lewm_teacher(depth=3)[0].model
     own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
-    order = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)[1:]
+    order = choice.students_of(model)[1:]
+    assert [s.width for s in order] == sorted((s.width for s in order), key=lambda width: width != own.width)
 
     def priced(shape, planner, form, *rest):
         ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
@@ -632,7 +633,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     """Against walking through all in order of preference; the model itself may be as slow as it likes."""
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
-    students = sorted(dict.fromkeys(shapes(mine)), key=lambda s: -s.step_weights)
+    students = choice.students_of(model)
     pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
     asked = []
 

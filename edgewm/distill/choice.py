@@ -118,6 +118,15 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 # ------------------------------------------------------------------------------------------------------ the choice
 
 
+def students_of(model: Model) -> list[Shape]:
+    """Shapes in order of preference: those that begin with the model's layers, its own first, then narrower ones, which
+    learn slowly (`benchmarks/README.md`); each by the weights of a step."""
+    own, numbers = of_teacher(model), numbers_of(model)
+    found = dict.fromkeys((own, *(briefly(s, numbers) for s in shapes(own))))
+    is_alike = model.family == torch_world.FAMILY
+    return sorted(found, key=lambda s: (is_alike and s.width != own.width, -s.step_weights))
+
+
 def considered(
     model: Model, board: Board, rate_hz: float, precision: str, budgets: Iterable[Sequence[Planner]],
     progress: Progress | None = None, every: bool = False,
@@ -126,9 +135,9 @@ def considered(
     not smaller in everything than another that does.
 
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
-    smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
-    weights of a step; at the same size the larger planner, then the precision that rounds least, of all of
-    `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family: itself).
+    smallest shape holds the rate is passed over. Within one, the model itself comes first, then `students_of` it; of
+    one shape the larger planner, then the precision that rounds least, of all of `quantize.NAMED` for auto, but for
+    those that save the smallest shape no time (a model of another family: itself).
     A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
     before it holds the rate (`every`: one that is no smaller, and rounds no more).
     """
@@ -136,9 +145,7 @@ def considered(
     forms = NAMED if precision == AUTO else (precision,)
     own = of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    numbers = numbers_of(model)
-    students = sorted(dict.fromkeys(briefly(s, numbers) for s in shapes(own)), key=lambda s: -s.step_weights)
-    order = [None, *(s for s in students if not (is_alike and s == own))]
+    order = [None, *(s for s in students_of(model) if not (is_alike and s == own))]
 
     def is_larger(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
