@@ -195,7 +195,8 @@ def test_rivals_are_those_that_none_beats_in_everything():
 def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     model = lewm_teacher(depth=3)[0].model
     own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
-    order = sorted(dict.fromkeys(choice.students_of(model)), key=lambda s: -s.step_weights)[1:]
+    order = choice.students_of(model)[1:]
+    assert [s.width for s in order] == sorted((s.width for s in order), key=lambda width: width != own.width)
 
     def priced(shape, planner, form, *rest):
         ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
@@ -308,6 +309,33 @@ def test_heads_and_channels_that_matter_stay():
         prune.narrow(target, source)
         x, c = torch.randn(3, 2, 16), torch.randn(3, 2, 16)
         assert torch.allclose(target(x, c, is_causal=True), source(x, c, is_causal=True), atol=1e-5)
+
+
+def test_channels_that_stay_make_up_for_those_that_go_as_far_as_they_tell():
+    """The hidden channels come in pairs that say the same here, so half of them say it all, where one knows that."""
+    teacher, shape = lewm_teacher(depth=2)
+    full = teacher.model.torch
+    for block in full.predictor.blocks:
+        first = block.mlp[0]
+        first.weight[1::2], first.bias[1::2] = first.weight[::2], first.bias[::2]
+        block.attn.proj.weight[:, 8:] = 0.0  # the second head says nothing
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 16)).astype(np.float32)
+    candidates = rng.uniform(-1, 1, (60, PLANNER.horizon, 2)).astype(np.float32)
+    held = {"latent": z[None], "costs": np.zeros((1, 1)), "candidates": candidates[None, None]}
+    read = prune.inputs_of(teacher, held, [0, 1], shape.window)
+    assert {k: len(middle) for k, (middle, _) in read.items()} == {"0.attn": 16, "0.mlp": 32, "1.attn": 16, "1.mlp": 32}
+    teacher = replace(teacher, side=upstream(teacher.model, PLANNER))
+    off = []
+    for known in (read, {}):
+        slim = build(config_of(replace(shape, heads=1, mlp_dim=16), teacher.model)).eval().requires_grad_(False)
+        slim.load_state_dict({k: v for k, v in full.state_dict().items() if "blocks." not in k}, strict=False)
+        for i, (target, source) in enumerate(zip(slim.predictor.blocks, full.predictor.blocks, strict=True)):
+            prune.narrow(target, source, known.get(f"{i}.attn"), known.get(f"{i}.mlp"))
+        own = upstream(as_model(slim, teacher.model, PLANNER), PLANNER).score(z, goal, candidates)
+        costs = teacher.side.score(z, goal, candidates)
+        off.append(float(np.abs(own - costs).max() / costs.std()))
+    assert off[0] < 0.01 < 0.1 < off[1]
 
 
 @pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16"])
@@ -712,7 +740,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     """Against walking through all in order of preference; the model itself may be as slow as it likes."""
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
-    students = sorted(dict.fromkeys(choice.students_of(small_lewm.model)), key=lambda s: -s.step_weights)
+    students = choice.students_of(model)
     pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
     asked = []
 

@@ -7,7 +7,7 @@ student at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -124,6 +124,15 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 # ------------------------------------------------------------------------------------------------------ the choice
 
 
+def students_of(model: Model) -> list[Shape]:
+    """Shapes in order of preference: those that begin with the model's layers, its own first, then narrower ones, which
+    learn slowly (`benchmarks/README.md`); each by the weights of a step, short jumps first."""
+    own, numbers = of_teacher(model), numbers_of(model)
+    found = dict.fromkeys((own, *(briefly(s, numbers) for s in jumping(shapes(own), model.planner.horizon))))
+    is_alike = model.family == torch_world.FAMILY
+    return sorted(found, key=lambda s: (is_alike and s.width != own.width, -s.step_weights))
+
+
 def considered(
     model: Model, board: Board, rate_hz: float, precision: str, budgets: Iterable[Sequence[Planner]],
     progress: Progress | None = None, every: bool = False,
@@ -132,18 +141,16 @@ def considered(
     not smaller in everything than another that does.
 
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
-    smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
-    weights of a step, short jumps first; at the same size the larger planner, then the precision that rounds least, of
-    all of `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family:
-    itself).
+    smallest shape holds the rate is passed over. Within one, the model itself comes first, then `students_of` it; of
+    one shape the larger planner, then the precision that rounds least, of all of `quantize.NAMED` for auto, but for
+    those that save the smallest shape no time (a model of another family: itself).
     A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
     before it holds the rate (`every`: one that is no smaller, and rounds no more).
     """
     say = progress or (lambda stage, done: None)
     forms, own = forms_of(precision), of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    students = sorted(dict.fromkeys(students_of(model)), key=lambda s: -s.step_weights)
-    order = [None, *(s for s in students if not (is_alike and s == own))]
+    order = [None, *(s for s in students_of(model) if not (is_alike and s == own))]
 
     def is_larger(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
@@ -186,12 +193,6 @@ def considered(
     return passed
 
 
-def students_of(model: Model) -> Iterator[Shape]:
-    """Every shape of a student for it."""
-    numbers = numbers_of(model)
-    return (briefly(shape, numbers) for shape in jumping(shapes(of_teacher(model)), model.planner.horizon))
-
-
 def rivals(candidates: Sequence[Candidate], rate_hz: float) -> list[Candidate]:
     """Students that hold the rate, but for those that another is no smaller than in anything, and rounds no more."""
     held = [c for c in candidates if c.shape is not None and meets(c, rate_hz)]
@@ -222,7 +223,7 @@ def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precisio
 def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
     """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
     blind = replace(planner, proposal=False)
-    ends = (*sorted(students_of(model), key=lambda s: s.step_weights)[:1], None)
+    ends = (students_of(model)[-1], None)
     return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 

@@ -8,11 +8,11 @@ heads and hidden channels that planning loses most without; a narrower one begin
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..judge.sides import elites_of, upstream
 from ..models import Model, torch_world
@@ -23,6 +23,7 @@ from .space import Space
 from .teacher import Teacher
 
 Array = np.ndarray
+Moments = tuple[Tensor, Tensor]  # mean (K,) and covariance (K, K) of the inputs of a product, float64
 CONTEXTS = 4  # to measure what a layer is worth
 EVERY = 3  # iterations of a search
 RIDGE = 1e-6  # of the mean square of what is regressed on
@@ -68,12 +69,51 @@ def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapp
         jump = widen(module.action_encoder, source.action_encoder)
         module.predictor.norm.load_state_dict(source.predictor.norm.state_dict())
         module.pos_embed.copy_(source.pos_embed[:, : 1 if jump > 1 else module.history])
-        for target, index in zip(module.predictor.blocks, kept, strict=True):
-            narrow(target, source.predictor.blocks[index])
+        read = inputs_of(teacher, held, kept, 1 if jump > 1 else module.history)
+        for i, (target, index) in enumerate(zip(module.predictor.blocks, kept, strict=True)):
+            narrow(target, source.predictor.blocks[index], read.get(f"{i}.attn"), read.get(f"{i}.mlp"))
         if len(module.action_encoder) > len(source.action_encoder):
             condition.take(module, teacher.model, kept)
         _narrow_mlp(module.pred_proj, source.pred_proj)
     return worth
+
+
+def last_products(block: nn.Module) -> dict[str, nn.Module]:
+    return {"attn": block.attn.proj, "mlp": block.mlp[-1]}
+
+
+def inputs_of(
+    teacher: Teacher, held: Mapping[str, Array], kept: Sequence[int], window: int,
+    products: Callable[[nn.Module], Mapping[str, nn.Module]] = last_products,
+) -> dict[str, Moments]:  # fmt: skip
+    """What the `products` of each of the kept layers read while candidates are imagined from `window` latents, by
+    `i.name` for the `i`-th."""
+    cut = _with_layers(teacher.model.torch, kept)
+    cut.history = window
+    sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+
+    def reads(key: str, layer: nn.Module) -> None:
+        def add(_: nn.Module, given: tuple[Tensor]) -> None:
+            x = given[0].flatten(0, -2).double()
+            count, total, square = sums.get(key, (0, 0.0, 0.0))
+            sums[key] = count + len(x), total + x.sum(0), square + x.T @ x
+
+        layer.register_forward_pre_hook(add)
+
+    for i, block in enumerate(cut.predictor.blocks):
+        for name, layer in products(block).items():
+            reads(f"{i}.{name}", layer)
+    for i in range(min(CONTEXTS, len(held["costs"]))):
+        candidates = torch.from_numpy(np.concatenate(held["candidates"][i][::EVERY])[::EVERY])
+        z = torch.from_numpy(np.array(held["latent"][i]))
+        cut.rollout(z.expand(len(candidates), 1, -1), candidates)
+    return {key: (x / n, xx / n - torch.outer(x / n, x / n)) for key, (n, x, xx) in sums.items()}
+
+
+def _with_layers(module: nn.Module, kept: Sequence[int]) -> nn.Module:
+    cut = copy.deepcopy(module)
+    cut.predictor.blocks = nn.ModuleList(cut.predictor.blocks[i] for i in kept)
+    return cut
 
 
 def stand_still(module: nn.Module, latents: Array) -> None:
@@ -116,8 +156,7 @@ def layers(teacher: Teacher, held: Mapping[str, Array], count: int) -> tuple[lis
 def lost_without(teacher: Teacher, held: Mapping[str, Array], gone: Sequence[int]) -> float:
     """Mean share of elites that the teacher's planner would not choose without these layers of its predictor."""
     planner, model = teacher.planner, teacher.model
-    cut = copy.deepcopy(model.torch)
-    cut.predictor.blocks = nn.ModuleList(b for i, b in enumerate(cut.predictor.blocks) if i not in gone)
+    cut = _with_layers(model.torch, [i for i in range(len(model.torch.predictor.blocks)) if i not in gone])
     side = upstream(as_model(cut, model, planner), planner)
     lost = []
     for i in range(min(CONTEXTS, len(held["costs"]))):
@@ -140,8 +179,11 @@ def widen(target: nn.Sequential, source: nn.Sequential) -> int:
     return count
 
 
-def narrow(target: nn.Module, source: nn.Module) -> None:
-    """A block from a wider one: the heads whose values reach furthest, the hidden channels that weigh most."""
+def narrow(
+    target: nn.Module, source: nn.Module, attended: Moments | None = None, hidden: Moments | None = None
+) -> None:
+    """A block from a wider one: the heads whose values reach furthest, the hidden channels that weigh most. Where it is
+    known what its last products read, those that stay make up for the others as far as they tell of them."""
     if len(target.modulation) == len(source.modulation):
         target.modulation.load_state_dict(source.modulation.state_dict())
     dim = source.attn.head_dim
@@ -154,15 +196,16 @@ def narrow(target: nn.Module, source: nn.Module) -> None:
     bias = source.attn.qkv.bias.unflatten(0, (3, source.attn.num_heads, dim))
     target.attn.qkv.weight.copy_(values[:, heads].flatten(0, 2))
     target.attn.qkv.bias.copy_(bias[:, heads].flatten())
-    target.attn.proj.weight.copy_(out[:, heads].flatten(1))
-    target.attn.proj.bias.copy_(source.attn.proj.bias)
-    _narrow_mlp(target.mlp, source.mlp)
+    _take_inputs(target.attn.proj, source.attn.proj, (heads[:, None] * dim + torch.arange(dim)).flatten(), attended)
+    _narrow_mlp(target.mlp, source.mlp, hidden)
 
 
-def _narrow_mlp(target: nn.Sequential, source: nn.Sequential) -> None:
+def _narrow_mlp(target: nn.Sequential, source: nn.Sequential, hidden: Moments | None = None) -> None:
     """Linear, (norm,) activation, linear: the hidden channels of the largest weights in and out."""
     first, last = source[0], source[-1]
     weigh = first.weight.norm(dim=1) * last.weight.norm(dim=0)
+    if hidden is not None:
+        weigh = hidden[1].diagonal().clamp_min(0).sqrt() * last.weight.norm(dim=0)
     taken = weigh.argsort(descending=True)[: target[0].out_features].sort().values
     target[0].weight.copy_(first.weight[taken])
     target[0].bias.copy_(first.bias[taken])
@@ -170,5 +213,16 @@ def _narrow_mlp(target: nn.Sequential, source: nn.Sequential) -> None:
         if isinstance(old, nn.BatchNorm1d):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(new, name).copy_(getattr(old, name)[taken])
-    target[-1].weight.copy_(last.weight[:, taken])
-    target[-1].bias.copy_(last.bias)
+    _take_inputs(target[-1], last, taken, hidden)
+
+
+def _take_inputs(target: nn.Linear, source: nn.Linear, taken: Tensor, read: Moments | None) -> None:
+    """The product of these inputs alone; what it `read` says how the others follow from them (a ridge regression)."""
+    weight, bias = source.weight[:, taken], source.bias
+    if read is not None and len(taken) < source.in_features:
+        (middle, power), wide = read, source.weight.double()
+        ridge = RIDGE * power.diagonal().mean() * torch.eye(len(taken), dtype=power.dtype)
+        weight = wide @ torch.linalg.solve(power[taken][:, taken] + ridge, power[taken]).T
+        bias = bias + wide @ middle - weight @ middle[taken]
+    target.weight.copy_(weight)
+    target.bias.copy_(bias)
