@@ -194,10 +194,11 @@ def test_rivals_are_those_that_none_beats_in_everything():
 def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     model = lewm_teacher(depth=3)[0].model
     own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
-    order = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)[1:]
+    order = sorted(dict.fromkeys(jumping(shapes(own), PLANNER.horizon)), key=lambda s: -s.step_weights)[1:]
 
     def priced(shape, planner, form, *rest):
-        ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
+        work = (shape or own).step_weights / (shape or own).jump + 1e3
+        ms = work * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
         asked.append(Candidate(shape, form, planner, {"high": ms}, "nothing"))
         return asked[-1]
 
@@ -558,7 +559,7 @@ def in_two_processes(work: Callable[[int], object], port: int) -> None:
 def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
     """One that chose for itself would say `w8a8`."""
 
-    def considered(model, board, rate_hz, precision, groups, *rest):
+    def considered(model, board, rate_hz, precision, groups, *rest, **options):
         mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
         return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
 
@@ -771,7 +772,7 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
-    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: s.step_weights)
+    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: (s.step_weights, -s.jump))
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
 
 

@@ -21,7 +21,7 @@ from ..estimate.cpu import price_plan
 from ..estimate.machine import Machine
 from ..estimate.verb import machine_or_refusal
 from ..models import Model, capture_model, torch_world
-from ..options import AUTO, PRECISIONS, Progress
+from ..options import AUTO, TRAINED, Progress
 from ..passes import EXACT, LOWERING, run
 from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
@@ -180,7 +180,7 @@ def rivals(candidates: Sequence[Candidate], rate_hz: float) -> list[Candidate]:
     def is_better(one: Candidate, other: Candidate) -> bool:
         mine, its = one.planner, other.planner
         is_more = mine.samples >= its.samples and mine.iterations >= its.iterations and one.shape.holds(other.shape)
-        rounds_no_more = PRECISIONS.index(one.precision) <= PRECISIONS.index(other.precision)
+        rounds_no_more = TRAINED.index(one.precision) <= TRAINED.index(other.precision)
         return one != other and is_more and rounds_no_more
 
     return [c for c in held if not any(is_better(other, c) for other in held)]
