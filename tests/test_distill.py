@@ -772,7 +772,8 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
-    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: (s.step_weights, -s.jump))
+    offered = jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon)
+    smallest = min(offered, key=lambda s: (s.step_weights, -s.jump))
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
 
 
