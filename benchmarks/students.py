@@ -25,10 +25,10 @@ from losses import asked_of, fresh, measured
 from recording import add_flags, finish
 
 from edgewm import statistics
+from edgewm.distill.material import Settings
 from edgewm.distill.shapes import Shape
 from edgewm.distill.targets import write_bytes
 from edgewm.distill.teacher import held_out
-from edgewm.distill.train import Settings
 
 SIZES = {field.name: int for field in fields(Shape)} | {"encoder_mlp_ratio": float}
 

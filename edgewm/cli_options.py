@@ -94,9 +94,9 @@ TRAINING: dict[str, tuple[click.ParamType, str]] = {
 
 
 DISTILL: dict[str, dict[str, Any]] = {
-    "--rate-hz": {"type": Rate(), "help": "How many plans a second the student is to make."},
+    "--rate-hz": {"type": Rate(), "help": "How many plans a second it is to make."},
     "--proposal-only": {
-        "is_flag": True, "help": "Train no student, but where a search of MODEL begins; OUT is MODEL with that.",
+        "is_flag": True, "help": "Choose nothing: train where a search of MODEL begins; OUT is MODEL with that.",
     },
     "--target": {"default": "host", "show_default": True, "help": "Board, by any name of `edgewm targets`."},
     "--mode": {"help": "Power mode of the board.  [default: as it boots]"},

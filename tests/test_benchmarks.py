@@ -510,12 +510,12 @@ def test_rows_of_the_ablation_lie_beside_the_default(bench: SimpleNamespace) -> 
         return {"rank": [rank] * 3, "elites": [0.5] * 3, "success": wins, "lost": [0.1], "gained": [1.0]}
 
     found = {
-        bench.losses.DEFAULT: [one(0.8, [1.0, 1.0]), one(0.9, [1.0, 0.0])],
+        bench.losses.FIRST: [one(0.8, [1.0, 1.0]), one(0.9, [1.0, 0.0])],
         "without rank": [one(0.7, [1.0, 0.0]), one(0.8, [0.0, 0.0])],
     }
     first, other = bench.losses.table(found, "command")
-    assert first["success"] == "3 of 4" and first["regret"] == pytest.approx(0.1) and "rank_to_default" not in first
-    assert other["rank_to_default"] == "-0.100 to -0.100" and other["points_to_default"] == "-50.0 to -50.0"
+    assert first["success"] == "3 of 4" and first["regret"] == pytest.approx(0.1) and "rank_to_first" not in first
+    assert other["rank_to_first"] == "-0.100 to -0.100" and other["points_to_first"] == "-50.0 to -50.0"
 
 
 def test_a_student_is_said_by_what_differs(bench: SimpleNamespace) -> None:

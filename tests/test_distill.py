@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,14 @@ from rich.console import Console
 from edgewm import expr as e
 from edgewm import interp
 from edgewm.console import distill_table
-from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
+from edgewm.distill import asked, budgets, choice, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
 from edgewm.distill.fake_quant import formats_of, on_levels, rounded
+from edgewm.distill.material import Settings
 from edgewm.distill.processes import Processes
 from edgewm.distill.shapes import Shape, as_model, config_of, jumping, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
-from edgewm.distill.train import Settings
 from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
 from edgewm.judge.sides import upstream
@@ -559,18 +560,18 @@ def in_two_processes(work: Callable[[int], object], port: int) -> None:
 def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
     """One that chose for itself would say `w8a8`."""
 
-    def considered(model, board, rate_hz, precision, groups, *rest, **options):
+    def considered(model, board, rate_hz, precision, groups, *rest, every):
         mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
         return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
 
     def work(rank: int) -> None:
-        asked = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
-        found = verb.distill("distill_world:make", rate_hz=10.0, **asked)
+        options = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
+        found = verb.distill("distill_world:make", rate_hz=10.0, **options)
         (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
         with Processes.here() as share:
             assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
             with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
-                verb.distill("distill_world:make", rate_hz=99.0, **asked)
+                verb.distill("distill_world:make", rate_hz=99.0, **options)
             assert "ask for at most" in fault.value.fix
 
     monkeypatch.setattr(verb, "considered", considered)
@@ -621,11 +622,11 @@ def test_too_little_data_says_how_much_is_needed(tmp_path):
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(EdgewmError, match="take 5 MiB, 1 are allowed"):
-        verb.check_room(5 * verb.MIB, 1, tmp_path)
-    free = type("Usage", (), {"free": 3 * verb.MIB})
-    monkeypatch.setattr(verb.shutil, "disk_usage", lambda path: free)
+        asked.check_room(5 * asked.MIB, 1, tmp_path)
+    free = type("Usage", (), {"free": 3 * asked.MIB})
+    monkeypatch.setattr(asked.shutil, "disk_usage", lambda path: free)
     with pytest.raises(EdgewmError, match="take 5 MiB, 3 are free"):
-        verb.check_room(5 * verb.MIB, 100, tmp_path / "not" / "there")
+        asked.check_room(5 * asked.MIB, 100, tmp_path / "not" / "there")
 
 
 @pytest.mark.parametrize(
@@ -653,8 +654,8 @@ def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeyp
         student_for("reference", "auto", {}, {**asked, "dry_run": True}, None, print)
     small = {"samples": 16, "iterations": 1, "elites": 2}
     for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
-        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "horizon": 5}}}
-        found["asked"] = {"without_proposal": False}
+        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "proposal": False}}}
+        found |= {"asked": {"begins_at_proposal": False}}
         monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
         assert student_for("reference", "auto", {}, asked, None, print) == expected
 
@@ -737,13 +738,9 @@ def test_size_comes_before_samples_where_fewer_plan_as_well(orin, monkeypatch):
     assert chosen(alone, 2e3 / all_of_it, orin).shape.step_weights < own.step_weights  # its planner is worth more
 
 
-def test_planners_whose_plans_lose_little_are_as_good(monkeypatch):
-    """Losses as they come: the first above what a student's teacher may lose ends the group."""
-    own, *smaller = planners(replace(PLANNER, samples=128, elites=12, iterations=2))
-    model = replace(spot().model, planner=own)
-    monkeypatch.setattr(budgets, "regret", lambda *a: {p: 0.02 * i for i, p in enumerate(smaller)}.__getitem__)
-    assert list(budgets.groups("spot", model, SPOTS, 0)) == [[own, *smaller[:2]], *([p] for p in smaller[2:])]
-    assert next(budgets.groups("spot", model, Source(), 0)) == [own]
+def test_fewer_samples_lose_more():
+    loses = partial(budgets.regret(spot(), 0), spot().side)
+    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_a_planner_that_gains_nothing_has_no_smaller_one():
@@ -751,11 +748,6 @@ def test_a_planner_that_gains_nothing_has_no_smaller_one():
     blind = replace(teacher, side=replace(teacher.side, score=lambda z, goal, candidates: np.ones(len(candidates))))
     with pytest.raises(EdgewmError, match="planning gains nothing"):
         budgets.regret(blind, 0)
-
-
-def test_fewer_samples_lose_more():
-    loses = budgets.regret(spot(), 0)
-    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_costs_that_differ_by_rounding_alone_leave_latents_as_they_are():
@@ -775,6 +767,8 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
     offered = jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon)
     smallest = min(offered, key=lambda s: (s.step_weights, -s.jump))
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
+    ends = choice.fastest(small_lewm.model, orin, "w8a8", list(planners(small_lewm.model.planner))[-1])
+    assert [c.shape for c in ends] == [smallest, None] and ends[0].tick_ms["high"] == fastest
 
 
 def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, monkeypatch):

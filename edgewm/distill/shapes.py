@@ -160,11 +160,13 @@ def config_of(shape: Shape, model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_model(module: torch.nn.Module, model: Model, planner: Planner) -> Model:
-    """A student's module with the ports of its teacher `model`, in memory."""
+def as_model(
+    module: torch.nn.Module, model: Model, planner: Planner, proposal: torch.nn.Module | None = None
+) -> Model:  # fmt: skip
+    """A student's module, and its proposal, with the ports of its teacher `model`, in memory."""
     side = camera_px(model)
     pixels = {key: PREPROCESSING[key] for key in ("scale", "mean", "std")}
     made = torch_world.lewm(module, (side, side), model.action_dim, planner, model.ports_of("action")[0], **pixels)
     renamed = zip(made.ports, (*model.ports_of("observation"), *model.ports_of("goal")), strict=False)
     ports = tuple(replace(p, name=t.name, rate_hz=t.rate_hz, max_age_ns=t.max_age_ns) for p, t in renamed)
-    return replace(made, ports=(*ports, made.ports[-1]))
+    return replace(made, ports=(*ports, made.ports[-1]), proposal=proposal)

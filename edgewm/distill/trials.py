@@ -19,10 +19,11 @@ from ..options import Progress
 from ..program import Planner
 from . import fidelity, states, study, targets
 from .choice import Candidate, candidate_of
+from .material import Notice, Settings, material
 from .processes import Processes
 from .shapes import as_model
 from .teacher import HELD_OUT, Teacher, held_out
-from .train import Notice, Settings, material, train
+from .train import train
 
 FOLDER, JOURNAL = "trials", "study.log"
 STEPS = 400  # of a trial
@@ -60,8 +61,9 @@ def work(
                 cache / "held-out", str(own.held_out), lambda: held_out(judge, own.held_out, seed), notice
             )
         train(own, teacher, place, cache=answers, resume=True, progress=say, share=Processes())
-        student = as_model(load(str(place)).torch, judge.model, candidate.planner)
-        found = fidelity.look(judge, upstream(student, judge.planner), held, seed, candidate.planner)
+        made = load(str(place))
+        student = as_model(made.torch, judge.model, candidate.planner, made.proposal)
+        found = fidelity.look(judge, upstream(student, candidate.planner), held, seed, candidate.planner)
         shutil.rmtree(place)
         return {"value": found["rank"], **found}
 
@@ -83,4 +85,4 @@ def best_of(opened: study.Study) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def answers_in(cache: Path, planner: Planner) -> Path:
     """Where the teacher's answers for a planner lie."""
-    return cache / f"{planner.samples}x{planner.iterations}"
+    return cache / f"{planner.samples}x{planner.iterations}{'-begun' if planner.proposal else ''}"
