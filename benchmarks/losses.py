@@ -116,12 +116,13 @@ def recorded(teacher: Teacher, file: Path, seed: int) -> Path:
 
 
 def asked_of(name: str, depth: int, samples: int, precision: str, given: argparse.Namespace) -> Asked:
-    """Students of one model: of `depth` layers, as wide as it, that look at one latent."""
+    """Students of one model: of `depth` layers, as wide as it, that look at one latent, with all losses but one."""
     model = load(name)
     model = replace(model, proposal=None, planner=replace(model.planner, proposal=False))
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
     base = Settings(
-        shape, smaller(model.planner, samples, model.planner.iterations), precision, steps=given.steps,
+        shape, smaller(model.planner, samples, model.planner.iterations), precision,
+        {**losses.WEIGHTS, **losses.MEASURED_WITH, APART: 0.0}, steps=given.steps,
         round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip
@@ -209,8 +210,6 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     asked = asked_of(given.model, given.depth, given.samples, given.precision, given)
-    every = {**losses.WEIGHTS, **losses.MEASURED_WITH, APART: 0.0}
-    asked = replace(asked, base=replace(asked.base, weights=every))
     given.kept.mkdir(parents=True, exist_ok=True)
     found = blocks(asked, given.seeds, [name for name in given.only.split(",") if name], given.kept)
     command = (

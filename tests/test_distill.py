@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -539,8 +540,11 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
         train.train(small(), spot(), tmp_path, cache=cache)
 
 
-def in_two_processes(work: Callable[[int], object], port: int) -> None:
-    """As torchrun starts them; both must end well."""
+def in_two_processes(work: Callable[[int], object]) -> None:
+    """As torchrun starts them, on a port that nobody else has; both must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     children = []
     for rank in range(2):
         if (child := os.fork()) == 0:
@@ -575,7 +579,7 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
             assert "ask for at most" in fault.value.fix
 
     monkeypatch.setattr(verb, "considered", considered)
-    in_two_processes(work, 29782)
+    in_two_processes(work)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
 
 
@@ -583,7 +587,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
     """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
     settings = small(round_steps=24)
     train.train(settings, spot(), tmp_path / "one", cache=cache)
-    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache), 29781)
+    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache))
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]

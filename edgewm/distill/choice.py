@@ -207,7 +207,7 @@ def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precisio
 def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
     """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
     found, blind = jumping(shapes(of_teacher(model)), planner.horizon), replace(planner, proposal=False)
-    ends = (*sorted(found, key=lambda s: s.step_weights)[:1], None)
+    ends = (*sorted(found, key=lambda s: (s.step_weights, -s.jump))[:1], None)
     return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 
