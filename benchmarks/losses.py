@@ -2,15 +2,17 @@
 
     python benchmarks/losses.py --kept FOLDER [--model reference] [--seeds 2] [--steps 400] [--only NAME,...]
 
-One small student is trained with the default losses, without each of them, with those that have no weight, without its
-own searches and without rounding, and compiled. Students of one seed begin with the same weights, learn from the same
-answers in the same batches, are looked at in the same held-out contexts and play the same episodes on the same noise;
-those of another seed share none of that with them. What became of each is kept in FOLDER: a run that was cut off goes
-on, and with more `--seeds` only those are added.
+One small student is trained with all losses but `cost`, without each of them, without those that compare costs, with
+`cost`, with those that have a weight by default, without its own searches and without rounding, and compiled; a loss
+without a weight by default has that of `losses.MEASURED_WITH`. Students of one seed begin with the same weights, learn
+from the same answers in the same batches, are looked at in the same held-out contexts and play the same episodes on
+the same noise; those of another seed share none of that. What became of each is kept in FOLDER: a run that was cut
+off goes on, and with more `--seeds` only those are added.
 
-Differences are to the default, with 90 % intervals from the two-way analysis of variance, students by seeds (randomised
-blocks; Montgomery, "Design and Analysis of Experiments", chapter 4): what is left of a figure after its student's mean
-and its seed's says how much luck is in it, of training, contexts and episodes alike. It counts as equal for all rows.
+Differences are to the first row, with 90 % intervals from the two-way analysis of variance, students by seeds
+(randomised blocks; Montgomery, "Design and Analysis of Experiments", chapter 4): what is left of a figure after its
+student's mean and its seed's says how much luck is in it, of training, contexts and episodes alike. It counts as equal
+for all rows.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ from edgewm.models import load
 from edgewm.options import CALIBRATED
 
 TABLE = "distillation-losses"
-DEFAULT = "the default"
+FIRST, DEFAULT = "all but cost", "the default: latent and counterfactual"
+APART = "cost"  # measured by adding it
 LEVEL = 0.9
 CALIBRATED_BY = 16  # contexts
 FRESH = 1 << 10  # between seeds of contexts that a run looks at itself and those of this page
@@ -68,22 +71,22 @@ class Asked:
 
 
 def students(base: Settings) -> dict[str, Settings]:
-    """The settings that are compared, by name; the default first."""
+    """The settings that are compared, by name; those that the others differ from first."""
 
     def weighing(**given: float) -> Settings:
         return replace(base, weights={**base.weights, **given})
 
     # a student with its teacher's encoder has nothing to learn from pictures
     terms = [name for name, weight in base.weights.items() if weight and name != "encode"]
-    found = {DEFAULT: base} | {f"without {name}": weighing(**{name: 0.0}) for name in terms}
-    if {"rank", "elite"} <= set(terms):
-        found["without rank and elite"] = weighing(rank=0.0, elite=0.0)
-    idle = {name: weight for name, weight in losses.MEASURED_WITH.items() if not base.weights[name]}
-    found |= {f"with {name}": weighing(**{name: weight}) for name, weight in idle.items()}
-    found["without its own searches"] = replace(base, round_steps=base.steps)
-    if base.precision != "fp32":
-        found["without rounding in training"] = replace(base, precision="fp32")
-    return found
+    return {
+        FIRST: base,
+        **{f"without {name}": weighing(**{name: 0.0}) for name in terms},
+        "without rank and elite": weighing(rank=0.0, elite=0.0),
+        f"with {APART}": weighing(**{APART: losses.MEASURED_WITH[APART]}),
+        "without its own searches": replace(base, round_steps=base.steps),
+        "without rounding in training": replace(base, precision="fp32"),
+        DEFAULT: replace(base, weights=dict(losses.WEIGHTS)),
+    }
 
 
 def measured(
@@ -113,12 +116,13 @@ def recorded(teacher: Teacher, file: Path, seed: int) -> Path:
 
 
 def asked_of(name: str, depth: int, samples: int, precision: str, given: argparse.Namespace) -> Asked:
-    """Students of one model: of `depth` layers, as wide as it, that look at one latent."""
+    """Students of one model: of `depth` layers, as wide as it, that look at one latent, with all losses but one."""
     model = load(name)
     model = replace(model, proposal=None, planner=replace(model.planner, proposal=False))
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
     base = Settings(
-        shape, smaller(model.planner, samples, model.planner.iterations), precision, steps=given.steps,
+        shape, smaller(model.planner, samples, model.planner.iterations), precision,
+        {**losses.WEIGHTS, **losses.MEASURED_WITH, APART: 0.0}, steps=given.steps,
         round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip
@@ -135,7 +139,7 @@ def blocks(asked: Asked, seeds: int, only: Sequence[str], kept: Path) -> dict[st
     """What became of each student, with one seed after another."""
     found: dict[str, list[dict[str, Any]]] = {}
     held = cache(lambda seed: held_out(asked.teacher, asked.contexts, fresh(seed)))
-    for name in [name for name in students(asked.base) if not only or name in (DEFAULT, *only)]:
+    for name in [name for name in students(asked.base) if not only or name in (FIRST, *only)]:
         for seed in range(seeds):
             settings = students(replace(asked.base, seed=seed))[name]
             file = kept / f"{seed}-{name.replace(' ', '-')}.json"
@@ -164,7 +168,7 @@ def luck(means: np.ndarray, level: float = LEVEL) -> float | None:
 
 
 def table(found: Mapping[str, list[dict[str, Any]]], command: str) -> list[dict[str, Any]]:
-    """One row a student; its figures over all seeds, and how far they lie from the default's."""
+    """One row a student; its figures over all seeds, and how far they lie from the first's."""
     means = {key: np.array([[np.mean(one[key]) for one in each] for each in found.values()]) for key in FIGURES}
     halves = {key: luck(values) for key, values in means.items()}
     rows = []
@@ -180,11 +184,11 @@ def table(found: Mapping[str, list[dict[str, Any]]], command: str) -> list[dict[
         for key in FIGURES:
             apart, half = float(means[key][i].mean() - means[key][0].mean()), halves[key]
             if half is None or i == 0:
-                row[f"{key}_to_default"] = None
+                row[f"{key}_to_first"] = None
             elif key == "success":
-                row["points_to_default"] = f"{100 * (apart - half):+.1f} to {100 * (apart + half):+.1f}"
+                row["points_to_first"] = f"{100 * (apart - half):+.1f} to {100 * (apart + half):+.1f}"
             else:
-                row[f"{key}_to_default"] = f"{apart - half:+.3f} to {apart + half:+.3f}"
+                row[f"{key}_to_first"] = f"{apart - half:+.3f} to {apart + half:+.3f}"
         rows.append({k: v for k, v in row.items() if v is not None} | {"command": command})
     return rows
 
@@ -201,7 +205,7 @@ def main() -> int:
     parser.add_argument("--precision", default="w8a8")
     parser.add_argument("--contexts", type=int, default=24, help="of each seed")
     parser.add_argument("--episodes", type=int, default=150, help="of each seed")
-    parser.add_argument("--only", default="", help="of these rows, the default beside them")
+    parser.add_argument("--only", default="", help="of these rows, the first beside them")
     add_flags(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,9 +3,10 @@
     python benchmarks/students.py --kept FOLDER depth=1 depth=3,jump=5 depth=1,precision=w4a8,trained=fp32 ...
 
 Each is said by what differs from one layer, one action a call, in w8a8: fields of a student's `Shape`, its
-`precision`, the one it was `trained` for, and `learning_rate`. All learn from the same answers for as many steps, and
-are looked at in the same held-out contexts and episodes; plans are timed in one alternating run. Intervals (90 %) are
-of the difference to the first, by bootstrap over contexts and over episodes; the luck of one training is not in them.
+`precision`, the one it was `trained` for, and `learning_rate`. All learn by all losses but `cost` (as the first of
+`losses.py`), from the same answers for as many steps, and are looked at in the same held-out contexts and episodes;
+plans are timed in one alternating run, on one thread. Intervals (90 %) are of the difference to the first, by bootstrap
+over contexts and over episodes; the luck of one training is not in them.
 """
 
 from __future__ import annotations

@@ -21,13 +21,15 @@ from fixtures_models import rounding
 from programs import drawn, inputs_of, program_of, transformer
 
 from edgewm import expr as e
-from edgewm import interp
+from edgewm import interp, statistics
+from edgewm.distill.shapes import Shape
+from edgewm.distill.train import Settings
 from edgewm.errors import EdgewmError
 from edgewm.models import Model, capture_model, synthetic
 from edgewm.ops import graph_flops
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.passes.quantize_products import quantize_products
-from edgewm.program import Graph, Program
+from edgewm.program import Graph, Planner, Program
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT_ROUNDOFF = 2.0**-24
@@ -42,8 +44,8 @@ def bench() -> Iterator[SimpleNamespace]:
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
     names = (
-        "agreement", "contest", "growth", "onnx_peers", "peers", "plan", "plan_report", "rounding", "step", "tables",
-        "timing", "torch_graph", "works",
+        "agreement", "contest", "growth", "losses", "onnx_peers", "peers", "plan", "plan_report", "rounding", "step",
+        "students", "tables", "timing", "torch_graph", "works",
     )  # fmt: skip
     try:
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -487,6 +489,42 @@ def test_a_line_of_the_growth_table(bench: SimpleNamespace) -> None:
     found = bench.growth.line(32, 5, 2, report(bench))
     assert found["name"] == "32 x H5, 2 threads" and found["edgewm_fp32_ms"] == pytest.approx(2.0)
     assert found["torch_eager_ms"] == pytest.approx(8.0) and found["best_peer_on_the_exact_graph"] is None
+
+
+# ------------------------------------------------------------------------------------------------------------ students
+
+
+def test_an_interval_of_the_ablation_holds_the_difference_as_often_as_it_says(bench: SimpleNamespace) -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        truth = rng.normal(size=(8, 1))
+        means = truth + rng.normal(size=(1, 2)) + 0.3 * rng.normal(size=(8, 2))
+        held += abs((means[1] - means[0]).mean() - (truth[1] - truth[0])[0]) <= bench.losses.luck(means)
+    low, high = statistics.wilson(held, 400, 0.999)
+    assert low <= bench.losses.LEVEL <= high
+    assert bench.losses.luck(rng.normal(size=(8, 1))) is None
+
+
+def test_rows_of_the_ablation_lie_beside_the_default(bench: SimpleNamespace) -> None:
+    def one(rank: float, wins: list[float]) -> dict:
+        return {"rank": [rank] * 3, "elites": [0.5] * 3, "success": wins, "lost": [0.1], "gained": [1.0]}
+
+    found = {
+        bench.losses.FIRST: [one(0.8, [1.0, 1.0]), one(0.9, [1.0, 0.0])],
+        "without rank": [one(0.7, [1.0, 0.0]), one(0.8, [0.0, 0.0])],
+    }
+    first, other = bench.losses.table(found, "command")
+    assert first["success"] == "3 of 4" and first["regret"] == pytest.approx(0.1) and "rank_to_first" not in first
+    assert other["rank_to_first"] == "-0.100 to -0.100" and other["points_to_first"] == "-50.0 to -50.0"
+
+
+def test_a_student_is_said_by_what_differs(bench: SimpleNamespace) -> None:
+    shape = Shape(16, 1, 2, 8, 32, 32, 1, 16, 2, 2, 2.0, 32, 4)
+    usual = Settings(shape, Planner(), "w8a8")
+    assert bench.students.settings_of("depth=1", usual) == (usual, "w8a8")
+    found, precision = bench.students.settings_of("depth=3,jump=5,precision=w4a8,trained=fp32,learning_rate=0.1", usual)
+    assert (found.shape.depth, found.shape.jump, found.precision, precision) == (3, 5, "fp32", "w4a8")
+    assert found.learning_rate == (0.1, pytest.approx(0.001)) and found.shape.width == 16
 
 
 # -------------------------------------------------------------------------------------------------------- command line

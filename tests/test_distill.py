@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -199,7 +200,8 @@ def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     assert [s.width for s in order] == sorted((s.width for s in order), key=lambda width: width != own.width)
 
     def priced(shape, planner, form, *rest):
-        ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
+        work = (shape or own).step_weights / (shape or own).jump + 1e3
+        ms = work * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
         asked.append(Candidate(shape, form, planner, {"high": ms}, "nothing"))
         return asked[-1]
 
@@ -596,8 +598,11 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
         train.train(small(), spot(), tmp_path, cache=cache)
 
 
-def in_two_processes(work: Callable[[int], object], port: int) -> None:
-    """As torchrun starts them; both must end well."""
+def in_two_processes(work: Callable[[int], object]) -> None:
+    """As torchrun starts them, on a port that nobody else has; both must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     children = []
     for rank in range(2):
         if (child := os.fork()) == 0:
@@ -632,7 +637,7 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
             assert "ask for at most" in fault.value.fix
 
     monkeypatch.setattr(verb, "considered", considered)
-    in_two_processes(work, 29782)
+    in_two_processes(work)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
 
 
@@ -640,7 +645,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
     """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
     settings = small(round_steps=24)
     train.train(settings, spot(), tmp_path / "one", cache=cache)
-    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache), 29781)
+    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache))
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]
@@ -821,7 +826,8 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
-    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: s.step_weights)
+    offered = jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon)
+    smallest = min(offered, key=lambda s: (s.step_weights, -s.jump))
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
     ends = choice.fastest(small_lewm.model, orin, "w8a8", list(planners(small_lewm.model.planner))[-1])
     assert [c.shape for c in ends] == [smallest, None] and ends[0].tick_ms["high"] == fastest

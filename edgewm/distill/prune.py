@@ -52,8 +52,9 @@ def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
 
 
 def begins_as(shape: Shape, model: Model) -> bool:
-    """Whether a student of this shape takes layers of its teacher's predictor."""
-    is_stepping = model.family == torch_world.FAMILY and not isinstance(model.torch, JumpingLeWM)
+    """Whether a student of this shape begins with what its teacher's predictor does: one that jumps takes its layers,
+    and has to learn to jump."""
+    is_stepping = model.family == torch_world.FAMILY and not isinstance(model.torch, JumpingLeWM) and shape.jump == 1
     return is_stepping and shape.width == model.latent_dim
 
 
