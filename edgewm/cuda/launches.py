@@ -143,6 +143,27 @@ def attention_cut(queries: int, keys: int, depth: int) -> tuple[int, bool]:
     return at_once, each > MOST_BYTES
 
 
+def attended_bytes(tokens: int, depth: int, width: int) -> int | None:
+    """Shared memory of `product_attention.cu`, where so many queries and keys of so many numbers fit a block.
+
+    What SIDE columns at a time add up to, in columns 4 rows longer, and behind all of them scores; while the last SIDE
+    are multiplied, strips of k in their place.
+    """
+    rows, columns = tokens * TILE, 2 * depth + width
+    tiles, step = -(-columns // SIDE), 4 * (rows + 4)
+    strips = max(STRIPS * (rows + SIDE) * STRIP, SIDE * step)
+    needed = max((tiles - 1) * SIDE * step + strips, columns * step + 4 * TILE * tokens * tokens)
+    return needed if tokens <= QUERIES and rows <= BAND and needed <= MOST_BYTES else None
+
+
+def _product_attention(call: Facts) -> Shape:
+    """Of the attention: a block for each outer index and 32 lanes."""
+    *outer, tokens, _, depth, width = call.dims
+    needed = attended_bytes(tokens, depth, width)
+    assert needed is not None, call
+    return Shape(prod(outer) * _lane_tiles(call), needed)
+
+
 SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "map": _map,
     "reduce": _reduce,
@@ -159,6 +180,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "product_i8_quantize": _quantize,
     "product_i8_multiply": _tensor_multiply,
     "attention": _attention,
+    "product_attention": _product_attention,
 }
 
 

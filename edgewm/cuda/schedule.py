@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from ..arena import place
-from ..layout import ZERO
+from ..layout import ZERO, Buffer
 from ..lower import Lowering
 from ..program import Program
 from ..schedule import Call, Operand, Region, Repeat, Schedule, Step, is_direct
@@ -35,17 +36,34 @@ def schedule_gpu(program: Program) -> Schedule:
 
 
 def chained(flow: list, tile: int) -> list[Step]:
-    """Regions of calls that one launch runs: blocks of a call read what any block of an earlier region wrote."""
+    """Regions of calls that have launches in common: blocks of a call read what any block of an earlier one wrote."""
+    return _chained(flow, tile, _uses(flow))
+
+
+def _chained(flow: list, tile: int, uses: Counter[Buffer]) -> list[Step]:
     steps: list[Step] = []
     for item in flow:
         if isinstance(item, Repeat):
-            item.body = chained(item.body, tile)
+            item.body = _chained(item.body, tile, uses)
             steps.append(item)
-        elif steps and isinstance(steps[-1], Region) and can_join(steps[-1].calls, item):
-            steps[-1].calls.append(item)
+            continue
+        calls = steps[-1].calls if steps and isinstance(steps[-1], Region) else []
+        attends = bool(calls) and can_attend(calls[-1], item, uses)
+        if attends:
+            calls[-1].out.buffer.held = True
+        if attends or (calls and can_join(calls, item)):
+            calls.append(item)
         else:
             steps.append(Region(item.lanes, tile, [item]))
     return steps
+
+
+def _uses(flow: list) -> Counter[Buffer]:
+    """How many operands of a flow's calls are in each buffer."""
+    found: Counter[Buffer] = Counter()
+    for item in flow:
+        found.update(_uses(item.body) if isinstance(item, Repeat) else [o.buffer for o in item.operands()])
+    return found
 
 
 def can_join(region: list[Call], call: Call) -> bool:
@@ -77,6 +95,39 @@ def can_chain(chain: list[Call], call: Call) -> bool:
     return all(_same_row(o, written[o.buffer], len(_outer(call))) for o in first if o.buffer in written)
 
 
+def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
+    """Whether `call` is the attention of the queries, keys and values that `product` makes, all of them for itself, and
+    a block holds those of all tokens: then nothing between the two is written."""
+    made = product.out
+    if call.family != "attention" or product.family not in launches.BYTES or call.lanes != product.lanes:
+        return False
+    inside = [o for _, o in call.groups["left"] if o.buffer is made.buffer]
+    keys, values = (o for _, o in call.groups["packed"])
+    if len(inside) != 1 or uses[made.buffer] != 4 or any(o.buffer is not made.buffer for o in (keys, values)):
+        return False
+    *outer, tokens, seen, depth, width = call.dims
+    *rows, columns, _ = product.dims
+    if tokens != seen or rows != [tokens] or launches.attended_bytes(tokens, depth, width) is None:
+        return False
+    row, column, _ = made.strides
+    step = column[0]
+    if made.mode != "V" or step <= 0 or any(s != ZERO for s in product.groups["packed"][0][1].strides):
+        return False
+    wanted = (
+        (inside[0], [row, ZERO, column, ZERO], depth), (keys, [ZERO, row, column, ZERO], depth),
+        (values, [ZERO, row, ZERO, column], width),
+    )  # fmt: skip
+    for operand, strides, numbers in wanted:
+        begin = operand.offset[0] - made.offset[0]
+        furthest = [s[0] * (n - 1) for s, n in zip(operand.strides, outer, strict=False)]
+        whole = all(at >= 0 and at % step == 0 for at in (begin, *furthest))
+        if operand.mode != "V" or operand.strides[len(outer) :] != strides or not whole:
+            return False
+        if (begin + sum(furthest)) // step + numbers > columns:
+            return False
+    return True
+
+
 def _outer(call: Call) -> list[int]:
     return call.dims[: -1 if call.family == "reduce" else -2]
 
@@ -99,6 +150,11 @@ class Launched(NamedTuple):
     nodes: int
 
 
+def _alone(calls: list[Call]) -> list[Call]:
+    """The call of a region whose launches are the region's: its last, or the product that an attention ends."""
+    return calls[-2:-1] if calls[-1].family == "attention" and len(calls) > 1 else calls[-1:]
+
+
 def launched(steps: list[Step], times: int = 1) -> list[Launched]:
     """Every region in order, loops entered once."""
     found: list[Launched] = []
@@ -107,7 +163,7 @@ def launched(steps: list[Step], times: int = 1) -> list[Launched]:
         if isinstance(step, Repeat):
             found += launched(step.body, times * step.count)
         else:
-            count = launches.phases(step.calls[-1].family, is_direct(step.calls[-1]))
+            count = sum(launches.phases(c.family, is_direct(c)) for c in _alone(step.calls))
             found.append(Launched(step.calls, times, count, int(not follows)))
         follows = isinstance(step, Region)
     return found
