@@ -14,18 +14,6 @@ namespace ewm {
 constexpr uint32_t KEYS = 4;  // that a thread sums up at once
 constexpr uint32_t WARPS = THREADS / 32, ROW = 32;
 
-// How a call is cut; the same in edgewm/cuda/launches.py.
-struct AttentionCut {
-  uint32_t queries;  // of a block
-  bool spills;       // scores to the workspace, one slot a block, so no more blocks than SLOTS
-  AttentionCut(uint32_t queries_of_call, uint32_t keys, uint32_t depth) {
-    const uint32_t each = (keys + depth) * ROW * 4;
-    spills = each > MOST_BYTES;
-    queries = queries_of_call < QUERIES ? queries_of_call : QUERIES;
-    while (queries > 1 && queries * each > GOOD_BYTES) queries--;
-  }
-};
-
 // sink(n, sums[i][n...]): the chains over k of fma(x[i][k], y[n][k]), `each` of this warp's n < rows at a time; those of
 // i >= count and n >= rows are no one's. x(i, a query there is, k).
 template <uint32_t most, uint32_t each, class X, class Sink>
@@ -151,16 +139,17 @@ template <class P, class S, class E, f32v (*EXP)(f32v)>
 inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int outer = static_cast<int>(c.rank) - 4;
   const uint32_t queries = c.dim[outer], keys = c.dim[outer + 1], depth = c.dim[outer + 2];
-  const AttentionCut cut(queries, keys, depth);
-  const uint32_t lane_tiles = ceil_div(c.lanes, ROW), query_tiles = ceil_div(queries, cut.queries);
+  const bool spills = c.cut == 0;  // scores to the workspace, one slot a block, so no more blocks than SLOTS
+  const uint32_t at_once = spills ? 1 : c.cut;
+  const uint32_t lane_tiles = ceil_div(c.lanes, ROW), query_tiles = ceil_div(queries, at_once);
   const uint32_t tiles = lane_tiles * query_tiles * product_of(c, outer);
   float* const q = reinterpret_cast<float*>(shared_memory());
-  float* const scores = cut.spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
-                                   : q + cut.queries * depth * ROW;
+  float* const scores = spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
+                               : q + at_once * depth * ROW;
   // A slot is written again behind a barrier: queries come first.
-  for (uint32_t tile = block; tile < tiles; tile += cut.spills ? SLOTS : tiles) {
-    const uint32_t i0 = tile / lane_tiles % query_tiles * cut.queries;
-    const uint32_t count = queries - i0 < cut.queries ? queries - i0 : cut.queries;
+  for (uint32_t tile = block; tile < tiles; tile += spills ? SLOTS : tiles) {
+    const uint32_t i0 = tile / lane_tiles % query_tiles * at_once;
+    const uint32_t count = queries - i0 < at_once ? queries - i0 : at_once;
     const uint32_t lane = tile % lane_tiles * ROW + thread_index() % 32;
     const Index index = index_at(c, outer, tile / lane_tiles / query_tiles);
     if (count == 1) {

@@ -123,7 +123,7 @@ def swapped_fragment(i: ptx.Instruction) -> ptx.Instruction | None:
     return replace(i, operands=(*i.operands[:2], f"{{{second}, {first}}}", i.operands[3]))
 
 
-TENSOR = ("w8a8_product_norm23", "bf16_product_norm23")  # every strip of k is of use in some step
+TENSOR = ("w8a8_product_norm23", "bf16_product_norm23", "w8a8_attended0")  # every strip of k is of use in some step
 PROBES = {
     # The last barrier of the tensor cores' products parts lanes of one warp, which step together here, and that of a
     # chain what lies in global memory: fibers see them.

@@ -26,7 +26,10 @@ def schedule_gpu(program: Program) -> Schedule:
     low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained, joins=True)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
     ports = {layout.buffer for e in entries.values() for layout in (*e.inputs.values(), *e.outputs.values())}
-    workspaces = {call.workspace for e in entries.values() for call in calls_of(e.steps)}
+    calls = [call for e in entries.values() for call in calls_of(e.steps)]
+    workspaces = {call.workspace for call in calls}
+    for call in calls:
+        call.cut = launches.cut(call.family, _facts(call))
     for buffer in low.buffers.values():
         if not buffer.space and buffer not in ports | workspaces:
             buffer.space = "arena"
@@ -167,6 +170,11 @@ def launched(steps: list[Step], times: int = 1) -> list[Launched]:
             found.append(Launched(step.calls, times, count, int(not follows)))
         follows = isinstance(step, Region)
     return found
+
+
+def _facts(call: Call) -> launches.Facts:
+    batch = () if "packed" not in call.groups else call.groups["packed"][0][1].strides[: len(call.dims) - 2]
+    return launches.Facts(tuple(call.dims), call.lanes, tuple(s != ZERO for s in batch))
 
 
 def calls_of(steps: list[Step]) -> list[Call]:

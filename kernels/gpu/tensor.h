@@ -94,10 +94,6 @@ inline void multiply_strips(const Brought& from, uint32_t rows, uint32_t bytes, 
 constexpr uint32_t WARPS_OF_BLOCK = THREADS / 32;
 constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
 
-inline bool is_narrow(const Rows& rows, uint32_t width) {
-  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, SIDE) < FEW_TILES;
-}
-
 // shared[warp][column][row] = the sums over each warp's strips.
 template <class Sum>
 inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, uint32_t bytes) {
@@ -163,7 +159,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const Rows rows(c, weights);
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
-  const bool narrow = is_narrow(rows, width);
+  const bool narrow = c.cut;
   const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : SIDE;
   const uint32_t column_tiles = ceil_div(width, tile_columns), row_tiles = ceil_div(rows.each, tile_rows);
   const uint32_t n0 = block % column_tiles * tile_columns, r0 = block / column_tiles % row_tiles * tile_rows;
