@@ -1,5 +1,5 @@
 // product_attention<M, E, inputs, P, S, A, EXP>: a product whose results are the queries, keys and values of an attention
-// over few tokens, and that attention, in one launch: what stands between the two is never written to memory. Every number
+// over few tokens (those of all or of some queries), and that attention, in one launch: what stands between the two is never written to memory. Every number
 // is computed as by the two apart (tensor.h, attention.cu), so the same bits.
 //
 // A block does one outer index of the attention for 32 lanes: a row is a lane at a token, a column a number of a query, a
@@ -16,13 +16,18 @@ inline bool is_inside(const Operand& o, const Operand& whole) {
   return o.space == ARENA && o.offset - whole.offset < whole.bytes;
 }
 
-// The column of a product, whose results are `whole`, that operand `o` begins at.
-inline uint32_t column_of(const Operand& o, const Operand& whole, int along_n, const Index& index) {
-  int64_t at = static_cast<int64_t>(o.offset - whole.offset) / bytes_of(o);
+// The token and the column of a product, whose results are `whole` [tokens, columns], that operand `o` begins at.
+struct Place {
+  uint32_t token, column;
+  Place(const Operand& o, const Operand& whole, const Index& index) {
+    const uint32_t row = whole.stride[0], step = whole.stride[1];
+    uint32_t at = static_cast<uint32_t>(o.offset - whole.offset) / bytes_of(o);
 #pragma unroll
-  for (int d = 0; d < static_cast<int>(MAX_RANK); d++) at += static_cast<int64_t>(index.i[d]) * o.stride[d];
-  return static_cast<uint32_t>(at / whole.stride[along_n]);
-}
+    for (int d = 0; d < static_cast<int>(MAX_RANK); d++) at += index.i[d] * o.stride[d];
+    token = row > step ? at / row : at % step / row;
+    column = (row > step ? at % row : at) / step;
+  }
+};
 
 template <class M, class E, int inputs, class P, class S, class A, f32v (*EXP)(f32v)>
 inline void product_attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
@@ -33,22 +38,24 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
   const Operand &weights = from[inputs], *beside = from + inputs + 1, *epilogue = beside + M::operands;
   const Operand &whole = epilogue[E::operands - 1], *key = o + P::inputs, *value = key + 1;
   const int outer = static_cast<int>(c.rank) - 4;
-  const uint32_t tokens = c.dim[outer], depth = c.dim[outer + 2], columns = 2 * depth + c.dim[outer + 3];
+  const uint32_t queries = c.dim[outer], tokens = c.dim[outer + 1], depth = c.dim[outer + 2];
+  const uint32_t columns = 2 * depth + c.dim[outer + 3];
   const uint32_t lane_tiles = ceil_div(c.lanes, ROW), lane0 = block % lane_tiles * ROW, t = thread_index();
   const uint32_t height = tokens * ROW, step = height + 4;  // rows of the block; words from column to column
   const Index index = index_at(c, outer, block / lane_tiles);
 
   const Rows rows(made, weights);
-  const int along_n = rows.outer;
+  constexpr int along_n = 1;  // behind the tokens
   const uint32_t bytes = row_bytes(made.dim[along_n + 1], M::size);
-  uint32_t query_column = 0, query = 0;
+  int query = 0;  // which of the operands of P
 #pragma unroll
-  for (uint32_t i = 0; i < P::inputs; i++)
-    if (is_inside(o[i], whole)) query = i, query_column = column_of(o[i], whole, along_n, index);
-  const uint32_t key_column = column_of(*key, whole, along_n, index) - depth;
-  const uint32_t value_column = column_of(*value, whole, along_n, index) - 2 * depth;
+  for (int i = 0; i < P::inputs; i++)
+    if (is_inside(o[i], whole)) query = i;
+  const Place asked(o[query], whole, index);
+  const uint32_t key_column = Place(*key, whole, index).column - depth;
+  const uint32_t value_column = Place(*value, whole, index).column - 2 * depth;
   auto column_at = [&](uint32_t own) {
-    return own + (own < depth ? query_column : own < 2 * depth ? key_column : value_column);
+    return own + (own < depth ? asked.column : own < 2 * depth ? key_column : value_column);
   };
   auto lane_at = [&](uint32_t row) {  // those past the end repeat the last
     return lane0 + row % ROW < c.lanes ? lane0 + row % ROW : c.lanes - 1;
@@ -89,9 +96,10 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
   block_sync();
 
   const uint32_t l = t % ROW, own_lane = lane0 + l, lane = lane_at(l);
-  for (uint32_t i = 0; i < tokens; i++) {
+  float* const first_query = numbers + asked.token * ROW + l;
+  for (uint32_t i = 0; i < queries; i++) {
     Views<P::inputs> p(o, f, index, lane, outer + 2, outer, i);
-    float* const q = numbers + i * ROW + l;
+    float* const q = first_query + i * ROW;
     p.v[query] = {reinterpret_cast<char*>(q), step * 4, 0};
     for (uint32_t d = t / ROW; d < depth; d += WARPS) q[d * step] = P::value(p.v, d, 0, ONE_LANE);
   }
@@ -99,7 +107,7 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
   char *const k = reinterpret_cast<char*>(numbers + depth * step + l), *const v = k + depth * step * 4;
   const Seen seen = {{k, ROW * 4, 0}, {v, step * 4, 0}, step * 4, ROW * 4};
   attend<QUERIES, 1, S, A, EXP>(
-      c, value + 1, f, index, 0, tokens, own_lane, [&](uint32_t i, uint32_t d) { return numbers[d * step + i * ROW + l]; },
+      c, value + 1, f, index, 0, queries, own_lane, [&](uint32_t i, uint32_t d) { return first_query[d * step + i * ROW]; },
       seen, numbers + columns * step);
 }
 

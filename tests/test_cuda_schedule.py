@@ -11,7 +11,7 @@ from edgewm import expr as e
 from edgewm.cuda.launches import MOST_BYTES, attended_bytes
 from edgewm.cuda.schedule import launched, schedule_gpu
 from edgewm.passes import EXACT, LOWERING, run
-from edgewm.program import Graph
+from edgewm.program import Graph, Node
 
 
 def joined(graph: Graph, precision: str = "w8a8") -> list[tuple[str, ...]]:
@@ -30,23 +30,29 @@ TOGETHER = [("product_i8", "attention")]
 def test_an_attention_joins_the_product_of_its_queries_keys_and_values() -> None:
     assert joined(cases.attended(*SHAPE)) == TOGETHER
     assert joined(cases.attended(*SHAPE), "bf16") == [("product_bf16", "attention")]
+    assert [joined(cases.attended(*SHAPE, queries)) for queries in (1, 2)] == [TOGETHER, TOGETHER]
 
 
 def beyond(tokens: int, depth: int) -> Graph:
     return cases.attended(33, tokens, 70, 2, depth)
 
 
+def results_of(graph: Graph) -> Node:
+    """What its product makes."""
+    return next(n for n in graph.order() if n.op == "add" and n.sources[0].op == "matmul")
+
+
 def read_again() -> Graph:
     """What the product makes is an answer, too."""
     graph = cases.attended(*SHAPE)
-    (made,) = (n for n in graph.order() if n.op == "add")
+    made = results_of(graph)
     return Graph({**graph.outputs, "made": e.mul(made, 2.0)})
 
 
 def keys_of_another() -> Graph:
     """Queries of one product, keys and values of another."""
     graph = cases.attended(*SHAPE)
-    (made,) = (n for n in graph.order() if n.op == "add")
+    made = results_of(graph)
     x = e.input("other", made.shape)
     samples, tokens, _, heads, depth = SHAPE
     lead = (samples, tokens, 3, heads, depth)

@@ -174,7 +174,7 @@ def tile_of(calls: Sequence[Mapping[str, Any]], blocks: int) -> Tile | None:
     *outer, width, depth = call["dims"]
     form = next((kind for kind in FORMATS if call["work"].get(kind) and kind != "f32"), "f32")
     if attends:
-        *_, tokens, _, numbers, values = calls[-1]["dims"]
+        *_, tokens, numbers, values = calls[-1]["dims"]
         rows, tiles, columns = tokens * launches.TILE, -(-(2 * numbers + values) // launches.SIDE), launches.SIDE
     else:
         rows, tiles, columns = launches.SIDE, 1, launches.SIDE

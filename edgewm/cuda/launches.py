@@ -167,7 +167,7 @@ def attention_cut(queries: int, keys: int, depth: int) -> tuple[int, bool]:
 
 
 def attended_bytes(tokens: int, depth: int, width: int) -> int | None:
-    """Shared memory of `product_attention.cu`, where so many queries and keys of so many numbers fit a block.
+    """Shared memory of `product_attention.cu`, where queries and keys of so many tokens and numbers fit a block.
 
     What SIDE columns at a time add up to, in columns 4 rows longer, and behind all of them scores; while the last SIDE
     are multiplied, strips of k in their place.
@@ -181,7 +181,7 @@ def attended_bytes(tokens: int, depth: int, width: int) -> int | None:
 
 def _product_attention(call: Facts) -> Shape:
     """Of the attention: a block for each outer index and 32 lanes."""
-    *outer, tokens, _, depth, width = call.dims
+    *outer, _, tokens, depth, width = call.dims
     needed = attended_bytes(tokens, depth, width)
     assert needed is not None, call
     return Shape(prod(outer) * _lane_tiles(call), needed)

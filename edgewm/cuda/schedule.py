@@ -108,27 +108,33 @@ def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
     keys, values = (o for _, o in call.groups["packed"])
     if len(inside) != 1 or uses[made.buffer] != 4 or any(o.buffer is not made.buffer for o in (keys, values)):
         return False
-    *outer, tokens, seen, depth, width = call.dims
+    *outer, queries, tokens, depth, width = call.dims
     *rows, columns, _ = product.dims
-    if tokens != seen or rows != [tokens] or launches.attended_bytes(tokens, depth, width) is None:
+    if rows != [tokens] or queries > tokens or launches.attended_bytes(tokens, depth, width) is None:
+        return False
+    if made.mode != "V" or any(s != ZERO for s in product.groups["packed"][0][1].strides):
         return False
     row, column, _ = made.strides
-    step = column[0]
-    if made.mode != "V" or step <= 0 or any(s != ZERO for s in product.groups["packed"][0][1].strides):
-        return False
+    along_i = row if queries > 1 else ZERO
     wanted = (
-        (inside[0], [row, ZERO, column, ZERO], depth), (keys, [ZERO, row, column, ZERO], depth),
+        (inside[0], [along_i, ZERO, column, ZERO], depth), (keys, [ZERO, row, column, ZERO], depth),
         (values, [ZERO, row, ZERO, column], width),
     )  # fmt: skip
     for operand, strides, numbers in wanted:
-        begin = operand.offset[0] - made.offset[0]
-        furthest = [s[0] * (n - 1) for s, n in zip(operand.strides, outer, strict=False)]
-        whole = all(at >= 0 and at % step == 0 for at in (begin, *furthest))
-        if operand.mode != "V" or operand.strides[len(outer) :] != strides or not whole:
+        token, first = _place(operand.offset[0] - made.offset[0], row[0], column[0])
+        heads = [s[0] * (n - 1) for s, n in zip(operand.strides, outer, strict=False)]
+        if operand.mode != "V" or operand.strides[len(outer) :] != strides or any(h % column[0] for h in heads):
             return False
-        if (begin + sum(furthest)) // step + numbers > columns:
+        if token + (queries if operand is inside[0] else tokens) > tokens:
+            return False
+        if first < 0 or first + sum(heads) // column[0] + numbers > columns:
             return False
     return True
+
+
+def _place(at: int, row: int, column: int) -> tuple[int, int]:
+    """Row and column of an element of a matrix with these strides: `Place` of product_attention.cu."""
+    return (at // row, at % row // column) if row > column else (at % column // row, at // column)
 
 
 def _outer(call: Call) -> list[int]:
