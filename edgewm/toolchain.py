@@ -2,18 +2,21 @@
 
 `build_runtime` makes what a bundle carries (libedgewm.so, edgewm-tick, edgewm.h) from a bundle's generated kernels.
 The same input gives the same bytes from any folder. Objects are kept under `~/.cache/edgewm`, named by the SHA-256 of
-their preprocessed text, flags and compiler, so that building again is instant; nothing depends on what lies there.
+their preprocessed text, flags and compiler, and what they were linked to by that of all that went into it, so that
+building again starts no compiler; nothing depends on what lies there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,15 +124,43 @@ def _target(flags: Sequence[str]) -> list[str]:
 
 def _build(units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], out: Path) -> Path:
     includes = [f"-I{Path(p).resolve()}" for p in include_dirs]
-    with _cache() as cache, tempfile.TemporaryDirectory(prefix="edgewm-") as scratch:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda unit: _object(*unit, includes, cache), units))
-        linked = Path(scratch) / out.name
-        _zig([*objects, *link, *LINK, "-o", linked.name], Path(scratch), cache, f"linking {out.name}")
-        beside = out.with_name(f".{out.name}.{os.getpid()}")
-        shutil.copy(linked, beside)
-        beside.replace(out)
+    with _cache() as cache:
+        kept = _objects(cache) / f"{_identity(units, include_dirs, link, out.name)}.linked"
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(prefix="edgewm-") as scratch:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    objects = list(pool.map(lambda unit: _object(*unit, includes, cache), units))
+                linked = Path(scratch) / out.name
+                _zig([*objects, *link, *LINK, "-o", linked.name], Path(scratch), cache, f"linking {out.name}")
+                _put(linked, kept)
+        _put(kept, out)
     return out
+
+
+def _identity(units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], name: str) -> str:
+    """SHA-256 of all that a linked file depends on: texts, flags, every file of the folders and libraries that are
+    named, the compiler."""
+    whole = [str(_zig_binary()), _version(), COMPILE, LINK, *map(list, units), name]
+    digest = hashlib.sha256(repr(whole).encode())
+    for folder in include_dirs:
+        for path in sorted(p for p in Path(folder).resolve().rglob("*") if p.is_file()):
+            digest.update(repr((str(path.relative_to(Path(folder).resolve())), path.read_bytes())).encode())
+    for given in link:
+        path = Path(given)
+        digest.update(repr((path.name, path.read_bytes()) if path.is_absolute() else given).encode())
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    return importlib.metadata.version("ziglang")
+
+
+def _put(source: Path, to: Path) -> None:
+    """A copy in one step, so that a reader sees all of it or nothing."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    beside = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}")
+    shutil.copy(source, beside)
+    beside.replace(to)
 
 
 def _object(name: str, text: str, flags: Sequence[str], includes: list[str], cache: Path) -> str:

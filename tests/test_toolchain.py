@@ -94,7 +94,32 @@ def test_a_second_build_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         toolchain, "_zig", lambda a, cwd, cache, doing: compiled.append(doing) or run(a, cwd, cache, doing)
     )
     assert build().read_bytes() == first
-    assert not [doing for doing in compiled if doing.startswith("compiling")]
+    assert compiled == []
+
+
+@pytest.mark.parametrize("changed", ["text", "header", "flags", "library"])
+def test_what_was_linked_is_taken_for_the_same_input_alone(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "h.h").write_text("constexpr int one = 1;\n")
+    library = tmp_path / "libl.so"
+    library.write_bytes(b"l")
+    given = {"text": '#include "h.h"\nint g = one;\n', "flags": [*fixture.FLAGS], "link": [str(library)]}
+
+    def identity() -> str:
+        return toolchain._identity([("g.cc", given["text"], given["flags"])], [tmp_path], given["link"], "g.so")
+
+    before = identity()
+    assert identity() == before
+    if changed == "text":
+        given["text"] += "\n"
+    elif changed == "header":
+        (tmp_path / "h.h").write_text("constexpr int one = 2;\n")
+    elif changed == "flags":
+        given["flags"].append("-g")
+    else:
+        library.write_bytes(b"m")
+    assert identity() != before
 
 
 def test_a_failing_compile_shows_the_compilers_own_lines(tmp_path: Path) -> None:
