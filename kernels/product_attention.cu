@@ -1,6 +1,6 @@
 // product_attention<M, E, inputs, P, S, A, EXP>: a product whose results are the queries, keys and values of an attention
-// over few tokens (those of all or of some queries), and that attention, in one launch: what stands between the two is never written to memory. Every number
-// is computed as by the two apart (tensor.h, attention.cu), so the same bits.
+// over few tokens, and that attention, or some of its queries, in one launch: what stands between the two is never
+// written to memory. Every number is computed as by the two apart (tensor.h, attention.cu), so the same bits.
 //
 // A block does one outer index of the attention for 32 lanes: a row is a lane at a token, a column a number of a query, a
 // key or a value. It multiplies SIDE columns at a time, up to BAND rows; all results lie in shared memory, [column][row],
@@ -73,7 +73,8 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
     const Brought brought = {{row_at(own), row_at(own + 64)},
                              begin_of(weights, f) + static_cast<int64_t>(column_at(column)) * bytes + chunk};
     float* const tile = numbers + first * step;
-    multiply_strips(brought, height, bytes, reinterpret_cast<char*>(numbers + last_tile * step), reinterpret_cast<Sum*>(tile));
+    char* const strips = reinterpret_cast<char*>(numbers + last_tile * step);
+    multiply_strips(brought, height, bytes, strips, reinterpret_cast<Sum*>(tile));
 
     const uint32_t mine = t % BAND, count = SIDE * BAND / THREADS;
     if (mine >= height) continue;
@@ -106,9 +107,8 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
   block_sync();
   char *const k = reinterpret_cast<char*>(numbers + depth * step + l), *const v = k + depth * step * 4;
   const Seen seen = {{k, ROW * 4, 0}, {v, step * 4, 0}, step * 4, ROW * 4};
-  attend<QUERIES, 1, S, A, EXP>(
-      c, value + 1, f, index, 0, queries, own_lane, [&](uint32_t i, uint32_t d) { return first_query[d * step + i * ROW]; },
-      seen, numbers + columns * step);
+  auto q = [&](uint32_t i, uint32_t d) { return first_query[d * step + i * ROW]; };
+  attend<QUERIES, 1, S, A, EXP>(c, value + 1, f, index, 0, queries, own_lane, q, seen, numbers + columns * step);
 }
 
 }  // namespace ewm

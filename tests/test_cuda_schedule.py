@@ -33,6 +33,11 @@ def test_an_attention_joins_the_product_of_its_queries_keys_and_values() -> None
     assert [joined(cases.attended(*SHAPE, queries)) for queries in (1, 2)] == [TOGETHER, TOGETHER]
 
 
+def test_one_token_or_one_number_stands_alone() -> None:
+    assert joined(beyond(1, 8)) == []  # its weight is 1: there is no attention
+    assert joined(cases.attended(33, 3, 70, 1, 1)) == [("attention",)]
+
+
 def beyond(tokens: int, depth: int) -> Graph:
     return cases.attended(33, tokens, 70, 2, depth)
 

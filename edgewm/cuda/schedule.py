@@ -115,6 +115,8 @@ def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
     if made.mode != "V" or any(s != ZERO for s in product.groups["packed"][0][1].strides):
         return False
     row, column, _ = made.strides
+    if min(row[0], column[0]) <= 0:  # of one token or one number there is no stride
+        return False
     along_i = row if queries > 1 else ZERO
     wanted = (
         (inside[0], [along_i, ZERO, column, ZERO], depth), (keys, [ZERO, row, column, ZERO], depth),
