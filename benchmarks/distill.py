@@ -1,15 +1,11 @@
-"""Students of a model: what plans at a rate, and what that is worth beside its teacher; and what each loss adds.
+"""Students of a model: what plans at a rate, and what that is worth beside its teacher.
 
     python benchmarks/distill.py rates RESULT.json... [--episodes 400]
-    python benchmarks/distill.py losses [--model reference] [--steps 400] [--width 32] [--cache FOLDER]
 
 rates      what `edgewm distill --json RESULT.json` found at several rates: a student, or the model itself in another
            precision or with fewer candidates. Bundles of each are judged by the judge's own suites `plan` and
            `closed-loop` (pairs of episodes from the same starts, the full model with its own search; at most
            `--episodes`), and timed in one alternating run: the median, and the best round.
-losses     the same small student trained on the same answers from a random predictor, with all terms, without each,
-           with one alone, and with all from a predictor that stands still: what held-out contexts say, with 90 %
-           bootstrap intervals over contexts of the difference to all terms.
 """
 
 from __future__ import annotations
@@ -19,33 +15,24 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from recording import add_flags, finish
 from timing import alternate
 
-from edgewm import statistics
 from edgewm.binding import Runtime
 from edgewm.build import build
-from edgewm.distill import fidelity, losses
-from edgewm.distill.shapes import as_model, of_teacher, shapes
-from edgewm.distill.teacher import HELD_OUT, teacher_of
-from edgewm.distill.train import Settings, material, train
 from edgewm.distill.verb import name_of
-from edgewm.judge.sides import named, upstream
+from edgewm.judge.sides import named
 from edgewm.judge.sources import source_of
 from edgewm.models import load
 from edgewm.student import search_of
 from edgewm.validate import validate
 
 ROUNDS = 25
-BEGUN = "all terms, begun standing still"
-FIGURES = ("spearman", "rank", "elites")
 
 
 # ----------------------------------------------------------------------------------------------------------- rates
@@ -121,57 +108,6 @@ def row(
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------- losses
-
-
-def ablation(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for all terms, one without each, one with each alone beside what shows pictures."""
-    torch.set_num_threads(1)
-    model = load(given.model)
-    teacher = teacher_of(given.model, model, model.planner, source_of(given.model, model))
-    shape = next(s for s in shapes(of_teacher(model)) if (s.width, s.depth, s.window) == (given.width, 2, 1))
-    base = Settings(shape, model.planner, start="encoder", steps=given.steps, round_steps=given.steps, patience=1)
-    full = {**losses.WEIGHTS, **losses.MEASURED_WITH}
-    terms = [name for name, weight in full.items() if weight and name != "encode"]
-    variants = {"all terms": full}
-    variants |= {f"without {name}": {**full, name: 0.0} for name in terms}
-    variants |= {f"{name} alone": {t: w if t in ("encode", name) else 0.0 for t, w in full.items()}
-                 for name in terms if name in ("latent", "rank")}  # fmt: skip
-    variants[BEGUN] = full
-    if given.only:
-        variants = {
-            name: weights for name, weights in variants.items() if name in ("all terms", *given.only.split(","))
-        }
-    rows: list[dict[str, Any]] = []
-    first = None
-    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
-        cache = given.cache or Path(folder) / "cache"
-        held = material(base, teacher, cache, lambda stage, done: None, print).held
-        for name, weights in variants.items():
-            out = Path(folder) / name.replace(" ", "-")
-            start = "teacher" if name == BEGUN else base.start
-            train(replace(base, weights=weights, start=start), teacher, out, cache=cache)
-            student = load(str(out))
-            side = upstream(as_model(student.torch, model, model.planner), model.planner)
-            found = fidelity.by_context(teacher, side, held, HELD_OUT)
-            first = first or found
-            rows.append(ablated(name, found, first, given))
-            print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
-    return rows
-
-
-def ablated(name: str, found: dict, first: dict, given: argparse.Namespace) -> dict[str, Any]:
-    """Means over contexts, and the interval of what lies between them and those of all terms."""
-    out: dict[str, Any] = {"table": "distillation-losses", "name": name, "contexts": len(found["rank"])}
-    for figure in FIGURES:
-        out[figure] = float(found[figure].mean())
-        if found is not first:
-            low, high = statistics.bootstrap((found[figure] - first[figure])[:, None], lambda d: float(d.mean()), 0.9)
-            out[f"{figure}_to_all"] = f"{low:+.3f} to {high:+.3f}"
-    out["regret"] = float(found["lost"].sum() / found["gained"].sum())
-    return out | {"command": f"python benchmarks/distill.py losses --steps {given.steps} --width {given.width}"}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True)
@@ -181,15 +117,7 @@ def main() -> int:
     one.add_argument("--contexts", type=int)
     one.add_argument("--threads", type=int, default=2)
     one.set_defaults(run=rates)
-    other = parts.add_parser("losses")
-    other.add_argument("--model", default="reference")
-    other.add_argument("--steps", type=int, default=400)
-    other.add_argument("--width", type=int, default=32)
-    other.add_argument("--only", help="of these rows, all terms beside them")
-    other.add_argument("--cache", type=Path, help="the teacher's answers")
-    other.set_defaults(run=ablation)
-    for part in (one, other):
-        add_flags(part)
+    add_flags(one)
     given = parser.parse_args()
     finish(given.run(given), given)
     return 0

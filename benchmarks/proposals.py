@@ -11,10 +11,12 @@ proposal itself; blind and from the proposal. All play the same episodes; the di
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,13 +51,19 @@ def budgets(planner: Planner, share: Fraction) -> list[Planner]:
     return [smaller(planner, max(1, round(whole / n)), n) for n in rounds]
 
 
+@cache
+def begun(make: Any, start: int) -> tuple[Any, Any]:
+    """A world and what is seen of it at first; to find a task takes longer than to play it."""
+    world = make(start)
+    return world, world.reset(start)
+
+
 def successes(bundle: Path, make: Any, starts: list[int], threads: int) -> np.ndarray:
     """Of a bundle's episodes (n,), which succeeded."""
     manifest, clock, wins = read_manifest(bundle), [0], []
     with Runtime(bundle, threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
         for start in starts:
-            world = make(start)
-            observation = world.reset(start)
+            world, observation = copy.deepcopy(begun(make, start))
             parts = latency.of_bundle(runtime, clock, manifest, world.goal, start)
             policy = latency.timed(parts, manifest.planner, lambda: 0)
             wins.append(played(world, observation, policy) is not None)

@@ -38,6 +38,7 @@ from .planner import settled
 from .program import Graph, Planner, Port, Program
 from .quantize import recipe_of
 from .quantize.calibrate import calibrated
+from .quantize.price import FASTEST, Clock
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
@@ -93,10 +94,7 @@ def build(
     say = progress or (lambda stage, done: None)
     board, power = resolve(target, mode, isa)
     _refuse_options(board, place, threads)
-    if precision == AUTO:
-        place = _priced(place)
     cores = threads or min(power.cpu_cores or board.cpu.cores, MAX_THREADS)
-    machine = machine_or_refusal(board, power, cores, None) if precision == AUTO else None
     if not dry_run:
         check_out(out)
     say("load", 0.0)
@@ -105,11 +103,13 @@ def build(
     say("passes", 0.3)
     program = run(program, EXACT)
     exact = flops_of(program)
-    found = None
-    if machine is not None:
+    found, why = None, ""
+    if precision == AUTO:
         from .quantize.search import chosen
 
-        found = chosen(program, model, calibration, board, machine, cores, rate, seed, part(progress, 0.3, 0.2))
+        clock, why = clock_of(program, board, power, place, cores)
+        place = "gpu" if clock.machine is None else "cpu"
+        found = chosen(program, model, calibration, clock, rate, seed, part(progress, 0.3, 0.2))
     recipe = found["recipe"] if found else recipe_of(program, precision)
     if calibration is not None and not found and not set(recipe.values()) & set(CALIBRATED):
         raise EdgewmError(
@@ -124,7 +124,7 @@ def build(
     program = run(program, LOWERING)
     say("schedule", 0.5)
     schedule, counts, placed = place_program(program, board, power, place, cores)
-    placed = placed if machine is None else replace(placed, why="formats are chosen by times on the CPU")
+    placed = replace(placed, why=why or placed.why)
     cores = cores if placed.place == "cpu" else 1
     if placed.place == "gpu" and not dry_run:
         check_gpu_tools(board, place)
@@ -228,6 +228,19 @@ def place_program(
     return (schedule, counts, placed) if placed.place == "cpu" else (on_gpu, None, placed)
 
 
+def clock_of(program: Program, board: Target, power: Mode, place: str, threads: int) -> tuple[Clock, str]:
+    """What formats of the exact program are chosen by, and why: of a place that nobody names, where a plan in the
+    fastest of them is sooner. EdgewmError where nothing is known of how fast that is."""
+    why = f"asked for: --place {place}"
+    if place == "auto":
+        recipe = recipe_of(program, FASTEST)
+        planned = program.with_(entries={"plan": program.entries["plan"]}, recipe=recipe, target=board)
+        _, _, placed = place_program(run(planned, LOWERING), board, power, place, threads)
+        place, why = placed.place, f"in {FASTEST} {placed.why}" if has_gpu(board) else "it has no GPU"
+    machine = None if place == "gpu" else machine_or_refusal(board, power, threads, None)
+    return Clock(board, power, threads, machine), f"formats are chosen by times on the {place.upper()}: {why}"
+
+
 def has_gpu(board: Target) -> bool:
     """Whether kernels can be compiled for a GPU of the board."""
     return board.gpu is not None and board.gpu.toolkit != ""
@@ -311,16 +324,6 @@ def _refuse_options(board: Target, place: str, threads: int | None) -> None:
         check_gpu_tools(board, place)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise EdgewmError(f"{threads} threads", "--threads", f"give 1 to {MAX_THREADS}")
-
-
-def _priced(place: str) -> str:
-    """Where a plan goes whose formats are chosen by their price: calls of a GPU have none of their own."""
-    if place == "gpu":
-        raise EdgewmError(
-            "formats are priced by a CPU's calls", "--precision auto --place gpu",
-            "name a precision, or give --place cpu",
-        )  # fmt: skip
-    return "cpu"
 
 
 def _refuse_kernels(backend: str, isa: str | None, place: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import format as ewm
+from .codegen import identity_text
 from .cuda import gates, launches
 from .cuda.compile import Compiled, compile_cuda
 from .cuda.source import HEADERS, OWN, cuda_text, launch_rows
@@ -46,9 +47,10 @@ def compile_bundle(
     """The file's sections without golden answers, and the library, runner and header in `folder`."""
     sections, source = emit(program, schedule, manifest)
     kernels_sha256 = source.sha256()
-    text = source.text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
+    identity = identity_text(target_name(board), kernels_sha256, ewm.program_sha256(sections))
     flags = (*compile_flags(board, *features(source.families)), *load("product").TILING[board.isa].defines)
-    build_runtime({"kernels.cc": text}, [KERNELS], flags=flags, folder=folder)
+    units = {"kernels.cc": source.kernels_text(), "identity.cc": identity}
+    build_runtime(units, [KERNELS], flags=flags, folder=folder)
     return sections, {"folder": folder, "kernels_sha256": kernels_sha256, "place": "cpu"}
 
 
@@ -75,8 +77,9 @@ def compile_gpu_bundle(
     for name, header in sorted(HEADERS.items()):
         digest.update(name.encode() + header.encode())
     kernels_sha256 = digest.digest()
-    names = source.text(target_name(board, "gpu"), kernels_sha256, ewm.program_sha256(sections), kernels=False)
-    build_runtime({"kernels.cc": names}, [], flags=compile_flags(board), folder=folder, engine="gpu")
+    identity = identity_text(target_name(board, "gpu"), kernels_sha256, ewm.program_sha256(sections))
+    units = {"kernels.cc": source.names_text(), "identity.cc": identity}
+    build_runtime(units, [], flags=compile_flags(board), folder=folder, engine="gpu")
     return sections, {"folder": folder, "kernels_sha256": kernels_sha256, "place": "gpu", "compiled": compiled}
 
 

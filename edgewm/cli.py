@@ -110,13 +110,13 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
 @planner_options
 @distill_options
 def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
-    """Find and train a student that plans at a rate.
+    """Find and train what plans at a rate.
 
-    The largest whose plan takes at most a period on the target, in the precision that rounds least. OUT is then a MODEL
-    for `edgewm build`. Where the model itself holds the rate in another precision, it says so and trains none.
+    The model itself, in the precision that rounds least, with fewer candidates, or with fewer still from a proposal, a
+    small network that is trained for it; else the largest student whose plan takes at most a period on the target. OUT
+    is then a MODEL for `edgewm build`; where nothing had to be trained, it says how MODEL is built.
 
-    With --proposal-only it trains a small network that proposes a plan: a search that begins there needs few
-    candidates.
+    With --proposal-only it trains that small network alone.
     """
     from .console import distill_table, progress_bar, proposal_line
     from .distill import distill as distilled

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from .errors import EdgewmError
-from .options import AUTO, PRECISIONS, RECIPES, SLO
+from .options import AUTO, RECIPES, SLO, TRAINED
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -94,16 +94,16 @@ TRAINING: dict[str, tuple[click.ParamType, str]] = {
 
 
 DISTILL: dict[str, dict[str, Any]] = {
-    "--rate-hz": {"type": Rate(), "help": "How many plans a second the student is to make."},
+    "--rate-hz": {"type": Rate(), "help": "How many plans a second it is to make."},
     "--proposal-only": {
-        "is_flag": True, "help": "Train no student, but where a search of MODEL begins; OUT is MODEL with that.",
+        "is_flag": True, "help": "Choose nothing: train where a search of MODEL begins; OUT is MODEL with that.",
     },
     "--target": {"default": "host", "show_default": True, "help": "Board, by any name of `edgewm targets`."},
     "--mode": {"help": "Power mode of the board.  [default: as it boots]"},
     "--precision": {
-        "type": click.Choice((AUTO, *PRECISIONS)), "default": AUTO, "show_default": True,
+        "type": click.Choice((AUTO, *TRAINED)), "default": AUTO, "show_default": True,
         "help": "Of the student's bundle; it is trained with its products rounded so. auto: the largest student first, "
-        "and in fp32 before bf16 before w8a8.",
+        "and in fp32 before bf16 before w8a8. Those of 4 bits save no time: for fidelity alone.",
     },
     "--threads": {"type": COUNT, "help": "Threads that plan.  [default: the mode's cores]"},
     "--measured": {"type": PATH, "help": "Facts that `targets probe --out` wrote on such a machine."},
@@ -115,6 +115,15 @@ DISTILL: dict[str, dict[str, Any]] = {
         "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",
     },
     "--judged": {"type": COUNT, "help": "Contexts of the judge.  [default: what the preset's claim takes]"},
+    "--trials": {
+        "type": COUNT, "help": "Train so many of the students that hold the rate for a short while, and the one that "
+        "ranks best in full.  [default: the largest, without trials]",
+    },
+    "--trial-steps": {"type": COUNT, "default": 400, "show_default": True, "help": "Of training, in a trial."},
+    "--study": {
+        "type": PATH, "help": "Journal of the trials, in a folder that all who join see.  [default: in OUT]",
+    },
+    "--join": {"is_flag": True, "help": "Take trials of the study that was begun elsewhere, and train nothing else."},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
 }  # fmt: skip
@@ -143,6 +152,9 @@ def check_distill(is_proposal: bool) -> None:
     strange = sorted(f"--{name.replace('_', '-')}" for name in given - OF_A_PROPOSAL)
     if is_proposal and strange:
         raise EdgewmError(f"{strange[0]} is for a student", "--proposal-only", f"leave {strange[0]} out")
+    if not {"trials", "join"} & given and (lone := sorted({"study", "trial_steps"} & given)):
+        flag = f"--{lone[0].replace('_', '-')}"
+        raise EdgewmError(f"{flag} is for trials", flag, "give --trials or --join, too")
     if not is_proposal and "rate_hz" not in given:
         raise EdgewmError("no rate to distil for", "--rate-hz", "give how many plans a second the student is to make")
 

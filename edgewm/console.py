@@ -18,7 +18,7 @@ from rich.text import Text
 from .clock import NO_RATE, judged_words
 from .compare import sentences
 from .kernel_times import kernel_lines
-from .student import search_of
+from .student import regret_of, search_of
 
 Result = Mapping[str, Any]
 SLOW_S = 2.0  # a bar appears on what takes longer
@@ -110,18 +110,23 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 
 def distill_table(result: Result) -> Table:
     """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
-    columns = ("", "width", "layers", "window", "precision", "planner", "ms a plan", "at most", "bound by")
-    made = table("considered", *columns)
-    for found in result["considered"]:
+    sizes_of = {"width": "width", "mlp_dim": "within", "depth": "layers", "window": "window", "jump": "jump"}
+    columns = ("", *sizes_of.values(), "precision", "planner", "from", "regret", "ms", "at most", "bound by")
+    tried = [(row["figures"] or {}).get("value") for row in result.get("trials") or ()]
+    made = table("considered", *columns, *(["rank, tried"] if tried else []))
+    for i, found in enumerate(result["considered"]):
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
-        sizes = (str(shape[key]) for key in ("width", "depth", "window")) if shape else ("the model", "", "")
+        sizes = [str(shape[key]) for key in sizes_of] if shape else ["model", *[""] * (len(sizes_of) - 1)]
         made.add_row(
             "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
-            f"{planner['samples']} x {planner['iterations']}", number(tick["point"]), number(tick["high"]),
-            found["bound"],
+            f"{planner['samples']} x {planner['iterations']}", "proposal" if planner["proposal"] else "zero",
+            number(regret_of(result, found), digits=2), number(tick["point"]), number(tick["high"]), found["bound"],
+            *([number(tried[i])] if tried else []),
         )  # fmt: skip
     if result["chosen"]["shape"] is None:
-        made.caption = f"no student is needed: {_build_of(result)}"
+        is_trained = result["proposal"] is not None and result["chosen"]["planner"]["proposal"]
+        asks = "MODEL with the proposal, without --dry-run" if is_trained else _build_of(result)
+        made.caption = f"no student is needed: {asks}"
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
         regret = plan.get("search_regret", plan["regret"])  # beside the full model's own search, where that is larger

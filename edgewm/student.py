@@ -39,7 +39,14 @@ def student_for(
     return model, {**planner, **search_of(found)}, best["precision"]
 
 
+def regret_of(found: Mapping[str, Any], candidate: Mapping[str, Any]) -> float | None:
+    """What plans of the model itself lose with a candidate's planner, where `distill` tried that before it chose."""
+    tried = [p["regret"] for p in found["planners"] if p["planner"] == candidate["planner"]]
+    return tried[0] if tried and candidate["shape"] is None else None
+
+
 def search_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the planner that `distill` chose for the model itself, where it needs no student."""
+    """Settings of the planner that `distill` chose for the model itself, where nothing was trained."""
     searched = {key: found["chosen"]["planner"][key] for key in ("samples", "iterations", "elites")}
-    return searched | ({"proposal": False} if found["asked"]["without_proposal"] else {})
+    begins = found["chosen"]["planner"]["proposal"]
+    return searched | ({} if begins == found["asked"]["begins_at_proposal"] else {"proposal": begins})

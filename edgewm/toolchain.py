@@ -1,23 +1,21 @@
 """The C++ compiler: the clang inside the `ziglang` wheel, pinned, from pip alone, native and cross alike.
 
 `build_runtime` makes what a bundle carries (libedgewm.so, edgewm-tick, edgewm.h) from a bundle's generated kernels.
-The same input gives the same bytes from any folder. Objects are kept under `~/.cache/edgewm`, named by the SHA-256 of
-their preprocessed text, flags and compiler, and what they were linked to by that of all that went into it, so that
-building again starts no compiler; nothing depends on what lies there.
+The same input gives the same bytes from any folder. What was compiled or linked is kept under `~/.cache/edgewm`, named
+by the SHA-256 of its texts, flags and compiler, so that building again is instant; nothing depends on what lies there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,8 +100,8 @@ def compile_program(
     out: Path,
 ) -> Path:
     """As `compile_library`, for an executable that finds `libraries` beside itself."""
-    link = [*_target(flags), "-lpthread", "-ldl", *(str(p.resolve()) for p in libraries), "-Wl,-rpath,$ORIGIN"]
-    return _build([(n, t, flags) for n, t in sources.items()], include_dirs, link, out)
+    link = [*_target(flags), "-lpthread", "-ldl", "-Wl,-rpath,$ORIGIN"]
+    return _build([(n, t, flags) for n, t in sources.items()], include_dirs, link, out, libraries)
 
 
 def cache_folder() -> Path:
@@ -122,64 +120,71 @@ def _target(flags: Sequence[str]) -> list[str]:
     )
 
 
-def _build(units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], out: Path) -> Path:
-    includes = [f"-I{Path(p).resolve()}" for p in include_dirs]
+def _build(
+    units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], out: Path, libraries: Sequence[Path] = ()
+) -> Path:
+    folders = [Path(p).resolve() for p in include_dirs]
     with _cache() as cache:
-        kept = _objects(cache) / f"{_identity(units, include_dirs, link, out.name)}.linked"
-        if not kept.exists():
-            with tempfile.TemporaryDirectory(prefix="edgewm-") as scratch:
-                with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    objects = list(pool.map(lambda unit: _object(*unit, includes, cache), units))
-                linked = Path(scratch) / out.name
-                _zig([*objects, *link, *LINK, "-o", linked.name], Path(scratch), cache, f"linking {out.name}")
-                _put(linked, kept)
-        _put(kept, out)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda unit: _object(*unit, folders, cache), units))
+
+        def linked(scratch: Path) -> Path:
+            paths = [str(path) for path in (*objects, *(p.resolve() for p in libraries))]
+            _zig([*paths, *link, *LINK, "-o", out.name], scratch, cache, f"linking {out.name}")
+            return scratch / out.name
+
+        read = [hashlib.sha256(p.read_bytes()).hexdigest() for p in libraries]
+        identity = [str(_zig_binary()), *link, *LINK, *(path.stem for path in objects), *read, out.name]
+        made = _kept(cache, identity, linked)
+        beside = out.with_name(f".{out.name}.{os.getpid()}")
+        shutil.copy(made, beside)
+        beside.replace(out)
     return out
 
 
-def _identity(units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], name: str) -> str:
-    """SHA-256 of all that a linked file depends on: texts, flags, every file of the folders and libraries that are
-    named, the compiler."""
-    whole = [str(_zig_binary()), _version(), COMPILE, LINK, *map(list, units), name]
-    digest = hashlib.sha256(repr(whole).encode())
-    for folder in include_dirs:
-        for path in sorted(p for p in Path(folder).resolve().rglob("*") if p.is_file()):
-            digest.update(repr((str(path.relative_to(Path(folder).resolve())), path.read_bytes())).encode())
-    for given in link:
-        path = Path(given)
-        digest.update(repr((path.name, path.read_bytes()) if path.is_absolute() else given).encode())
-    return digest.hexdigest()
+def _object(name: str, text: str, flags: Sequence[str], folders: Sequence[Path], cache: Path) -> Path:
+    """The object file of one source, compiled unless it lies in the cache."""
+    command = ["-x", "c++", *COMPILE, *flags]
+
+    def compiled(scratch: Path) -> Path:
+        (scratch / name).write_text(text)
+        paths = [word for p in folders for word in (f"-I{p}", f"-ffile-prefix-map={p}=.")]
+        _zig([*command, *paths, "-c", name, "-o", "out.o"], scratch, cache, f"compiling {name}")
+        return scratch / "out.o"
+
+    included = [word for file in _included(text, folders) for word in file]
+    identity = [str(_zig_binary()), *command, name, text, *included]
+    return _kept(cache, identity, compiled)
 
 
-def _version() -> str:
-    return importlib.metadata.version("ziglang")
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
 
 
-def _put(source: Path, to: Path) -> None:
-    """A copy in one step, so that a reader sees all of it or nothing."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}")
-    shutil.copy(source, beside)
-    beside.replace(to)
+def _included(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """What a source includes from these folders, and what that includes: the names it goes by and texts, in order of
+    names. A name that is in none of them is the compiler's own."""
+    found: dict[Path, tuple[str, str]] = {}
+    left = [(name, folders) for name in _INCLUDE.findall(text)]
+    while left:
+        name, places = left.pop()
+        path = next((p / name for p in places if (p / name).is_file()), None)
+        if path is not None and path not in found:
+            found[path] = name, path.read_text()
+            left += [(more, (path.parent, *folders)) for more in _INCLUDE.findall(found[path][1])]
+    return sorted(found.values())
 
 
-def _object(name: str, text: str, flags: Sequence[str], includes: list[str], cache: Path) -> str:
-    """Path of the object file of one source, compiled unless it lies in the cache."""
-    with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
-        here = Path(folder)
-        (here / name).write_text(text)
-        command = ["-x", "c++", *COMPILE, *flags]
-        preprocessed = _zig([*command, *includes, "-E", "-P", name], here, cache, f"preprocessing {name}")
-        identity = "\0".join([str(_zig_binary()), *command, name, preprocessed])
-        kept = _objects(cache) / f"{hashlib.sha256(identity.encode()).hexdigest()}.o"
-        if not kept.exists():
-            maps = [f"-ffile-prefix-map={i[2:]}=." for i in includes]
-            _zig([*command, *includes, *maps, "-c", name, "-o", "out.o"], here, cache, f"compiling {name}")
+def _kept(cache: Path, identity: Sequence[str], make: Callable[[Path], Path]) -> Path:
+    """The cached file of this identity; what `make` leaves in the folder it is given, where there is none yet."""
+    kept = _objects(cache) / f"{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()}.o"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(prefix="edgewm-") as scratch:
+            made = make(Path(scratch))
             kept.parent.mkdir(parents=True, exist_ok=True)
-            beside = kept.with_suffix(f".{os.getpid()}.{here.name}")
-            shutil.copyfile(here / "out.o", beside)
+            beside = kept.with_suffix(f".{os.getpid()}.{Path(scratch).name}")
+            shutil.copy(made, beside)
             beside.replace(kept)
-    return str(kept)
+    return kept
 
 
 def _objects(cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Kernel calls as data: laid out in memory, run by the program of kernels/cases.cc, compared bit for bit."""
+"""Kernel calls as data: laid out in memory, run by the program of kernels/*.cc, compared bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgewm.target import ISAS, X86_CPU
 from edgewm.toolchain import compile_program
 
 P = load("product")
-SOURCE = Path(__file__).parent / "kernels" / "cases.cc"
+SOURCES = Path(__file__).parent / "kernels"  # a file a family: a planted fault compiles few again
 CODES = {"f32": 0, "i32": 1, "u32": 2, "i8": 3, "u8": 4}
 DTYPES = {"float32": "f32", "int32": "i32", "uint32": "u32", "int8": "i8", "uint8": "u8", "bfloat16": "bf16",
           "float16": "f16"}  # fmt: skip
@@ -36,7 +36,7 @@ def runs_here(isa: str) -> bool:
 
 
 def build(isa: str, folder: Path, kernels: Path = KERNELS, features: Sequence[str] = ()) -> Path:
-    """The program of cases.cc for one instruction set, and with what a processor may have beyond it."""
+    """The program of `SOURCES` for one instruction set, and with what a processor may have beyond it."""
     target, cpu = MACHINES[isa]
     constants = {"LOG2_E": math.log2(math.e), "LN2_HIGH": arithmetic.LN2_HIGH, "LN2_LOW": arithmetic.LN2_LOW}
     header = "".join(f"#define {name} {np.float32(value).item().hex()}f\n" for name, value in constants.items())
@@ -44,7 +44,8 @@ def build(isa: str, folder: Path, kernels: Path = KERNELS, features: Sequence[st
     flags = ["-target", target, "-mcpu=" + "+".join((cpu, *features)), *P.TILING[isa].defines]
     flags += [f"-DEWM_{feature.upper()}" for feature in features]
     out = folder / "-".join(("cases", isa, *features))
-    return compile_program({"cases.cc": header + SOURCE.read_text()}, [RUNTIME, kernels], flags=flags, out=out)
+    texts = {source.name: header + source.read_text() for source in sorted(SOURCES.glob("*.cc"))}
+    return compile_program(texts, [RUNTIME, kernels, SOURCES], flags=flags, out=out)
 
 
 class Case:

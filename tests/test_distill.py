@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +23,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from edgewm import expr as e
+from edgewm import interp
 from edgewm.console import distill_table
-from edgewm.distill import budgets, choice, losses, prune, states, targets, train, verb
-from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick
-from edgewm.distill.fake_quant import rounded
-from edgewm.distill.shapes import Shape, as_model, config_of, of_teacher, planners, shapes
+from edgewm.distill import asked, budgets, choice, losses, prune, states, targets, train, verb
+from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
+from edgewm.distill.fake_quant import formats_of, on_levels, rounded
+from edgewm.distill.material import Settings
+from edgewm.distill.processes import Processes
+from edgewm.distill.shapes import Shape, as_model, config_of, jumping, of_teacher, planners, shapes
 from edgewm.distill.space import space_of
 from edgewm.distill.teacher import Teacher, check_fit, teacher_of
-from edgewm.distill.train import Settings
 from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
 from edgewm.judge.sides import upstream
 from edgewm.judge.sources import Source
-from edgewm.models import load, own, torch_world
-from edgewm.program import Planner
+from edgewm.models import capture_model, load, own, scoring, torch_world
+from edgewm.passes import EXACT, run
+from edgewm.passes.quantize_products import HOLD, is_on_levels, quantize_products, value_of
+from edgewm.program import Graph, Planner, Program
+from edgewm.quantize import recipe_of
+from edgewm.quantize.calibrate import calibrated
 from edgewm.reference.model import build
+from edgewm.rounding import UNIT_ROUNDOFF, rounding_steps
 from edgewm.student import student_for
 
 SHAPE = Shape(LATENT, 1, 1, 8, 16, 16, 1, 8, 1, 1, 2.0, 16, 4)
@@ -157,6 +168,47 @@ def test_the_teachers_shape_is_read_from_it_and_comes_first():
     teacher, shape = lewm_teacher()
     assert of_teacher(teacher.model) == shape == next(shapes(shape))
     assert all(s.encoder_width == shape.encoder_width for s in shapes(shape))
+    slim = [s for s in shapes(shape) if s.width == shape.width and s.mlp_dim < shape.mlp_dim]
+    assert {(s.heads, s.mlp_dim, s.proj_dim) for s in slim} == {(shape.heads // 2, shape.mlp_dim // 2, shape.proj_dim)}
+    assert all(prune.begins_as(s, teacher.model) for s in slim)
+
+
+def test_rivals_are_those_that_none_beats_in_everything():
+    """Against all pairs: what is dropped is no larger than another that holds the rate, and rounds no less."""
+    own, half = lewm(depth=2)[1], replace(PLANNER, samples=PLANNER.samples // 2)
+    forms = ("fp32", "w8a8")
+    everything = [
+        Candidate(s, form, p, {"high": (s.step_weights + 800) * p.samples * (1.0 if form == "fp32" else 0.4)}, "x")
+        for s in shapes(own) for p in (PLANNER, half) for form in forms
+    ]  # fmt: skip
+    for slowest in sorted({c.tick_ms["high"] for c in everything})[::5]:
+        rate_hz = 1e3 / slowest * (1 - 1e-9)
+        kept = choice.rivals(everything, rate_hz)
+        held = [c for c in everything if choice.meets(c, rate_hz)]
+        for c in held:
+            above = [k for k in kept if k.shape.holds(c.shape) and k.planner.samples >= c.planner.samples
+                     and forms.index(k.precision) <= forms.index(c.precision)]  # fmt: skip
+            assert above and (c not in kept or above == [c])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
+    model = lewm_teacher(depth=3)[0].model
+    own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
+    order = sorted(dict.fromkeys(jumping(shapes(own), PLANNER.horizon)), key=lambda s: -s.step_weights)[1:]
+
+    def priced(shape, planner, form, *rest):
+        ms = ((shape or own).step_weights + 1e3) * planner.samples * {"fp32": 1.0, "bf16": 0.8, "w8a8": 0.4}[form]
+        asked.append(Candidate(shape, form, planner, {"high": ms}, "nothing"))
+        return asked[-1]
+
+    everything = [priced(*t) for t in itertools.product(order, (PLANNER, half), ("fp32", "bf16", "w8a8"))]
+    highest = share * priced(None, half, "w8a8").tick_ms["high"]
+    asked.clear()
+    monkeypatch.setattr(choice, "tick", priced)
+    found = considered(model, orin, 1e3 / highest, "auto", [[PLANNER, half]], every=True)
+    assert choice.rivals(found, 1e3 / highest) == choice.rivals(everything, 1e3 / highest)
+    assert len(asked) == len({(c.shape, c.planner, c.precision) for c in asked}) < len(everything) // 2
 
 
 def test_a_narrow_student_sees_what_its_teacher_sees():
@@ -228,24 +280,124 @@ def test_heads_and_channels_that_matter_stay():
         assert torch.allclose(target(x, c, is_causal=True), source(x, c, is_causal=True), atol=1e-5)
 
 
-def test_rounding_in_training_is_in_levels_and_lets_gradients_pass():
-    module, _ = lewm(width=64)
-    module.requires_grad_(True)
-    layer = module.predictor.blocks[0].mlp[0]
-    x = torch.randn(5, 64)
+@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16"])
+def test_a_layer_is_rounded_in_training_as_the_oracle_says(form):
+    layer, x = torch.nn.Linear(64, 5), torch.randn(7, 3, 64)
     exact = layer(x)
-    with rounded(module, "w8a8"):
+    with rounded(torch.nn.ModuleDict({"only": layer}), {"only": form}):
         inside = layer(x)
         inside.sum().backward()
-    assert torch.equal(layer(x), exact) and not torch.equal(inside, exact)
-    step = x.abs().amax(-1, keepdim=True) / 127
-    levels = layer.weight.abs().amax(-1, keepdim=True) / 127
-    by_hand = torch.nn.functional.linear(
-        (x / step).round() * step, (layer.weight / levels).round() * levels, layer.bias
-    )
-    assert torch.allclose(inside, by_hand, atol=1e-5) and float(layer.weight.grad.abs().sum()) > 0
-    with rounded(module, "fp32"):
-        assert torch.equal(layer(x), exact)
+    assert torch.equal(layer(x), exact)
+    w = layer.weight.detach().numpy().T
+    product = Graph({"y": e.matmul(e.input("x", (21, 64)), e.weight("w", w.shape))})
+    program = quantize_products(Program({"f": product}, {"w": w}, recipe={"w": form}))
+    built = interp.run(program.entries["f"], {"x": x.reshape(21, 64).numpy()}, program.weights)["y"]
+    found = (inside - layer.bias).detach().reshape(21, 5).numpy()
+    apart = rounding_steps(program.entries["f"]) * UNIT_ROUNDOFF * np.abs(x.reshape(21, 64).numpy()) @ np.abs(w)
+    assert np.all(np.abs(found - built) <= apart)
+    assert np.abs(built - (exact - layer.bias).detach().reshape(21, 5).numpy()).max() > apart.max()
+    assert layer.weight.grad.abs().min() > 0
+
+
+def test_a_student_is_rounded_in_training_as_its_bundle_is():
+    """Costs of candidates, but for the few of which an activation lies where float32 alone turns it over; with norms
+    that scale nothing, which a bundle would fold into the products beside them."""
+    model = own.from_module(make(), "spot")
+    shape = Shape(64, 1, 2, 32, 128, 64, 1, 8, 1, 1, 2.0, 16, 4, 2)
+    module = untrained(shape, model, PLANNER).torch
+    for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm1d)):
+        norm.eps = 0.0
+    formats = formats_of(shape, model, PLANNER, "w4a8")
+    assert {"w4a8", "bf16"} == set(formats.values()) and all(n.startswith(("pred", "action")) for n in formats)
+    exact = run(capture_model(as_model(module, model, PLANNER), PLANNER, ("score",)), EXACT)
+    program = quantize_products(exact.with_(recipe=recipe_of(exact, "w4a8")))
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 1, 64), np.float32)
+    candidates = rng.uniform(-1, 1, (PLANNER.samples, PLANNER.horizon, 2)).astype(np.float32)
+    asked = {"z": z, "goal": goal, "candidates": candidates}
+    built = interp.run(program.entries["score"], asked, program.weights)["cost"]
+    given = [torch.from_numpy(x) for x in asked.values()]
+    with rounded(module, formats), torch.no_grad():
+        inside = scoring.score(module, *given).numpy()
+    with torch.no_grad():
+        plain = scoring.score(module, *given).numpy()
+    apart = rounding_steps(program.entries["score"]) * UNIT_ROUNDOFF * np.abs(built)
+    assert np.median(np.abs(inside - built) / apart) <= 1 < np.median(np.abs(plain - built) / apart)
+
+
+def test_weights_on_their_levels_need_nothing_to_plan_from():
+    """The second time, steps and levels are those of the first, to the bit."""
+    for form in ("w4a8", "w4a16_g32", "w4a16_g64"):
+        layer = torch.nn.Linear(64, 33)
+        before = layer.weight.detach().clone()
+        assert not is_on_levels(before.numpy().T, form)
+        on_levels(torch.nn.ModuleDict({"only": layer}), {"only": form})
+        w = layer.weight.detach().numpy().T
+        assert is_on_levels(w, form) and not np.array_equal(w, before.numpy().T)
+        first = HOLD[form].hold(w, None)
+        second = HOLD[form].hold(value_of(first), None)
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        program = Program({"score": Graph({"y": e.matmul(e.input("x", (1, 64)), e.weight("w", w.shape))})}, {"w": w})
+        named = program.with_(recipe={"w": form})
+        assert calibrated(named, "no such model") is named
+
+
+# ----------------------------------------------------------------------------------------------------------- jumps
+
+
+def jumping_lewm(jump: int) -> torch.nn.Module:
+    shape = replace(lewm(width=16, depth=2)[1], window=1, depth=2, jump=jump)
+    return untrained(shape, own.from_module(make(), "spot"), PLANNER).torch
+
+
+def test_a_jump_sees_one_latent_and_the_actions_since():
+    module, z, actions = jumping_lewm(3), torch.randn(4, 1, 16), torch.randn(4, 7, 2)
+    with torch.no_grad():
+        latents = module.rollout(z, actions)
+        for t in range(1, 8):
+            begin = max(0, t - 3)
+            alone = module.predict(latents[:, begin : begin + 1].expand(-1, t - begin, -1), actions[:, begin:t])
+            assert torch.equal(latents[:, t], alone[:, 0])
+        later = actions.clone()
+        later[:, 4:] += 1.0
+        changed = module.rollout(z, later)
+    assert torch.equal(changed[:, :5], latents[:, :5]) and not torch.equal(changed[:, 5], latents[:, 5])
+
+
+def test_a_jump_takes_fewer_calls_and_costs_the_same_compiled():
+    model, planner = own.from_module(make(), "spot"), replace(PLANNER, horizon=3)
+    rng = np.random.default_rng(0)
+    z, goal = rng.standard_normal((2, 1, 16), np.float32)
+    candidates = rng.uniform(-1, 1, (planner.samples, 3, 2)).astype(np.float32)
+    calls = {}
+    for jump in (1, 2, 3):
+        module = jumping_lewm(jump)
+        program = run(capture_model(as_model(module, model, planner), planner, ("score",)), EXACT)
+        graph = program.entries["score"]
+        calls[jump] = sum("pred_proj.0" in name for n in graph.order() for name in [_weight(n)])
+        found = interp.run(graph, {"z": z, "goal": goal, "candidates": candidates}, program.weights)["cost"]
+        with torch.no_grad():
+            cost = scoring.score(module, *(torch.from_numpy(x) for x in (z, goal, candidates))).numpy()
+        apart = rounding_steps(graph) * UNIT_ROUNDOFF * np.abs(cost)
+        assert np.all(np.abs(found - cost) <= apart)
+    assert calls == {1: 3, 2: 2, 3: 1}
+
+
+def _weight(node) -> str:
+    return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else ""
+
+
+def test_a_jump_is_offered_where_it_saves_a_call_and_begins_with_its_teachers_layers():
+    shape = replace(lewm()[1], window=1)
+    found = list(jumping([replace(shape, window=2), shape], 5))
+    assert [(s.window, s.jump) for s in found] == [(2, 1), (1, 1), (1, 2), (1, 3), (1, 5)]
+    assert shape.holds(found[-1]) and not found[-1].holds(shape)
+    source, target = (build(config_of(s, own.from_module(make(), "spot"))) for s in (shape, found[-1]))
+    with torch.no_grad():
+        prune.widen(target.action_encoder, source.action_encoder)
+        actions = torch.randn(3, 2)
+        apart = torch.finfo(torch.float32).eps * 5 * 2 * 64
+        assert (target.action_encoder(actions.repeat(1, 5)) - source.action_encoder(actions)).abs().max() <= apart
 
 
 # ------------------------------------------------------------------------------------------------------- on disk
@@ -386,24 +538,51 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
         train.train(small(), spot(), tmp_path, cache=cache)
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
-    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
-    settings = small(round_steps=24)
-    train.train(settings, spot(), tmp_path / "one", cache=cache)
+def in_two_processes(work: Callable[[int], object], port: int) -> None:
+    """As torchrun starts them; both must end well."""
     children = []
     for rank in range(2):
         if (child := os.fork()) == 0:
             try:
-                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29781"}
+                at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ.update(at)
                 torch.set_num_threads(1)
-                train.train(settings, spot(), tmp_path / "two", cache=cache)
+                work(rank)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
                 os._exit(3)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path, monkeypatch):
+    """One that chose for itself would say `w8a8`."""
+
+    def considered(model, board, rate_hz, precision, groups, *rest, every):
+        mine = "bf16" if os.environ["RANK"] == "0" else "w8a8"
+        return [Candidate(None, mine, next(iter(groups))[0], {"high": 1e3 / rate_hz if rate_hz < 99 else 1e3}, "x")]
+
+    def work(rank: int) -> None:
+        options = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
+        found = verb.distill("distill_world:make", rate_hz=10.0, **options)
+        (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
+        with Processes.here() as share:
+            assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
+            with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
+                verb.distill("distill_world:make", rate_hz=99.0, **options)
+            assert "ask for at most" in fault.value.fix
+
+    monkeypatch.setattr(verb, "considered", considered)
+    in_two_processes(work, 29782)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
+    """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
+    settings = small(round_steps=24)
+    train.train(settings, spot(), tmp_path / "one", cache=cache)
+    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache), 29781)
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]
@@ -442,17 +621,17 @@ def test_too_little_data_says_how_much_is_needed(tmp_path):
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(EdgewmError, match="take 5 MiB, 1 are allowed"):
-        verb.check_room(5 * verb.MIB, 1, tmp_path)
-    free = type("Usage", (), {"free": 3 * verb.MIB})
-    monkeypatch.setattr(verb.shutil, "disk_usage", lambda path: free)
+        asked.check_room(5 * asked.MIB, 1, tmp_path)
+    free = type("Usage", (), {"free": 3 * asked.MIB})
+    monkeypatch.setattr(asked.shutil, "disk_usage", lambda path: free)
     with pytest.raises(EdgewmError, match="take 5 MiB, 3 are free"):
-        verb.check_room(5 * verb.MIB, 100, tmp_path / "not" / "there")
+        asked.check_room(5 * asked.MIB, 100, tmp_path / "not" / "there")
 
 
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"precision": "w4a8"}, "no student is trained for 'w4a8'"),
+        ({"precision": "fp16"}, "no student is trained for 'fp16'"),
         ({"without": ["sharpness"]}, "no loss 'sharpness'"),
         ({"without": list(losses.TERMS)}, "no loss is left"),
         ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
@@ -474,8 +653,8 @@ def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeyp
         student_for("reference", "auto", {}, {**asked, "dry_run": True}, None, print)
     small = {"samples": 16, "iterations": 1, "elites": 2}
     for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
-        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "horizon": 5}}}
-        found["asked"] = {"without_proposal": False}
+        found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "proposal": False}}}
+        found |= {"asked": {"begins_at_proposal": False}}
         monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
         assert student_for("reference", "auto", {}, asked, None, print) == expected
 
@@ -503,13 +682,13 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     """Against walking through all in order of preference; the model itself may be as slow as it likes."""
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
-    students = sorted(dict.fromkeys(shapes(mine)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(jumping(shapes(mine), PLANNER.horizon)), key=lambda s: -s.step_weights)
     pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
     asked = []
 
     def ms(shape: Shape | None, form: str) -> float:
         size = 700.0 if family == "own" and shape is None else (shape or mine).step_weights
-        return (size * (1 + (shape or mine).window) + 1e3) * forms[form]
+        return (size * (1 + (shape or mine).window) / (shape or mine).jump + 1e3) * forms[form]
 
     def priced(shape, planner, form, *rest):
         asked.append((shape, form))
@@ -558,13 +737,9 @@ def test_size_comes_before_samples_where_fewer_plan_as_well(orin, monkeypatch):
     assert chosen(alone, 2e3 / all_of_it, orin).shape.step_weights < own.step_weights  # its planner is worth more
 
 
-def test_planners_whose_plans_lose_little_are_as_good(monkeypatch):
-    """Losses as they come: the first above what a student's teacher may lose ends the group."""
-    own, *smaller = planners(replace(PLANNER, samples=128, elites=12, iterations=2))
-    model = replace(spot().model, planner=own)
-    monkeypatch.setattr(budgets, "regret", lambda *a: {p: 0.02 * i for i, p in enumerate(smaller)}.__getitem__)
-    assert list(budgets.groups("spot", model, SPOTS, 0)) == [[own, *smaller[:2]], *([p] for p in smaller[2:])]
-    assert next(budgets.groups("spot", model, Source(), 0)) == [own]
+def test_fewer_samples_lose_more():
+    loses = partial(budgets.regret(spot(), 0), spot().side)
+    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_a_planner_that_gains_nothing_has_no_smaller_one():
@@ -572,11 +747,6 @@ def test_a_planner_that_gains_nothing_has_no_smaller_one():
     blind = replace(teacher, side=replace(teacher.side, score=lambda z, goal, candidates: np.ones(len(candidates))))
     with pytest.raises(EdgewmError, match="planning gains nothing"):
         budgets.regret(blind, 0)
-
-
-def test_fewer_samples_lose_more():
-    loses = budgets.regret(spot(), 0)
-    assert loses(PLANNER) == 0 < loses(replace(PLANNER, samples=2, elites=2, iterations=1))
 
 
 def test_costs_that_differ_by_rounding_alone_leave_latents_as_they_are():
@@ -593,8 +763,10 @@ def test_a_rate_that_none_can_meet_names_the_bound_and_the_best_rate(orin, small
         chosen(found, 1e6, orin)
     fastest = min(c.tick_ms["high"] for c in found)
     assert f"ask for at most {1e3 / fastest:.3g} Hz" in fault.value.fix
-    smallest = min(shapes(of_teacher(small_lewm.model)), key=lambda s: s.step_weights)
+    smallest = min(jumping(shapes(of_teacher(small_lewm.model)), PLANNER.horizon), key=lambda s: s.step_weights)
     assert {c.shape for c in found} == {smallest} and len({c.planner for c in found}) > 1
+    ends = choice.fastest(small_lewm.model, orin, "w8a8", list(planners(small_lewm.model.planner))[-1])
+    assert [c.shape for c in ends] == [smallest, None] and ends[0].tick_ms["high"] == fastest
 
 
 def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, monkeypatch):
@@ -608,6 +780,7 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, m
 
 def test_the_whole_verb(tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
+    monkeypatch.setattr(choice, "jumping", lambda found, horizon: [replace(s, jump=horizon) for s in found])
     slow = tick(None, PLANNER, "fp32", load("distill_world:make"), board_of("orin", None, None, None))
     real = choice.tick
     monkeypatch.setattr(
@@ -631,6 +804,7 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match=r'"seed": 0,'):
         verb.distill("distill_world:make", **{**asked, "out": stale.parent})
     assert kept["chosen"] == dry["chosen"] and kept["settings"]["steps"] == 24
+    assert of_teacher(load(str(tmp_path / "student"))).jump == PLANNER.horizon
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")
     assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]

@@ -27,7 +27,7 @@ from edgewm.errors import EdgewmError
 from edgewm.interp import run
 from edgewm.judge.sides import search, upstream
 from edgewm.judge.sources import Source
-from edgewm.models import capture_model, load, own
+from edgewm.models import Model, capture_model, load, own
 from edgewm.models.proposal import FILE, Proposal, with_proposal
 
 UNIT = fixtures.UNIT_ROUNDOFF[np.float64]
@@ -104,7 +104,7 @@ def test_it_learns_to_plan_without_a_search_and_again_to_the_same_bits(tmp_path)
     found, worth = proposal.train(spot(), SETTINGS, cache)
     assert worth["regret"] < 0.5 * untrained["regret"] and worth["missed"] < 0.5 < untrained["missed"]
     assert worth["held_out"] == 9 and bool((found.std > 0).all())
-    shutil.rmtree(cache / "plans-0001-8")
+    shutil.rmtree(cache / proposal.PLANS / "plans-0001-8")
     for name, kept in (("a", cache), ("b", None)):
         (tmp_path / name).mkdir()
         proposal.write(proposal.train(spot(), SETTINGS, kept)[0], tmp_path / name)
@@ -129,7 +129,7 @@ def test_losses_that_are_no_numbers_are_told(monkeypatch):
 def test_a_checkpoint_with_a_proposal_is_a_model_like_any_other(tmp_path, monkeypatch):
     small = {"contexts": 8, "steps": 2}
     monkeypatch.setattr(proposal_only, "Settings", lambda seed: replace(SETTINGS, seed=seed))
-    monkeypatch.setattr(proposal_only, "train", lambda teacher, *a: (fixtures_for(teacher), {"regret": 0.5}))
+    monkeypatch.setattr(proposal_only, "train", lambda teacher, *a: (seeded_for(teacher.model), {"regret": 0.5}))
     told = proposal_only.distill_proposal("reference", out=tmp_path / "out", training=small)
     assert told["settings"]["contexts"] == 8 and told["proposal"] == str(tmp_path / "out")
     model, before = load(str(tmp_path / "out")), load("reference")
@@ -146,9 +146,8 @@ def test_a_checkpoint_with_a_proposal_is_a_model_like_any_other(tmp_path, monkey
         proposal_only.distill_proposal("planning:proposing", out=tmp_path / "other")
 
 
-def fixtures_for(teacher: Teacher) -> Proposal:
-    sizes = teacher.planner.horizon, teacher.model.action_dim
-    return fixtures.seeded(Proposal(teacher.model.latent_dim, 4, *sizes))
+def seeded_for(model: Model) -> Proposal:
+    return fixtures.seeded(Proposal(model.latent_dim, 4, model.planner.horizon, model.action_dim))
 
 
 def told(*words: str) -> str:

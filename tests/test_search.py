@@ -23,11 +23,13 @@ from edgewm.program import Program
 from edgewm.quantize import recipe_of
 from edgewm.quantize.bank import Looked, alone, fidelity, gathered, quantized, together
 from edgewm.quantize.fast import values_of
+from edgewm.quantize.price import Clock, own_prices
 from edgewm.quantize.search import Step, chosen, held, pareto, steps_of, why
 from edgewm.target import resolve
 
 MODEL = "test_calibrate:model"
 BOARD, MODE = resolve("orin")
+ON_CPU, ON_GPU = Clock(BOARD, MODE, 2, machine_of(BOARD, MODE, 2)), Clock(BOARD, MODE, 1, None)
 SENSITIVE = "predictor.blocks.0.mlp.3.weight"
 
 
@@ -48,7 +50,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found_for(program: Program, name: str, rate_hz: float, seed: int = 0) -> dict:
-    return chosen(program, name, None, BOARD, machine_of(BOARD, MODE, 2), 2, rate_hz, seed)
+    return chosen(program, name, None, ON_CPU, rate_hz, seed)
 
 
 # ---------------------------------------------------------------------------------------------- values and costs
@@ -165,7 +167,7 @@ def test_a_build_says_what_it_chose_and_from_what(tmp_path: Path) -> None:
 
     found = build(MODEL, target="orin", precision="auto", rate_hz=1000.0, dry_run=True, out=tmp_path / "out")
     assert found["auto"]["rate_hz"] == 1000.0 and found["precision"] == "auto" and not (tmp_path / "out").exists()
-    assert found["place"] == "cpu" and "on the CPU" in found["why"]
+    assert found["place"] == "cpu" and "on the CPU: in w8a8 a plan is estimated at" in found["why"]
     console = Console(width=200, file=io.StringIO())
     console.print(build_table(found))
     text = console.file.getvalue()
@@ -174,11 +176,24 @@ def test_a_build_says_what_it_chose_and_from_what(tmp_path: Path) -> None:
         assert node["why"] is None or (node["name"] in text and node["why"] in text)
 
 
-def test_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prices_are_those_of_the_place(exact: Program) -> None:
+    """Halves are a GPU's format alone; and a product costs a GPU other than it costs a CPU."""
+    assert "fp16" in ON_GPU.forms and "fp16" not in ON_CPU.forms and ON_GPU.forms[-1] == ON_CPU.forms[-1]
+    for clock in (ON_CPU, ON_GPU):
+        assert list(own_prices(exact, [SENSITIVE], clock)) == [(SENSITIVE, form) for form in clock.forms]
+    assert own_prices(exact, [SENSITIVE], ON_CPU) != own_prices(exact, [SENSITIVE], ON_GPU)
+
+
+@pytest.mark.usefixtures("few")
+def test_formats_for_a_gpu_are_chosen_by_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewm.build.check_gpu_tools", lambda *_: None)
-    with pytest.raises(EdgewmError) as caught:
-        build(MODEL, target="orin", precision="auto", place="gpu", dry_run=True, out=tmp_path / "out")
-    assert "a CPU's" in caught.value.what and "--place cpu" in caught.value.fix
+    options = {"target": "orin", "precision": "auto", "rate_hz": 1.0, "dry_run": True, "out": tmp_path / "out"}
+    found = build(MODEL, place="gpu", **options)
+    assert found["place"] == "gpu" and found["why"] == "formats are chosen by times on the GPU: asked for: --place gpu"
+    forms = {form for node in found["auto"]["nodes"] for form in node["products"]}
+    assert forms == set(ON_GPU.forms)
+    assert found["estimate_ms"]["point"] == pytest.approx(
+        found["auto"]["front"][found["auto"]["chosen"]]["plan_ms"]["point"], rel=1e-3)  # fmt: skip
 
 
 def test_a_machine_that_nobody_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

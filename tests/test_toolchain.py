@@ -89,37 +89,46 @@ def test_the_same_sources_give_the_same_bytes_from_anywhere(tmp_path: Path, monk
 def test_a_second_build_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = lambda: toolchain.compile_library({"g.cc": "int g;\n"}, [], flags=fixture.FLAGS, out=tmp_path / "g.so")  # noqa: E731
     first = build().read_bytes()
-    compiled, run = [], toolchain._zig
-    monkeypatch.setattr(
-        toolchain, "_zig", lambda a, cwd, cache, doing: compiled.append(doing) or run(a, cwd, cache, doing)
-    )
+    monkeypatch.setattr(toolchain, "_zig", lambda *arguments: pytest.fail(f"ran the compiler: {arguments}"))
     assert build().read_bytes() == first
-    assert compiled == []
 
 
-@pytest.mark.parametrize("changed", ["text", "header", "flags", "library"])
-def test_what_was_linked_is_taken_for_the_same_input_alone(
-    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "h.h").write_text("constexpr int one = 1;\n")
-    library = tmp_path / "libl.so"
-    library.write_bytes(b"l")
-    given = {"text": '#include "h.h"\nint g = one;\n', "flags": [*fixture.FLAGS], "link": [str(library)]}
+def test_what_is_included_is_part_of_what_a_source_is(tmp_path: Path) -> None:
+    """However deep, beside the file that includes it or in a folder of its own; a name in brackets as one in quotes."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    for folder in (near, far):
+        folder.mkdir()
+    visible = 'extern "C" __attribute__((visibility("default")))'
+    source = f"#include <outer.h>\n{visible} int f() {{ return VALUE; }}\n"
+    (far / "outer.h").write_text('#include <stdint.h>\n#  include "inner.h"\n')
 
-    def identity() -> str:
-        return toolchain._identity([("g.cc", given["text"], given["flags"])], [tmp_path], given["link"], "g.so")
+    def built() -> bytes:
+        out = toolchain.compile_library({"f.cc": source}, [near, far], flags=fixture.FLAGS, out=tmp_path / "libf.so")
+        return out.read_bytes()
 
-    before = identity()
-    assert identity() == before
-    if changed == "text":
-        given["text"] += "\n"
-    elif changed == "header":
-        (tmp_path / "h.h").write_text("constexpr int one = 2;\n")
-    elif changed == "flags":
-        given["flags"].append("-g")
-    else:
-        library.write_bytes(b"m")
-    assert identity() != before
+    (far / "inner.h").write_text("#define VALUE 1\n")
+    one = built()
+    (far / "inner.h").write_text("#define VALUE 2\n")
+    two = built()
+    (near / "inner.h").write_text("#define VALUE 3\n")
+    assert built() == two != one  # the file beside comes first
+    (far / "inner.h").write_text("#define VALUE 1\n")
+    assert built() == one
+
+
+def test_a_program_is_linked_to_the_library_that_lies_there(tmp_path: Path) -> None:
+    """The same name and another library: what was linked to the first is not taken for the second."""
+    visible = 'extern "C" __attribute__((visibility("default")))'
+    for name in ("f", "g"):
+        toolchain.compile_library({"l.cc": f"{visible} int {name}() {{ return 0; }}\n"}, [], flags=fixture.FLAGS,
+                                  out=tmp_path / "libl.so")  # fmt: skip
+        link = lambda calls: toolchain.compile_program(  # noqa: E731
+            {"m.cc": f'extern "C" int {calls}();\nint main() {{ return {calls}(); }}\n'}, [], flags=fixture.FLAGS,
+            libraries=[tmp_path / "libl.so"], out=tmp_path / "m",
+        )  # fmt: skip
+        link(name)
+    with pytest.raises(EdgewmError, match="undefined symbol: f"):
+        link("f")
 
 
 def test_a_failing_compile_shows_the_compilers_own_lines(tmp_path: Path) -> None:

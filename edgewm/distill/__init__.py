@@ -1,4 +1,4 @@
-"""Distillation to a rate: find the student that a target runs fast enough, and train it to plan as its teacher does.
+"""Distillation to a rate: find what a target runs fast enough, and train it to plan as its teacher does.
 
 shapes.py      what a student may look like
 choice.py      which one, in which precision, with which planner: by how long a plan of each takes on the target
@@ -7,13 +7,16 @@ targets.py     these answers on disk: made once, memory-mapped, bounded, hashed
 space.py       the student's latents: the teacher's, or the directions of them that hold nearly all of the variance
 prune.py       a start from the teacher: its layers and channels, chosen by what planning loses without them
 losses.py      what is matched, each term by name
-fake_quant.py  products rounded in training as a recipe rounds them in the bundle
+fake_quant.py  products rounded in training by the bundle's own recipe and formulas
 fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle
 states.py      where a run stands, on disk: whole, hashed, the newest two
+material.py    what a run is a function of: its settings, the teacher's answers, where the student's planner begins
 train.py       the run: rounds of candidates that the student's own planner drew, steps, looks
+study.py       trials that processes and machines share     trials.py   which of those that hold a rate plans best
 processes.py   one process, or several that torchrun started
 write_student.py  the checkpoint that `build` takes
 verb.py        `edgewm distill`                pareto.py   every candidate as time, fidelity and success
+budgets.py     smaller planners, blind and from a proposal, and what their plans lose
 proposal.py    a plan at a glance, for a search to begin at     proposal_only.py   a checkpoint with one
 """
 

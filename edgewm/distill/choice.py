@@ -1,13 +1,14 @@
 """Which student: the largest that a target runs fast enough, in the precision that rounds least, before any training.
 
-The model itself comes first: in another precision, or with a smaller planner, it may need no student at all.
+The model itself comes first: in another precision, or with a smaller planner that begins at a proposal, it may need no
+student at all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from ..estimate.cpu import price_plan
 from ..estimate.machine import Machine
 from ..estimate.verb import machine_or_refusal
 from ..models import Model, capture_model, torch_world
-from ..options import AUTO, Progress
+from ..models.proposal import Proposal
+from ..options import AUTO, TRAINED, Progress
 from ..passes import EXACT, LOWERING, run
 from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
 from ..target import Mode, Target, resolve
-from .shapes import Shape, as_model, config_of, of_teacher, shapes
+from .shapes import Shape, as_model, config_of, jumping, of_teacher, shapes
 
 TIMED = ("encode", "score", "plan")  # recipes ask for the first two
 Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself; a precision
@@ -103,7 +105,11 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
     for name, weight in module.named_parameters():
         if ".modulation." in name:  # zero at first
             torch.nn.init.normal_(weight, std=0.1)
-    return as_model(module, model, planner)
+    proposal = None
+    if planner.proposal:
+        width, sizes = model.proposal.first.out_features, model.proposal.std.shape
+        proposal = Proposal(shape.width, width, *sizes).eval().requires_grad_(False)
+    return as_model(module, model, planner, proposal)
 
 
 # ------------------------------------------------------------------------------------------------------ the choice
@@ -111,29 +117,35 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 
 def considered(
     model: Model, board: Board, rate_hz: float, precision: str, budgets: Iterable[Sequence[Planner]],
-    progress: Progress | None = None,
+    progress: Progress | None = None, every: bool = False,
 ) -> list[Candidate]:  # fmt: skip
-    """What was priced to find the first that holds the rate, in order of preference.
+    """What was priced to find the first that holds the rate, in order of preference; `every`: all that hold it and are
+    not smaller in everything than another that does.
 
     `budgets` are planners, those of one group as good as each other, larger ones first; a group with which not even the
     smallest shape holds the rate is passed over. Within one, size comes first: the model itself, then shapes by the
-    weights of a step; at the same size the larger planner, then the precision that rounds least, of all of
-    `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family: itself).
+    weights of a step, short jumps first; at the same size the larger planner, then the precision that rounds least, of
+    all of `quantize.NAMED` for auto, but for those that save the smallest shape no time (a model of another family:
+    itself).
     A candidate is not priced where one that is no larger in anything is too slow in that precision, nor where one
-    before it holds the rate.
+    before it holds the rate (`every`: one that is no smaller, and rounds no more).
     """
     say = progress or (lambda stage, done: None)
-    forms = NAMED if precision == AUTO else (precision,)
-    own = of_teacher(model)
+    forms, own = forms_of(precision), of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    students = sorted(dict.fromkeys(shapes(own)), key=lambda s: -s.step_weights)
+    students = sorted(dict.fromkeys(jumping(shapes(own), model.planner.horizon)), key=lambda s: -s.step_weights)
     order = [None, *(s for s in students if not (is_alike and s == own))]
 
-    def is_slower(triple: Triple, other: Triple) -> bool:
+    def is_larger(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
-        mine, its = triple[1], other[1]
-        alike = triple[2] == other[2] and mine.samples >= its.samples and mine.iterations >= its.iterations
-        return alike and (triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs)))
+        is_shape = triple[0] == other[0] or (None not in (ours, theirs) and ours.holds(theirs))
+        return is_shape and _tries_as_much(triple[1], other[1])
+
+    def is_slower(triple: Triple, other: Triple) -> bool:
+        return triple[2] == other[2] and is_larger(triple, other)
+
+    def is_better(triple: Triple, other: Triple) -> bool:
+        return forms.index(triple[2]) <= forms.index(other[2]) and is_larger(triple, other)
 
     passed: list[Candidate] = []
     for group in budgets:
@@ -156,13 +168,47 @@ def considered(
             triple = left[len(left) // 2]
             priced[triple] = priced.get(triple) or tick(*triple, model, board)
             if meets(priced[triple], rate_hz):
-                left = left[: len(left) // 2]
+                left = [o for o in left if not is_better(triple, o)] if every else left[: len(left) // 2]
             else:
                 left = [other for other in left if other != triple and not is_slower(other, triple)]
         passed += [priced[triple] for triple in triples if triple in priced]
         if any(meets(c, rate_hz) for c in priced.values()):
             break
     return passed
+
+
+def rivals(candidates: Sequence[Candidate], rate_hz: float) -> list[Candidate]:
+    """Students that hold the rate, but for those that another is no smaller than in anything, and rounds no more."""
+    held = [c for c in candidates if c.shape is not None and meets(c, rate_hz)]
+
+    def is_better(one: Candidate, other: Candidate) -> bool:
+        rounds_no_more = TRAINED.index(one.precision) <= TRAINED.index(other.precision)
+        is_more = one.shape.holds(other.shape) and _tries_as_much(one.planner, other.planner)
+        return one != other and rounds_no_more and is_more
+
+    return [c for c in held if not any(is_better(other, c) for other in held)]
+
+
+def _tries_as_much(one: Planner, other: Planner) -> bool:
+    """Whether a search by it tries no less, and has no less to begin at."""
+    return one.samples >= other.samples and one.iterations >= other.iterations and one.proposal >= other.proposal
+
+
+def forms_of(precision: str) -> Sequence[str]:
+    """The recipes that a precision stands for, those that round least first."""
+    return NAMED if precision == AUTO else (precision,)
+
+
+def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precision: str) -> bool:
+    """Whether the model itself plans at the rate with this planner."""
+    return any(meets(tick(None, planner, form, model, board), rate_hz) for form in forms_of(precision))
+
+
+def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
+    """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
+    found, blind = jumping(shapes(of_teacher(model)), planner.horizon), replace(planner, proposal=False)
+    ends = (*sorted(found, key=lambda s: s.step_weights)[:1], None)
+    return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 
 def meets(candidate: Candidate, rate_hz: float) -> bool:

@@ -1,49 +1,86 @@
-"""Products rounded in training as the bundle's recipe will round them; gradients pass as if they were not."""
+"""Products rounded in training as a bundle rounds them, by its recipe and its formulas; gradients pass all the same."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..quantize import SMALLEST_K
+from .. import expr as e
+from ..layout import dtype_of
+from ..models import Model, capture_model
+from ..passes import EXACT, run
+from ..passes.quantize_products import HOLD, value_of
+from ..program import Graph, Planner
+from ..quantize import recipe_of
+from ..quantize.fast import values_of
+from .choice import untrained
+from .shapes import Shape
 
-INT8_MAX = 127
+Formats = Mapping[str, str]  # linear layer -> how a bundle holds it
 
 
-def to_int8(x: Tensor) -> Tensor:
-    """Each row (last axis) in 255 levels of its own range."""
-    step = x.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / INT8_MAX
-    return x + ((x / step).round() * step - x).detach()
-
-
-def to_bf16(x: Tensor) -> Tensor:
-    return x + (x.to(torch.bfloat16).to(x.dtype) - x).detach()
+def formats_of(shape: Shape, model: Model, planner: Planner, precision: str) -> Formats:
+    """Of a student for the teacher `model`, in a bundle of this precision (`quantize.recipe_of`); those that stay in
+    fp32 are left out."""
+    if precision == "fp32":
+        return {}
+    program = run(capture_model(untrained(shape, model, planner), planner, ("score",)), EXACT)
+    return {name.partition(".weight")[0]: form for name, form in recipe_of(program, precision).items()}
 
 
 @contextlib.contextmanager
-def rounded(module: nn.Module, precision: str) -> Iterator[None]:
-    """Within, the linear layers that candidates run through compute as in a bundle of that precision (`quantize`):
-    those of the predictor's blocks in it, the ways in and out, which every candidate passes, in bf16 at least."""
-    if precision == "fp32":
-        yield
-        return
-    kind = to_bf16 if precision.startswith("bf16") else to_int8
-    layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear) and _runs(name, precision)}
-    chosen = {m: kind if name.startswith("predictor.blocks") else to_bf16 for name, m in layers.items()}
-    chosen = {m: way for m, way in chosen.items() if m.in_features >= SMALLEST_K}
-    plain = {m: m.forward for m in chosen}
+def rounded(module: nn.Module, formats: Formats) -> Iterator[None]:
+    """Within, these linear layers compute as in a bundle. A gradient takes rounded weights, and activations as they
+    are (straight-through: Bengio, Leonard and Courville 2013, https://arxiv.org/abs/1308.3432)."""
+    layers = [(m, formats[name]) for name, m in module.named_modules() if name in formats and isinstance(m, nn.Linear)]
     try:
-        for layer, way in chosen.items():
-            layer.forward = lambda x, layer=layer, way=way: F.linear(way(x), way(layer.weight), layer.bias)
+        for layer, form in layers:
+            layer.forward = _rounding(layer, form)
         yield
     finally:
-        for layer in plain:
-            del layer.forward
+        for layer, _ in layers:
+            layer.__dict__.pop("forward", None)
 
 
-def _runs(name: str, precision: str) -> bool:
-    return precision.endswith("_all") or name.startswith(("predictor.", "pred_proj.", "action_encoder."))
+def _rounding(layer: nn.Linear, form: str):
+    parts = HOLD[form].hold(_matrix(layer), None)
+    held = torch.from_numpy(value_of(parts).T)
+    weight = layer.weight + (held - layer.weight).detach()
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        graph = _product(form, len(rows), *_matrix(layer).shape)
+        found = values_of(graph, {"x": rows}, dict(zip(HOLD[form].parts, parts, strict=True)))[graph.outputs["y"]]
+        exact = F.linear(x, weight)
+        product = exact + (torch.from_numpy(found).view_as(exact) - exact).detach()
+        return product if layer.bias is None else product + layer.bias
+
+    return forward
+
+
+@lru_cache(maxsize=256)
+def _product(form: str, rows: int, depth: int, width: int) -> Graph:
+    """What a bundle computes of `x` (rows, depth) and a weight's leaves."""
+    parts = HOLD[form].hold(np.zeros((depth, width), np.float32), None)
+    leaves = [e.weight(name, part.shape, dtype_of(part)) for name, part in zip(HOLD[form].parts, parts, strict=True)]
+    return Graph({"y": HOLD[form].product(e.input("x", (rows, depth)), *leaves)})
+
+
+def on_levels(module: nn.Module, formats: Formats) -> None:
+    """Set weights of 16 levels to them, so that who builds the module in that format finds nothing left to choose."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and name in formats and HOLD[formats[name]].by == "moments":
+            hold = HOLD[formats[name]].hold
+            once = value_of(hold(_matrix(layer), None))  # to bf16, steps may move by its rounding: then no more
+            layer.weight.data.copy_(torch.from_numpy(value_of(hold(once, None)).T))
+
+
+def _matrix(layer: nn.Linear):
+    """(in, out), as a bundle has it."""
+    return layer.weight.detach().numpy().T

@@ -104,7 +104,7 @@ TERMS: Mapping[str, Callable[[Seen, Seen, Facts], Tensor]] = {
     "encode": encode, "latent": latent, "counterfactual": counterfactual, "cost": cost, "rank": rank, "elite": elite,
     "probe": probe,
 }  # fmt: skip
-# Terms without a weight added nothing: `python benchmarks/distill.py losses`, where they had that of MEASURED_WITH.
+# Terms without a weight added nothing: `python benchmarks/losses.py`, where they had that of MEASURED_WITH.
 MEASURED_WITH: Mapping[str, float] = {"cost": 0.1}
 WEIGHTS: Mapping[str, float] = {
     "encode": 1.0, "latent": 1.0, "counterfactual": 0.3, "cost": 0.0, "rank": 0.5, "elite": 0.1, "probe": 0.3,

@@ -18,8 +18,8 @@ COLUMNS = ("name", "tick_ms", "source", "spearman_min", "elite_overlap", "regret
 
 
 def row(name: str, tick_ms: float | None, source: str, state: str, **figures: Any) -> dict[str, Any]:
-    """One candidate. `source` of its time: estimated or measured; `state`: considered, chosen, teacher or variant;
-    figures that nobody measured are None."""
+    """One candidate. `source` of its time: estimated or measured; `state`: considered, tried, chosen, teacher or
+    variant; figures that nobody measured are None."""
     known = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret", "success")}
     return {"name": name, "tick_ms": tick_ms, "source": source, **known, "state": state}
 

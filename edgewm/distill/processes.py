@@ -5,9 +5,11 @@ Losses then are those of one process to rounding, until a student's planner choo
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,15 +17,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import EdgewmError
+
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # what the first does alone may take long; one that died is noticed at once
 
 
 @dataclass
 class Processes:
-    """This process is number `rank` of `count`; in a `with` block they know each other (gloo: a run is on CPUs)."""
+    """This process is number `rank` of `count`; in a `with` block, or one within it, they know each other (gloo: a run
+    is on CPUs)."""
 
     rank: int = 0
     count: int = 1
+    is_outermost: bool = False
 
     @classmethod
     def here(cls) -> Processes:
@@ -35,12 +42,13 @@ class Processes:
         return self.rank == 0
 
     def __enter__(self) -> Processes:
-        if self.count > 1:
-            dist.init_process_group("gloo")
+        self.is_outermost = self.count > 1 and not dist.is_initialized()
+        if self.is_outermost:
+            dist.init_process_group("gloo", timeout=PATIENCE)
         return self
 
     def __exit__(self, *fault: Any) -> None:
-        if self.count > 1:
+        if self.is_outermost:
             dist.destroy_process_group()
 
     def of(self, index: np.ndarray) -> np.ndarray:
@@ -56,6 +64,25 @@ class Processes:
         found = make() if self.is_first else None
         self.meet()
         return make() if found is None else found
+
+    def first_says(self, make: Callable[[], Any]) -> Any:
+        """What the first process alone finds out, for all: a JSON value. An EdgewmError there is one everywhere."""
+        if self.count == 1:
+            return make()
+        told = b""
+        if self.is_first:
+            try:
+                told = json.dumps({"found": make()}).encode()
+            except EdgewmError as fault:
+                told = json.dumps({"fault": [fault.what, fault.where, fault.fix]}).encode()
+        size = torch.tensor([len(told)])
+        dist.broadcast(size, 0)
+        text = torch.frombuffer(bytearray(told.ljust(int(size))), dtype=torch.uint8)
+        dist.broadcast(text, 0)
+        said = json.loads(text.numpy().tobytes())
+        if "fault" in said:
+            raise EdgewmError(*said["fault"])
+        return said["found"]
 
     def average(self, gradients: Sequence[Tensor]) -> None:
         """In place, over processes."""

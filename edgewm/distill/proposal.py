@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from torch import Tensor
 from ..errors import EdgewmError
 from ..models.proposal import FILE, Proposal
 from ..options import Progress
+from ..program import Planner
 from . import targets
 from .teacher import CONTEXTS, Arrays, Teacher, check_gain, contexts, encoded, noise, searched
 
 Array = np.ndarray
 SEED = 1 << 19  # added to the first key of contexts: those of students are others
 SHARD = 64  # searches
+PLANS = "plans"  # where they are kept
 HELD = 8  # one of so many contexts is held out
 LOOK = 10  # steps
 SMALLEST = float(torch.finfo(torch.float32).tiny)
@@ -45,6 +47,11 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     seed: int = 0
+
+
+def blind(planner: Planner) -> Planner:
+    """The planner whose plans are imitated: it begins at nothing."""
+    return replace(planner, proposal=False, warm_start=False)
 
 
 def searches(teacher: Teacher, n: int, seed: int) -> Arrays:
@@ -70,8 +77,9 @@ def costs(teacher: Teacher, z: Array, goal: Array, plans: Array) -> Array:
 
 
 def gathered(teacher: Teacher, settings: Settings, cache: Path | None, say: Progress) -> Arrays:
-    """All searches, kept in `cache` where one is given."""
+    """All searches, kept in a folder of `cache` where one is given."""
     if cache is not None:
+        cache = cache / PLANS
         targets.open_folder(cache, {
             "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "version": 1,
             "planner": asdict(teacher.planner), "seed": settings.seed, "shard": SHARD,
@@ -93,6 +101,19 @@ def train(
     too little data, and for losses that are no numbers."""
     say = progress or (lambda stage, done: None)
     made = gathered(teacher, settings, cache, say)
+    found, missed = learned(made, settings, say, teacher.name)
+    held = {key: value[::HELD] for key, value in made.items()}
+    z, goal = (torch.from_numpy(held[key]) for key in ("latent", "goal_latent"))
+    own = np.clip(found(z, goal).numpy(), teacher.planner.low, teacher.planner.high)
+    lost = costs(teacher, held["latent"], held["goal_latent"], own) - held["plan_cost"]
+    gained = held["blind_cost"] - held["plan_cost"]
+    check_gain(gained.sum(), teacher.name)
+    return found, {"regret": float(lost.sum() / gained.sum()), "missed": missed, "held_out": len(own)}
+
+
+def learned(made: Arrays, settings: Settings, say: Progress, where: str) -> tuple[Proposal, float]:
+    """The network that imitates plans, from the latents that stand beside them, and what it misses of their variance
+    where it was not trained."""
     z, goal, plans = (torch.from_numpy(made[key]) for key in ("latent", "goal_latent", "plan"))
     held = np.arange(len(z)) % HELD == 0
     seen = torch.from_numpy(np.flatnonzero(~held))
@@ -107,7 +128,7 @@ def train(
         index = seen[torch.from_numpy(rng.integers(len(seen), size=settings.batch))]
         loss = (found(z[index], goal[index]) - plans[index]).square().mean()
         if not math.isfinite(loss.item()):
-            raise EdgewmError(f"the loss is {loss.item()} at step {step}", teacher.name, "give a lower --learning-rate")
+            raise EdgewmError(f"the loss is {loss.item()} at step {step}", where, "give a lower --learning-rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -118,12 +139,7 @@ def train(
     best = best.eval().requires_grad_(False)
     off = _off(best, z, goal, plans)[held]
     best.std.copy_(off.mean(0).sqrt().clamp_min(SMALLEST))
-    own = np.clip(best(z, goal).numpy(), teacher.planner.low, teacher.planner.high)
-    lost = costs(teacher, *(made[key][held] for key in ("latent", "goal_latent")), own[held]) - made["plan_cost"][held]
-    gained = made["blind_cost"][held] - made["plan_cost"][held]
-    check_gain(gained.sum(), teacher.name)
-    worth = {"regret": float(lost.sum() / gained.sum()), "missed": float(off.mean() / plans[held].var())}
-    return best, {**worth, "held_out": int(held.sum())}
+    return best, float(off.mean() / plans[held].var())
 
 
 @torch.no_grad()

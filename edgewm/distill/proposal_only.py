@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import EdgewmError
-from ..judge.sources import source_of
-from ..models import folder_of, load
+from ..judge.sources import Source, source_of
+from ..models import Model, folder_of, load
 from ..models.checkpoint import read_object, sha256, weights_file
 from ..models.robot import ROBOT
 from ..options import Progress
 from . import states
-from .proposal import Settings, train, write
+from .proposal import Settings, blind, train, write
 from .targets import write_bytes
 from .teacher import teacher_of
 from .train import check_training
@@ -31,34 +32,54 @@ def distill_proposal(
     `training` holds fields of `proposal.Settings`; searches are kept in `cache`, where one is given. EdgewmError for a
     MODEL that is no checkpoint, too little data, losses that are no numbers, a full disk, an OUT with other files.
     """
-    folder = folder_of(model)
-    if folder is None:
-        raise EdgewmError(
-            "a proposal lies beside a checkpoint", model, "give a checkpoint's directory, or the word reference"
-        )
+    check_checkpoint(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EdgewmError("the output is no empty directory", str(out), "give -o an empty directory")
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     check_training(training or {})
-    full = load(model)
-    planner = replace(full.planner, proposal=False, warm_start=False)
+    full, settings = load(model), replace(Settings(seed=seed), **(training or {}))
     known = None if data is None else sha256(data)[data.name]
-    teacher = teacher_of(model, full, planner, source_of(model, full, data), known)
-    settings = replace(Settings(seed=seed), **(training or {}))
+    begun, worth = with_trained(model, full, source_of(model, full, data), known, settings, cache, progress)
+    with states.disk(out):
+        write_checkpoint(model, begun, {"proposal": True, "warm_start": False}, out)
+    return {
+        "schema_version": 1, "teacher": model, "teacher_sha256": dict(full.files), "proposal": str(out), **worth,
+    }  # fmt: skip
+
+
+def with_trained(
+    name: str, model: Model, source: Source, data: str | None, settings: Settings, cache: Path | None,
+    progress: Progress | None,
+) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+    """MODEL with a proposal for its own planner, and how that was trained and what it is worth. `data` is the SHA-256
+    of recorded data."""
     if settings.contexts < 2:
         raise EdgewmError("one context cannot be learned from and held out", "--contexts", "give more")
-    with states.disk(cache or out):
-        found, worth = train(teacher, settings, cache, progress)
+    planner = blind(model.planner)
+    with nullcontext() if cache is None else states.disk(cache):
+        found, worth = train(teacher_of(name, model, planner, source, data), settings, cache, progress)
+    facts = {"planner": asdict(planner), "settings": asdict(settings), **worth}
+    return replace(model, proposal=found), facts
+
+
+def write_checkpoint(name: str, model: Model, planner: Mapping[str, Any], out: Path) -> None:
+    """The checkpoint `name` in `out`, with the model's proposal and these settings of its planner."""
+    folder = check_checkpoint(name)
     robot = read_object(folder / ROBOT) if (folder / ROBOT).is_file() else {}
-    robot["planner"] = {**robot.get("planner", {}), "proposal": True, "warm_start": False}
-    with states.disk(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for file in (folder / "config.json", weights_file(folder)):
-            shutil.copyfile(file, out / file.name)
-        write(found, out)
-        write_bytes(out / ROBOT, (json.dumps(robot, indent=1) + "\n").encode())
-    return {
-        "schema_version": 1, "teacher": model, "teacher_sha256": dict(full.files), "proposal": str(out),
-        "planner": asdict(planner), "settings": asdict(settings), **worth,
-    }  # fmt: skip
+    robot["planner"] = {**robot.get("planner", {}), **planner}
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (folder / "config.json", weights_file(folder)):
+        shutil.copyfile(file, out / file.name)
+    write(model.proposal, out)
+    write_bytes(out / ROBOT, (json.dumps(robot, indent=1) + "\n").encode())
+
+
+def check_checkpoint(name: str) -> Path:
+    """The directory of MODEL. EdgewmError where it is a function."""
+    folder = folder_of(name)
+    if folder is None:
+        raise EdgewmError(
+            "a proposal lies beside a checkpoint", name, "give a checkpoint's directory, or the word reference"
+        )
+    return folder

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..judge.sides import elites_of, upstream
 from ..models import Model, torch_world
+from ..reference.model import JumpingLeWM
 from .shapes import Shape, as_model
 from .space import Space
 from .teacher import Teacher
@@ -50,7 +51,8 @@ def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
 
 def begins_as(shape: Shape, model: Model) -> bool:
     """Whether a student of this shape takes layers of its teacher's predictor."""
-    return model.family == torch_world.FAMILY and shape.width == model.latent_dim
+    is_stepping = model.family == torch_world.FAMILY and not isinstance(model.torch, JumpingLeWM)
+    return is_stepping and shape.width == model.latent_dim
 
 
 def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapping[str, Array]) -> list[float]:
@@ -58,13 +60,13 @@ def take_predictor(module: nn.Module, teacher: Teacher, space: Space, held: Mapp
     lost without each of its layers, empty where nothing was done."""
     source = teacher.model.torch
     is_same = np.array_equal(space.axes, np.eye(*space.axes.shape)) and space.scale == 1.0
-    if teacher.model.family != torch_world.FAMILY or not is_same:
+    if teacher.model.family != torch_world.FAMILY or isinstance(source, JumpingLeWM) or not is_same:
         return []
     kept, worth = layers(teacher, held, len(module.predictor.blocks))
     with torch.no_grad():
-        module.action_encoder.load_state_dict(source.action_encoder.state_dict())
+        jump = widen(module.action_encoder, source.action_encoder)
         module.predictor.norm.load_state_dict(source.predictor.norm.state_dict())
-        module.pos_embed.copy_(source.pos_embed[:, : module.history])
+        module.pos_embed.copy_(source.pos_embed[:, : 1 if jump > 1 else module.history])
         for target, index in zip(module.predictor.blocks, kept, strict=True):
             narrow(target, source.predictor.blocks[index])
         _narrow_mlp(module.pred_proj, source.pred_proj)
@@ -122,6 +124,17 @@ def lost_without(teacher: Teacher, held: Mapping[str, Array], gone: Sequence[int
             shared = np.intersect1d(elites_of(own, planner.elites), elites_of(costs, planner.elites))
             lost.append(1 - len(shared) / planner.elites)
     return float(np.mean(lost))
+
+
+def widen(target: nn.Sequential, source: nn.Sequential) -> int:
+    """An encoder of as many actions as it returns, from one of a single action: of all of them it says what that says
+    of their mean."""
+    count = target[0].in_features // source[0].in_features
+    first = source[1][0].weight
+    target[1].load_state_dict({**source[1].state_dict(), "0.weight": first.repeat(1, count) / count})
+    target[0].weight.copy_(torch.block_diag(*[source[0].weight] * count))
+    target[0].bias.copy_(source[0].bias.repeat(count))
+    return count
 
 
 def narrow(target: nn.Module, source: nn.Module) -> None:

@@ -72,6 +72,15 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """One process after another: waits until no other is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "turn").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def disk(folder: Path) -> Iterator[None]:
     """A disk that is full, or cannot be written, as an EdgewmError."""
     try:

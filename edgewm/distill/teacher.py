@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import EdgewmError
 from ..judge.imagine import model_actions
-from ..judge.sides import Search, Side, rollout, search, upstream
+from ..judge.sides import Search, Side, blind_cost, rollout, search, upstream
 from ..judge.sources import Source
 from ..models import Model
 from ..program import Planner
@@ -54,7 +54,8 @@ def teacher_of(name: str, model: Model, planner: Planner, source: Source, data: 
                 f"nothing to learn from: the teacher brings no {kind}", name,
                 "give --data FILE.safetensors with contexts and trajectories (edgewm/judge/recorded.py)",
             )  # fmt: skip
-    return Teacher(model, upstream(model, planner), planner, source, name, data)
+    side = upstream(model, replace(planner, proposal=True))  # `searched` tells whether it is asked to propose
+    return Teacher(model, side, planner, source, name, data)
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -110,8 +111,10 @@ def noise(planner: Planner, action_dim: int, seed: int, i: int) -> Array:
 
 
 def searched(side: Side, planner: Planner, z: Array, goal: Array, white: Array) -> Search:
-    """What the planner looks at, from a latent to a goal's, with costs of `side`."""
-    return search(lambda candidates: side.score(z, goal, candidates), planner, white)
+    """What the planner looks at, from a latent to a goal's, with costs of `side`; from the side's proposal where the
+    planner begins at one."""
+    begin = side.propose(z, goal) if planner.proposal else ()
+    return search(lambda candidates: side.score(z, goal, candidates), planner, white, *begin)
 
 
 def groups_of(found: Search, planner: Planner, rng: np.random.Generator) -> Array:
@@ -167,11 +170,12 @@ def held_out(teacher: Teacher, n: int, seed: int) -> Arrays:
     z, goal = (encoded(teacher.side, camera, drawn[key]) for key in ("observation", "goal"))
     kept: Mapping[str, list[Any]] = {"candidates": [], "costs": [], "plan_cost": [], "blind_cost": []}
     for i in range(n):
-        found = searched(teacher.side, teacher.planner, z[i], goal[i], noise(teacher.planner, action, seed, i))
+        white = noise(teacher.planner, action, seed, i)
+        found = searched(teacher.side, teacher.planner, z[i], goal[i], white)
         kept["candidates"].append(found.candidates.astype(np.float32))
         kept["costs"].append(found.costs)
         kept["plan_cost"].append(float(teacher.side.score(z[i], goal[i], found.mean[None])[0]))
-        kept["blind_cost"].append(float(np.median(found.costs[0])))
+        kept["blind_cost"].append(blind_cost(teacher.side, teacher.planner, z[i], goal[i], white))
     made = {name: np.asarray(value, np.float32) for name, value in kept.items()}
     return {**drawn, "latent": z, "goal_latent": goal, **made}
 

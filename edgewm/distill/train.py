@@ -11,9 +11,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,128 +22,20 @@ import torch
 from torch import Tensor
 
 from ..errors import EdgewmError
-from ..judge.sides import upstream
+from ..judge.sides import Side, upstream
 from ..options import Progress
-from ..program import Planner
 from ..reference.model import build, normalise
-from . import fidelity, losses, prune, states, targets
-from .fake_quant import rounded
+from . import fidelity, losses, proposal, prune, states, targets
+from .fake_quant import Formats, formats_of, on_levels, rounded
+from .material import Material, Notice, Settings, material
 from .processes import Processes
-from .shapes import Shape, as_model, config_of
-from .space import Space, space_of
-from .teacher import CONTEXTS, FRAMES, GROUPS, HELD_OUT, Arrays, Teacher, bank, frames, held_out
+from .shapes import as_model, config_of
+from .space import Space
+from .teacher import CONTEXTS, FRAMES, GROUPS, HELD_OUT, Arrays, Teacher, bank, frames
 from .write_student import write_student
 
 Array = np.ndarray
-SHARD_FRAMES, SHARD_CONTEXTS = 1024, 32
 RUN, LOG = "run", "log.jsonl"
-LEARNING, TUNING = (3e-3, 3e-5), (5e-4, 5e-6)  # of a fresh predictor, and of one that begins with its teacher's layers
-Notice = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that the weights at the end are a function of, beside the teacher and its data.
-
-    `contexts` are searched by the teacher's planner once, `round_contexts` by the student's in each round of
-    `round_steps`; a step takes `step_contexts`, half of each, and `step_frames` pictures more. The learning rate goes
-    from the first number to the second along half a cosine. `average` is what the running average of weights, which is
-    the student, keeps of itself in a step. Without a better rank for `patience` rounds the run ends.
-    """
-
-    shape: Shape
-    planner: Planner
-    precision: str = "fp32"
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(losses.WEIGHTS))
-    start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
-    steps: int = 4000
-    round_steps: int = 400
-    learning_rate: tuple[float, float] = LEARNING
-    warmup_steps: int = 100
-    weight_decay: float = 1e-4
-    gradient_clip: float = 1.0
-    average: float = 0.995
-    frames: int = 8192
-    round_frames: int = 1024
-    contexts: int = 256
-    round_contexts: int = 64
-    held_out: int = 24
-    step_contexts: int = 16
-    step_frames: int = 64
-    patience: int = 3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from: shards of frames and banks on disk, held-out searches, the student's space, facts."""
-
-    frames: list[Arrays]
-    banks: list[Arrays]
-    held: Arrays
-    space: Space
-    facts: losses.Facts
-
-
-# ------------------------------------------------------------------------------------------------------- material
-
-
-def bytes_of(settings: Settings, teacher: Teacher) -> int:
-    """What the teacher's answers take on disk, nearly."""
-    model, planner = teacher.model, settings.planner
-    picture, dim, action = math.prod(model.ports_of("observation")[0].shape), model.latent_dim, model.action_dim
-    group = min(planner.samples, 2 * planner.elites + max(planner.elites // 2, 4)) * GROUPS * planner.horizon
-    searched = planner.iterations * planner.samples * planner.horizon * action * 4
-    each = 2 * picture + group * (4 * action + 2 * dim)
-    return settings.frames * (picture + 4 * dim) + settings.contexts * each + settings.held_out * searched
-
-
-def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progress, notice: Notice) -> Material:
-    """The teacher's answers, made or read."""
-    planner, shape = settings.planner, settings.shape
-    targets.open_folder(cache, {
-        "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "planner": asdict(planner),
-        "seed": settings.seed, "shards": [SHARD_FRAMES, SHARD_CONTEXTS], "held_out": settings.held_out, "version": 1,
-    })  # fmt: skip
-    seed, done = settings.seed * 4096, 0
-    whole = settings.frames // SHARD_FRAMES + settings.contexts // SHARD_CONTEXTS + 1
-
-    def kept(name: str, make: Callable[[], Arrays]) -> Arrays:
-        nonlocal done
-        done += 1
-        progress(f"teacher's answers {done}/{whole + 2}", min(done / (whole + 2), 1.0))
-        return targets.shard(cache, name, make, notice)
-
-    def sizes(n: int, each: int) -> list[int]:
-        return [min(each, n - i) for i in range(0, n, each)]
-
-    seen = [
-        kept(f"frames-{i:04d}-{n}", lambda i=i, n=n: frames(teacher, n, FRAMES + seed + i))
-        for i, n in enumerate(sizes(settings.frames, SHARD_FRAMES))
-    ]
-    banks = [
-        kept(f"contexts-{i:04d}-{n}", lambda i=i, n=n: bank(teacher, n, CONTEXTS + seed + i))
-        for i, n in enumerate(sizes(settings.contexts, SHARD_CONTEXTS))
-    ]
-    held = kept(f"held-out-{settings.held_out}", lambda: held_out(teacher, settings.held_out, HELD_OUT + seed))
-    latents = np.concatenate([s["latents"] for s in seen])
-    first = banks[0]
-    space = space_of(latents, shape.width, first["goal_latent"], first["futures"], first["costs"])
-    own = space.of(latents)
-    probe = None
-    if "states" in seen[0]:
-        probe = _probe(own, np.concatenate([s["states"] for s in seen]))
-    variance = torch.tensor(float(own.var(0).sum()))
-    facts = losses.Facts(variance, planner.elites, None if probe is None else torch.from_numpy(probe))
-    return Material(seen, banks, held, space, facts)
-
-
-def _probe(latents: Array, states: Array) -> Array:
-    """Ridge regression (D, S) from latents to states in units of their spread, no intercept."""
-    x = latents.astype(np.float64) - latents.mean(0)
-    y = (states - states.mean(0)) / np.maximum(states.std(0), np.finfo(np.float32).eps)
-    ridge = 1e-6 * np.trace(x.T @ x) / x.shape[1]
-    return np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------- a step
@@ -227,6 +119,13 @@ class Run:
     best: dict[str, Tensor]
     facts: dict[str, Any]
     sees_alike: bool = False  # its encoder is the teacher's, and stays so
+    formats: Formats = field(default_factory=dict)
+
+    def student(self) -> torch.nn.Module:
+        """What is looked at and shipped: the average, on the levels that it is built in."""
+        module = copy.deepcopy(self.average)
+        on_levels(module, self.formats)
+        return module
 
     def tensors(self) -> dict[str, Tensor]:
         found = {f"student.{k}": v for k, v in self.module.state_dict().items()}
@@ -268,24 +167,29 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     rest = [p for p in learning if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     average = copy.deepcopy(module).requires_grad_(False)
-    return Run(module, average, torch.optim.AdamW(groups, betas=(0.9, 0.99)), {}, facts, sees_alike)
+    formats = formats_of(settings.shape, teacher.model, settings.planner, settings.precision)
+    return Run(module, average, torch.optim.AdamW(groups, betas=(0.9, 0.99)), {}, facts, sees_alike, formats)
 
 
 def train(
     settings: Settings, teacher: Teacher, out: Path, *, cache: Path | None = None, resume: bool = False,
     progress: Progress | None = None, notice: Notice | None = None, stop_after: int | None = None,
+    share: Processes | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
 
-    `stop_after` ends the run after so many steps, as a kill would. EdgewmError where a run is in the way, where losses
+    `stop_after` ends the run after so many steps, as a kill would; `share` says which processes take part, by default
+    all that torchrun started. EdgewmError where a run is in the way, where losses
     are no numbers, and where the disk is full; what was best before stays.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    share = Processes.here()
+    share = share or Processes.here()
     with share, states.disk(out), states.alone(out / RUN) if share.is_first else nullcontext():
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
         made = share.first_then_all(lambda: material(settings, teacher, cache or out / RUN / "cache", say, tell))
+        if made.proposal is not None and share.is_first:
+            proposal.write(made.proposal, out)
         run = begun(settings, teacher, made)
         found = states.newest(out / RUN, tell) if resume else None
         if found is not None:
@@ -304,7 +208,7 @@ def _rounds(
         start = run.facts["step"]
         index = start // settings.round_steps
         end = min(start + settings.round_steps, settings.steps)
-        fresh = _fresh(settings, teacher, run, index)
+        fresh = _fresh(settings, teacher, made, run, index)
         sums: dict[str, float] = {}
         for step in range(start, end):
             for name, value in _step(settings, run, made, fresh, step, teacher, share, out).items():
@@ -312,16 +216,16 @@ def _rounds(
             spent_s = time.monotonic() - clock
             left_s = spent_s / (step + 1 - first_step) * (settings.steps - step - 1)
             say(f"step {step + 1}/{settings.steps}, {left_s / 60:.0f} min left", (step + 1) / settings.steps)
-        found = fidelity.look(
-            teacher, _side(run.average, teacher, settings), made.held, HELD_OUT + settings.seed * 4096
-        )
+        student = run.student()
+        side = _side(student, teacher, settings, made)
+        found = fidelity.look(teacher, side, made.held, HELD_OUT + settings.seed * 4096)
         elapsed_s = before_s + time.monotonic() - clock
         run.facts |= {"step": end, "elapsed_s": elapsed_s}
         line = {"step": end, **found, **sums}
         run.facts["history"] = [*run.facts["history"], line]
         is_best = not run.best or found["rank"] > run.facts["best_rank"]
         if is_best:
-            run.best = {k: v.clone() for k, v in run.average.state_dict().items()}
+            run.best = student.state_dict()
             run.facts |= {"best_rank": found["rank"], "best_round": index}
         if share.is_first:  # the state comes last: what a kill before it leaves is written again
             if is_best:
@@ -337,17 +241,19 @@ def _is_over(settings: Settings, facts: Mapping[str, Any]) -> bool:
     return rounds > 0 and rounds - 1 - facts["best_round"] >= settings.patience
 
 
-def _side(module: torch.nn.Module, teacher: Teacher, settings: Settings) -> Any:
-    return upstream(as_model(module, teacher.model, settings.planner), settings.planner)
+def _side(module: torch.nn.Module, teacher: Teacher, settings: Settings, made: Material) -> Side:
+    return upstream(as_model(module, teacher.model, settings.planner, made.proposal), settings.planner)
 
 
-def _fresh(settings: Settings, teacher: Teacher, run: Run, index: int) -> tuple[Arrays, Arrays]:
+def _fresh(
+    settings: Settings, teacher: Teacher, made: Material, run: Run, index: int
+) -> tuple[Arrays, Arrays]:  # fmt: skip
     """New frames, and new contexts that the student's planner searched, never those of another round; none in the
     first, which has no student yet."""
     if index == 0:
         return {}, {}
     seed = settings.seed * 4096 + 2048 + index
-    student = _side(run.average, teacher, settings)
+    student = _side(run.student(), teacher, settings, made)
     seen = {} if run.sees_alike else frames(teacher, settings.round_frames, FRAMES + seed)
     return seen, bank(teacher, settings.round_contexts, CONTEXTS + seed, student)
 
@@ -359,7 +265,7 @@ def _step(
     side = teacher.model.ports_of("observation")[0].shape[1]
     batch, seen = drawn(settings, step, made, fresh, share)
     given, theirs = answers(batch, seen, made.space, side)
-    with rounded(run.module, settings.precision):
+    with rounded(run.module, run.formats):
         ours = imagined(run.module, given, theirs, run.sees_alike)
     loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
     run.optimizer.zero_grad(set_to_none=True)

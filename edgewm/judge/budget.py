@@ -11,7 +11,7 @@ import numpy as np
 
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects
-from .sides import search, start_of
+from .sides import blind_cost, search, start_of
 from .sources import Pairs
 
 _NOISE = 0xB0D6E7
@@ -35,7 +35,7 @@ def run(
         found = search(lambda c, z=z, target=target: full.score(z, target, c), whole, noises[0], *begin)
         plan = subjects.compressed.plan(observation, goal, noises[1])
         own, other = np.asarray(full.score(z, target, np.stack([found.mean, plan])), np.float64)
-        rows.append((other - own, np.median(found.costs[0]) - own))
+        rows.append((other - own, blind_cost(full, whole, z, target, noises[0]) - own))
     lost, gained = np.array(rows, np.float64).reshape(-1, 2).T
     regret, *bounds = ratio_interval(lost, gained)
     searched = {"samples": whole.samples, "iterations": whole.iterations, "elites": whole.elites}

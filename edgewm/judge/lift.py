@@ -42,4 +42,5 @@ def in_space_of(full: Side, compressed: Side, pictures: Iterable[Observation]) -
         encode=lambda observation: up(compressed.encode(observation)),
         predict=lambda z, actions: up(compressed.predict(down(z), actions)),
         score=lambda z, goal, candidates: compressed.score(down(z), down(goal), candidates),
+        propose=compressed.propose and (lambda z, goal: compressed.propose(down(z), down(goal))),
     )

@@ -1,8 +1,9 @@
 """Suite `plan`: from the same picture, on the same noise, does the compressed model choose the same plan?
 
-For each context the full model plans twice, on two noises. The bank that both models then score is every candidate of
-the first search, iteration by iteration: what a planner really compares, drawn blindly at first and close together at
-the end. Spearman ranks the whole bank; Kendall, whose cost grows with the square, and elites are of one iteration.
+For each context the full model plans twice, on two noises; where the bundle's planner begins at a proposal that the
+full model lacks, from that of the bundle. The bank that both models then score is every candidate of the first search,
+iteration by iteration: what a planner really compares, drawn blindly at first and close together at the end. Spearman
+ranks the whole bank; Kendall, whose cost grows with the square, and elites are of one iteration.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .. import statistics
 from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, mean_interval, ratio_interval
-from .sides import Observation, Side, elites_of, rollout, search, start_of
+from .sides import Observation, Side, blind_cost, elites_of, rollout, search, start_of
 
 Array = np.ndarray
 
@@ -45,7 +46,7 @@ def look(
     """Everything the statistics need of one context; `noises` is (2, I, S, H, A)."""
     z, target = full.encode(observation), full.encode(goal)
     own, own_target = compressed.encode(observation), compressed.encode(goal)
-    begin = start_of(full, z, target)
+    begin = start_of(full, z, target) or start_of(compressed, own, own_target)
     first, other = (search(lambda c: full.score(z, target, c), planner, n, *begin) for n in noises)
     plan = np.asarray(compressed.plan(observation, goal, noises[0]), np.float64)
     everyone = first.candidates.reshape(-1, *plan.shape)
@@ -57,7 +58,7 @@ def look(
         other_plan=other.mean,
         compressed_plan=plan,
         plan_costs=np.asarray(full.score(z, target, np.stack([first.mean, plan])), np.float64),
-        blind_cost=float(np.median(first.costs[0])),
+        blind_cost=blind_cost(full, planner, z, target, noises[0]),
         full_latents=rollout(full, z, followed),
         compressed_latents=rollout(compressed, own, followed),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,8 @@ class Side:
     -> the latent after the last one, (B, D); `score(z, goal, candidates)` -> cost (S,), from one latent, which then
     stands for all of the planner's history, or from frames (T, D), with the actions between them before each candidate
     (S, T - 1 + H, A); `plan(observation, goal, noise)` with noise (I, S, H, A) -> actions (H, A): a first plan;
-    `propose(z, goal)`, of a model that has a proposal and a planner that begins there, -> its mean and std (H, A).
+    `propose(z, goal)`, of a model that has a proposal and a planner that begins there, -> its mean, within bounds, and
+    std (H, A).
     """
 
     encode: Callable[[Observation], Array]
@@ -98,6 +99,12 @@ def search(
 def start_of(side: Side, z: Array, goal: Array) -> tuple[Array, ...]:
     """Where the planner of a side begins its search, for `search`: mean and std; empty for one without a proposal."""
     return () if side.propose is None else side.propose(z, goal)
+
+
+def blind_cost(side: Side, planner: Planner, z: Array, goal: Array, noise: Array) -> float:
+    """Of the median candidate that is drawn without looking: the first iteration's of a search from zero."""
+    once = replace(planner, iterations=1, proposal=False)
+    return float(np.median(search(lambda candidates: side.score(z, goal, candidates), once, noise[:1]).costs))
 
 
 def _refitted(planner: Planner, mean: Array, std: Array, elites: Array, cost: Array) -> tuple[Array, Array]:
@@ -257,7 +264,11 @@ def compiled(runtime: Any, model: Any, planner: Planner, window: int | None = No
         given = named(observations, observation, observations) | named(goals, goal, observations)
         return runtime.run_entry("plan_with_noise", **given, **unplanned, noise=_f32(noise))["actions"]
 
-    return Side(encode, predict, score, plan, window)
+    def propose(z: Array, goal: Array) -> tuple[Array, Array]:
+        found = runtime.run_entry("propose", z=_f32(z[None]), goal=_f32(goal[None]))
+        return np.clip(found["mean"], planner.low, planner.high), found["std"]
+
+    return Side(encode, predict, score, plan, window, propose if planner.proposal else None)
 
 
 def in_context(planner: Planner, z: Array, candidates: Array) -> tuple[Array, Array]:

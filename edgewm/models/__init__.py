@@ -105,7 +105,7 @@ def capture_model(model: Model, planner: Planner | None = None, only: Sequence[s
     roll = capture_roll(model, planner, weights) if planner.roll_committed else None
     propose = capture_proposal(model, planner, weights) if planner.proposal else None
     if propose is not None and (only is None or "propose" in only):
-        entries["propose"] = Graph({"mean": propose.outputs["mean"]})
+        entries["propose"] = propose
     weights |= plan_weights(planner)
     for name, injected in (("plan", False), ("plan_with_noise", True)):
         if only is not None and name not in only:

@@ -153,6 +153,17 @@ def halve_weight(w: np.ndarray, moments: np.ndarray | None = None) -> tuple[np.n
     return (w.astype(NUMPY["f16"]),)
 
 
+def value_of(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The weight that these leaves stand for, f32: levels times their steps, or the numbers as they are rounded."""
+    held = parts[0].astype(np.float32)
+    return held * parts[1] if parts[0].dtype == np.int8 else held
+
+
+def is_on_levels(w: np.ndarray, kind: str) -> bool:
+    """Whether a weight is held in the format as it is, but for rounding of f32: trained so, it needs no calibration."""
+    return w.ndim == 2 and np.allclose(value_of(HOLD[kind].hold(w, None)), w, rtol=4 * np.finfo(np.float32).eps, atol=0)
+
+
 class Form(NamedTuple):
     """How a recipe's format holds a weight: its product, of an activation and of leaves; what these are called beside
     the weight; how they are made of it (ValueError where that cannot be) and, where it is calibrated, of what it meets:

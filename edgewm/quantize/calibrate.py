@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import interp
 from ..errors import EdgewmError
-from ..passes.quantize_products import HOLD, hold
+from ..passes.quantize_products import HOLD, hold, is_on_levels
 from ..program import Graph, Node, Program
 
 if TYPE_CHECKING:
@@ -33,13 +33,15 @@ Array = np.ndarray
 
 def calibrated(program: Program, model: str, data: Path | None = None, seed: int = 0) -> Program:
     """The program with those weights beside it, already held, that its recipe has in few bits; itself where there are
-    none. `program` is exact; MODEL and `data` are what `build` takes.
+    none, or where all lie on their levels as a student trained so has them. `program` is exact; MODEL and `data` are
+    what `build` takes.
 
     A product in constant steps that no candidate runs through takes steps of each row's range: `w8a8`. Raises
     EdgewmError where there is nothing to plan from.
     """
     recipe = program.recipe or {}
     few = {by: sorted(name for name, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range")}
+    few["moments"] = [name for name in few["moments"] if not is_on_levels(program.weights[name], recipe[name])]
     if not any(few.values()):
         return program
     inputs, score = list(searched(program, model, data, seed)), program.entries["score"]

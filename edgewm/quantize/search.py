@@ -6,8 +6,7 @@ is that of a sum: all products in their most faithful format, then step by step 
 it brings. What is offered in the end is not that sum: each point is priced by its own schedule, and judged whole, on
 contexts that the search has not seen. Named recipes stand among the points.
 
-Every draw follows from the seed. What runs once a plan stays exact, as in the named recipes; weights of 4 bits are no
-choice, since kernels read them as int8 or bf16 and gain no time.
+Every draw follows from the seed. What runs once a plan stays exact, as in the named recipes.
 """
 
 from __future__ import annotations
@@ -19,17 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import EdgewmError
-from ..estimate.cpu import Machine
 from ..ops import graph_flops
 from ..options import Progress
 from ..program import Program
 from ..target import Target
 from . import SMALLEST_K, products_of, recipe_of
 from .bank import alone, fidelity, gathered, together
-from .price import own_prices, priced
+from .price import Clock, own_prices, priced
 
-EXACT, FORMS = "fp32", ("bf16", "w8a8")  # the formats that a target may be faster in
-NAMED = ("bf16", "w8a8")  # recipes that stand beside what was found
+EXACT = "fp32"
 CONTEXTS = 6  # on which points are judged
 POINTS = 6  # found ones that are judged, beside that which the rate asks for
 OPERATIONS = 1e12  # spent on trying products one by one
@@ -50,10 +47,10 @@ class Step(NamedTuple):
 
 
 def chosen(
-    program: Program, model: str, data: Path | None, board: Target, machine: Machine, threads: int, rate_hz: float,
-    seed: int, progress: Progress | None = None,
+    program: Program, model: str, data: Path | None, clock: Clock, rate_hz: float, seed: int,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The recipe of the most faithful point that holds `rate_hz`, and what it was chosen from.
+    """The recipe of the most faithful point that holds `rate_hz` by the clock, and what it was chosen from.
 
     `program` is exact; MODEL and `data` are what `build` takes. A plan holds the rate where the upper bound of its
     estimate is within the control periods that it commits. The result is plain JSON:
@@ -72,20 +69,20 @@ def chosen(
     say = progress or (lambda stage, done: None)
     names = sorted(n for n in products_of(program.entries["score"]) if program.weights[n].shape[-2] >= SMALLEST_K)
     say("precision: each product alone", 0.0)
-    tried = sensitivities(program, model, data, names, seed)
+    tried = sensitivities(program, model, data, names, clock.forms, seed)
     say("precision: prices", 0.4)
-    saved = {key: -ms for key, ms in own_prices(program, names, FORMS, board, machine, threads).items()}
+    saved = {key: -ms for key, ms in own_prices(program, names, clock).items()}
     steps = steps_of(names, saved, tried)
     recipes = recipes_of(program, names, steps)
 
     def price(recipe: Recipe) -> dict[str, float]:
-        return priced(program, recipe, board, machine, threads)
+        return priced(program, recipe, clock)
 
     budget_ms = program.planner.commit_steps * 1e3 / rate_hz
     say("precision: points", 0.5)
-    points = _offered(program, recipes, price, budget_ms)
+    points = _offered(program, recipes, clock.forms, price, budget_ms)
     if held(points, budget_ms) is None:
-        _refuse(min(point["plan_ms"]["high"] for point in points), board, budget_ms, rate_hz)
+        _refuse(min(point["plan_ms"]["high"] for point in points), clock.board, budget_ms, rate_hz)
     bank = gathered(program, model, data, CONTEXTS, np.random.default_rng([_JUDGED, seed]))
     for i, point in enumerate(points):
         point |= together(program, bank, point["recipe"], program.planner) if point["recipe"] else _WHOLE
@@ -95,19 +92,20 @@ def chosen(
     recipe = front[best]["recipe"]
     nodes = [
         {"name": name, "form": recipe.get(name, EXACT), "products": {
-            form: {**tried[name, form], "saved_ms": saved[name, form]} for form in FORMS
+            form: {**tried[name, form], "saved_ms": saved[name, form]} for form in clock.forms
         }, "why": why(name, recipe, steps, saved)} for name in names
     ]  # fmt: skip
-    shown = [_told(point, names) for point in front]
-    beaten = [_told(point, names) for point in points if not any(point is other for other in front)]
+    shown = [_told(point, names, clock.forms) for point in front]
+    beaten = [_told(point, names, clock.forms) for point in points if not any(point is other for other in front)]
     found = {"rate_hz": rate_hz, "budget_ms": budget_ms, "contexts": CONTEXTS, "chosen": best, "front": shown,
              "beaten": beaten, "nodes": nodes}  # fmt: skip
-    return {"recipe": _everywhere(program, recipe), **_rounded(found)}
+    return {"recipe": _everywhere(program, recipe, clock.forms[-1]), **_rounded(found)}
 
 
-def _everywhere(program: Program, recipe: Recipe) -> dict[str, str]:
-    """With the parts of the same weights that only other entries read, for tools: held as the whole is."""
-    others = {name: recipe.get(name.partition("[")[0]) for name in recipe_of(program, FORMS[-1]) if name not in recipe}
+def _everywhere(program: Program, recipe: Recipe, named: str) -> dict[str, str]:
+    """With the parts of the same weights that only other entries read, for tools: held as the whole is. All that may
+    be are in the recipe of that name."""
+    others = {name: recipe.get(name.partition("[")[0]) for name in recipe_of(program, named) if name not in recipe}
     planned = products_of(program.entries["plan"])
     return {**recipe, **{name: form for name, form in others.items() if form and name not in planned}}
 
@@ -116,10 +114,10 @@ _WHOLE = {"error": 0.0, "spearman_min": 1.0, "elite_overlap": 1.0, "elite_regret
 
 
 def sensitivities(
-    program: Program, model: str, data: Path | None, names: Sequence[str], seed: int
+    program: Program, model: str, data: Path | None, names: Sequence[str], forms: Sequence[str], seed: int
 ) -> dict[tuple[str, str], dict[str, float]]:
     """`bank.fidelity` of each product alone in each format."""
-    pairs = [(name, form) for name in names for form in FORMS]
+    pairs = [(name, form) for name in names for form in forms]
     each = graph_flops(program.entries["score"]) * (1 + len(pairs))
     rows = int(np.clip(OPERATIONS / each, *ROWS))
     contexts = int(np.sqrt(rows))
@@ -138,7 +136,7 @@ def steps_of(
     for name in names:
         ms, lost = 0.0, 0.0
         while True:
-            ahead = [(form, saved[name, form] - ms, tried[name, form]["error"] ** 2 - lost) for form in FORMS]
+            ahead = [(form, saved[n, form] - ms, tried[n, form]["error"] ** 2 - lost) for n, form in saved if n == name]
             ahead = [Step(name, form, *gain) for form, *gain in ahead if gain[0] > 0]
             if not ahead:
                 break
@@ -158,7 +156,9 @@ def recipes_of(program: Program, names: Sequence[str], steps: Sequence[Step]) ->
     return found
 
 
-def _offered(program: Program, recipes: Sequence[Recipe], price: Any, budget_ms: float) -> list[dict[str, Any]]:
+def _offered(
+    program: Program, recipes: Sequence[Recipe], forms: Sequence[str], price: Any, budget_ms: float
+) -> list[dict[str, Any]]:
     """Points to judge, priced: some of the recipes evenly, the most faithful one that holds the budget, named ones."""
     last = len(recipes) - 1
     prices = {i: price(recipes[i]) for i in (0, last)}
@@ -173,7 +173,7 @@ def _offered(program: Program, recipes: Sequence[Recipe], price: Any, budget_ms:
         for i in sorted(kept)
     ]
     inside = products_of(program.entries["plan"])
-    for name in NAMED:
+    for name in forms:
         recipe = {n: form for n, form in recipe_of(program, name).items() if n in inside}
         if all(recipe != point["recipe"] for point in points):
             points.append({"name": name, "recipe": recipe, "plan_ms": price(recipe)})
@@ -205,21 +205,21 @@ def _refuse(least_ms: float, board: Target, budget_ms: float, rate_hz: float) ->
 
 def why(name: str, recipe: Recipe, steps: Sequence[Step], saved: Mapping[tuple[str, str], float]) -> str | None:
     """Why a product was left above the fastest of its formats; None where it was not."""
-    form = recipe.get(name, EXACT)
+    form, forms = recipe.get(name, EXACT), [other for n, other in saved if n == name]
     ahead = [step for step in steps if step.name == name]
     below = [step for step in ahead if saved[name, step.form] > saved.get((name, form), 0.0)]
     if not below:
-        slower = [other for other in FORMS if saved[name, other] <= saved.get((name, form), 0.0) and other != form]
-        return f"no faster here in {' or '.join(slower)}" if form != FORMS[-1] else None
+        slower = [other for other in forms if saved[name, other] <= saved.get((name, form), 0.0) and other != form]
+        return f"no faster here in {' or '.join(slower)}" if form != forms[-1] else None
     whole = sum(step.added for step in steps)
     share = below[-1].added / whole if whole > 0 else 0.0
     return f"{below[-1].form} saves {below[-1].saved_ms:.2g} ms and brings {100 * share:.2g} % of what all bring"
 
 
-def _told(point: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _told(point: Mapping[str, Any], names: Sequence[str], forms: Sequence[str]) -> dict[str, Any]:
     """A point with how many products it has in each format."""
     held = [point["recipe"].get(name, EXACT) for name in names]
-    return {**point, "recipe": dict(point["recipe"]), "forms": {f: held.count(f) for f in (EXACT, *FORMS) if f in held}}
+    return {**point, "recipe": dict(point["recipe"]), "forms": {f: held.count(f) for f in (EXACT, *forms) if f in held}}
 
 
 def _rounded(value: Any) -> Any:

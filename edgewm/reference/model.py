@@ -45,19 +45,41 @@ MODEL = {
 }
 
 
+class JumpingLeWM(LeWM):
+    """A LeWM that sees one latent and all actions since, up to `history` of them, at once: H steps of a candidate take
+    H / history calls.
+
+    Of a shorter prefix the later actions are zeros; how long it is says the position that is added to the latent. Each
+    latent is so predicted from the oldest one of its window, as `rollout` hands it over: what is only passed through is
+    read by nobody, and a compiler leaves it out.
+    """
+
+    def predict(self, z: Tensor, actions: Tensor) -> Tensor:
+        """`z` (B, T, D) and `actions` (B, T, A), T up to `history`, to the latent after the last one, (B, 1, D)."""
+        length = z.shape[1]
+        if length < self.history:
+            later = torch.zeros(len(actions), self.history - length, actions.shape[2], dtype=actions.dtype)
+            actions = torch.cat([actions, later], 1)
+        taken = actions.flatten(1).unsqueeze(1)
+        seen = z[:, :1] + self.pos_embed[:, length - 1 : length]
+        return self.pred_proj(self.predictor(seen, self.action_encoder(taken), is_causal=True).flatten(0, 1))[:, None]
+
+
 def build(config: dict[str, Any]) -> LeWM:
     """A freshly initialised model for `config["model"]`; one model action is `action_block` environment actions.
 
     The encoder section may state an `embed_dim` and a `proj_dim` of its own: a small predictor behind a large encoder.
+    With a `jump` of more than 1 it foresees as many model actions in one call.
     """
     m, sizes = config["model"], dict(config["model"]["encoder"])
     seen, proj = sizes.pop("embed_dim", m["embed_dim"]), sizes.pop("proj_dim", m["proj_dim"])
     encoder = CLSEncoder(m["image_px"], m["patch_px"], seen, **sizes)
-    model = LeWM(
+    jump = m.get("jump", 1)
+    model = (JumpingLeWM if jump > 1 else LeWM)(
         encoder,
-        action_dim=m["action_block"] * m["env_action_dim"],
+        action_dim=jump * m["action_block"] * m["env_action_dim"],
         embed_dim=m["embed_dim"],
-        history=m["history"],
+        history=jump if jump > 1 else m["history"],
         **m["predictor"],
         proj_dim=m["proj_dim"],
         dropout=0.0,
