@@ -30,9 +30,10 @@ PERSISTENT_SPILL_BYTES = 32 * 4  # of each function that it calls: those which a
 LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 # What tensor cores must have been asked to do, by the beginning of a function's name.
 TENSOR = {
-    "ewm_product_i8_multiply_": "IMMA", "ewm_product_rounded_multiply_": "IMMA",
-    "ewm_product_bf16_multiply_": "HMMA", "ewm_product_fp16_multiply_": "HMMA",
-}  # fmt: skip
+    f"ewm_product_{form}_{what}_": code
+    for form, code in (("i8", "IMMA"), ("rounded", "IMMA"), ("bf16", "HMMA"), ("fp16", "HMMA"))
+    for what in ("multiply", "attention")
+}
 
 
 def target_name(board: Target, place: str = "cpu") -> str:

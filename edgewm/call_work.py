@@ -20,13 +20,13 @@ def call_work(call: Call, schedule: Schedule) -> dict[str, Any]:
 
     `f32`, `bf16`, `i8` (operations of products, a multiply-add counts two) and `vector` (all others); bytes that are
     read and written, each once, by where they lie: `weights`, `arena`, and `scratch`, which never leaves a core's
-    caches; `does`, what stands before and after the core, in words.
+    caches, and `held`, which never leaves a launch; `does`, what stands before and after the core, in words.
     """
     found: Counter[str] = Counter()
     if call.node is not None and call.node.op == "kernel":
         found.update(operations(call.node["body"]))
     for operand in call.operands():
-        found[operand.buffer.space] += touched_bytes(operand, call, schedule)
+        found["held" if operand.buffer.held else operand.buffer.space] += touched_bytes(operand, call, schedule)
     return {**{key: int(count) for key, count in found.items() if count}, "does": does(call)}
 
 

@@ -222,7 +222,7 @@ def _call(tables: Tables, schedule: Schedule, call: Call) -> None:
     kernel, operands = instantiate(tables.source, call)
     row = np.zeros((), ewm.CALL)
     row["kernel"], row["first_operand"], row["operands"] = kernel, len(tables.operands), len(operands)
-    row["rank"], row["lanes"] = len(call.dims), call.lanes
+    row["rank"], row["lanes"], row["cut"] = len(call.dims), call.lanes, call.cut
     row["dim"][: len(call.dims)] = call.dims
     tables.calls.append(row)
     tables.work.append(call_work(call, schedule))

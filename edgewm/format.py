@@ -98,7 +98,7 @@ CALL = np.dtype(
         ("rank", "<u4"),
         ("dim", "<u4", MAX_RANK),
         ("lanes", "<u4"),
-        ("reserved", "<u4"),
+        ("cut", "<u4"),
     ]
 )
 # Of a file whose calls run on a GPU.

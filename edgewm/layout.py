@@ -34,6 +34,7 @@ class Buffer:
     space: str = ""
     offset_bytes: int = -1
     pinned: bool = False  # ports and carries: never shares its place
+    held: bool = False  # by the one launch that writes and reads it: its place is never touched
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ expression twice gives the same object, so equality of graphs is identity and ma
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -100,8 +101,13 @@ class Graph:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and tuple(self.outputs.items()) == tuple(other.outputs.items())
 
+    @functools.cached_property
+    def _order(self) -> tuple[Node, ...]:
+        return tuple(order(self.outputs.values()))
+
     def order(self) -> list[Node]:
-        return order(self.outputs.values())
+        """Every node, sources before users; found once."""
+        return list(self._order)
 
     def inputs(self) -> dict[str, Node]:
         """The `input` leaves by name, in order of first use."""

@@ -47,6 +47,7 @@ class Call:
     out: Operand
     workspace: Buffer | None = None
     flops: int = 0
+    cut: int = 0  # on a GPU: how blocks share it (`cuda.launches.cut`)
 
     def operands(self) -> list[Operand]:
         return [o for group in self.groups.values() for _, o in group] + [self.out]

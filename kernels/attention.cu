@@ -11,75 +11,63 @@
 
 namespace ewm {
 
-constexpr uint32_t KEYS = 4;  // of a thread's sums, for each of QUERIES
+constexpr uint32_t KEYS = 4;  // that a thread sums up at once
 constexpr uint32_t WARPS = THREADS / 32, ROW = 32;
 
-// How a call is cut; the same in edgewm/cuda/launches.py.
-struct AttentionCut {
-  uint32_t queries;  // of a block
-  bool spills;       // scores to the workspace, one slot a block, so no more blocks than SLOTS
-  AttentionCut(uint32_t queries_of_call, uint32_t keys, uint32_t depth) {
-    const uint32_t each = (keys + depth) * ROW * 4;
-    spills = each > MOST_BYTES;
-    queries = queries_of_call < QUERIES ? queries_of_call : QUERIES;
-    while (queries > 1 && queries * each > GOOD_BYTES) queries--;
-  }
-};
-
-// sink(i, n, chain over k of fma(x[i][k][lane], y[n][k])) for i < count and this warp's n < rows; x(i, a query there is, k).
-template <uint32_t most, class X, class Sink>
+// sink(n, sums[i][n...]): the chains over k of fma(x[i][k], y[n][k]), `each` of this warp's n < rows at a time; those of
+// i >= count and n >= rows are no one's. x(i, a query there is, k).
+template <uint32_t most, uint32_t each, class X, class Sink>
 inline void multiply_lanes(X x, uint32_t count, const char* y, int64_t by_n, int64_t by_k, uint32_t rows, uint32_t depth,
                            Sink sink) {
-  for (uint32_t n0 = thread_index() / 32 * KEYS; n0 < rows; n0 += WARPS * KEYS) {
-    const char* at[KEYS];
+  for (uint32_t n0 = thread_index() / 32 * each; n0 < rows; n0 += WARPS * each) {
+    const char* at[each];
 #pragma unroll
-    for (uint32_t n = 0; n < KEYS; n++) at[n] = y + (n0 + n < rows ? n0 + n : rows - 1) * by_n;
-    float sum[most][KEYS] = {};
+    for (uint32_t n = 0; n < each; n++) at[n] = y + (n0 + n < rows ? n0 + n : rows - 1) * by_n;
+    float sum[most][each] = {};
 #pragma unroll 4
     for (uint32_t k = 0; k < depth; k++) {
-      float a[most], b[KEYS];
+      float a[most], b[each];
 #pragma unroll
       for (uint32_t i = 0; i < most; i++) a[i] = x(i, i < count ? i : count - 1, k);
 #pragma unroll
-      for (uint32_t n = 0; n < KEYS; n++) b[n] = *reinterpret_cast<const float*>(at[n] + k * by_k);
+      for (uint32_t n = 0; n < each; n++) b[n] = *reinterpret_cast<const float*>(at[n] + k * by_k);
 #pragma unroll
       for (uint32_t i = 0; i < most; i++)
 #pragma unroll
-        for (uint32_t n = 0; n < KEYS; n++) sum[i][n] = fused(a[i], b[n], sum[i][n]);
+        for (uint32_t n = 0; n < each; n++) sum[i][n] = fused(a[i], b[n], sum[i][n]);
     }
     sink(n0, sum);
   }
 }
 
-// One block's queries, at most `most` of them.
-template <uint32_t most, class P, class S, class E, f32v (*EXP)(f32v)>
-inline void attend(const Call& c, const Operand* o, const Frame& f, const Index& index, uint32_t i0, uint32_t count,
-                   uint32_t own_lane, float* q, float* scores) {
-  const Operand *key = o + P::inputs, *value = key + 1, *score = value + 1, *epilogue = score + S::inputs;
-  const int rank = static_cast<int>(c.rank), along_i = rank - 4, along_j = rank - 3, along_d = rank - 2,
-            along_v = rank - 1;
-  const uint32_t keys = c.dim[along_j], depth = c.dim[along_d], width = c.dim[along_v];
+// What a block's threads find of the keys and values of their lane: View's step is from key to key, or along a value.
+struct Seen {
+  View key, value;
+  int64_t along_key, to_value;  // from number to number of a key; from value to value
+};
+
+// The scores of one block's `count` queries, at most `most` of them, their softmax and the weighted values. q(i, d): a
+// query's number, there for all threads. A thread's sums of scores are `each` keys'.
+template <uint32_t most, uint32_t each, class S, class E, f32v (*EXP)(f32v), class Q>
+inline void attend(const Call& c, const Operand* score, const Frame& f, const Index& index, uint32_t i0, uint32_t count,
+                   uint32_t own_lane, Q q, const Seen& seen, float* scores) {
+  const Operand* const epilogue = score + S::inputs;
+  const int rank = static_cast<int>(c.rank), along_i = rank - 4, along_j = rank - 3, along_v = rank - 1;
+  const uint32_t keys = c.dim[along_j], depth = c.dim[rank - 2], width = c.dim[along_v];
   const uint32_t lane = own_lane < c.lanes ? own_lane : c.lanes - 1, l = thread_index() % 32;
   const uint32_t warp = thread_index() / 32;
-  for (uint32_t i = 0; i < count; i++) {
-    const Views<P::inputs> p(o, f, index, lane, along_d, along_i, i0 + i);
-    for (uint32_t d = warp; d < depth; d += WARPS) q[(i * depth + d) * ROW + l] = P::value(p.v, d, 0, ONE_LANE);
-  }
-  block_sync();
-
-  const View k = view(*key, f, index, lane, along_j);
-  multiply_lanes<most>([&](uint32_t, uint32_t i, uint32_t d) { return q[(i * depth + d) * ROW + l]; }, count, k.at, k.step,
-                       int64_t(key->stride[along_d]) * 4, keys, depth, [&](uint32_t n0, const float (*sum)[KEYS]) {
+  multiply_lanes<most, each>([&](uint32_t, uint32_t i, uint32_t d) { return q(i, d); }, count, seen.key.at, seen.key.step,
+                             seen.along_key, keys, depth, [&](uint32_t n0, const float (*sum)[each]) {
 #pragma unroll
-                         for (uint32_t i = 0; i < most; i++)
+                               for (uint32_t i = 0; i < most; i++)
 #pragma unroll
-                           for (uint32_t n = 0; n < KEYS; n++)
-                             if (i < count && n0 + n < keys) scores[(i * keys + n0 + n) * ROW + l] = sum[i][n];
-                       });
+                                 for (uint32_t n = 0; n < each; n++)
+                                   if (i < count && n0 + n < keys) scores[(i * keys + n0 + n) * ROW + l] = sum[i][n];
+                             });
   for (uint32_t i = 0; i < count; i++) {  // each warp those of its own keys
     const Views<S::inputs> s(score, f, index, lane, along_j, along_i, i0 + i);
-    for (uint32_t n0 = warp * KEYS; n0 < keys; n0 += WARPS * KEYS)
-      for (uint32_t j = n0; j < n0 + KEYS && j < keys; j++) {
+    for (uint32_t n0 = warp * each; n0 < keys; n0 += WARPS * each)
+      for (uint32_t j = n0; j < n0 + each && j < keys; j++) {
         float& x = scores[(i * keys + j) * ROW + l];
         x = S::value(s.v, j, 0, ONE_LANE, x);
       }
@@ -111,42 +99,63 @@ inline void attend(const Call& c, const Operand* o, const Frame& f, const Index&
     inverse[i] = quotient(1.0f, sum);
   }
 
-  const View v = view(*value, f, index, lane, along_v);
-  multiply_lanes<most>([&](uint32_t own, uint32_t i, uint32_t j) { return scores[(i * keys + j) * ROW + l] * inverse[own]; },
-                       count, v.at, v.step, int64_t(value->stride[along_j]) * 4, width, keys,
-                       [&](uint32_t n0, const float (*sum)[KEYS]) {
-                         if (own_lane >= c.lanes) return;
+  multiply_lanes<most, KEYS>([&](uint32_t own, uint32_t i, uint32_t j) { return scores[(i * keys + j) * ROW + l] * inverse[own]; },
+                             count, seen.value.at, seen.value.step, seen.to_value, width, keys,
+                             [&](uint32_t n0, const float (*sum)[KEYS]) {
+                               if (own_lane >= c.lanes) return;
 #pragma unroll
-                         for (uint32_t i = 0; i < most; i++) {
-                           if (i >= count) break;
-                           const Views<E::operands> e(epilogue, f, index, lane, along_v, along_i, i0 + i);
+                               for (uint32_t i = 0; i < most; i++) {
+                                 if (i >= count) break;
+                                 const Views<E::operands> e(epilogue, f, index, lane, along_v, along_i, i0 + i);
 #pragma unroll
-                           for (uint32_t n = 0; n < KEYS; n++)
-                             if (n0 + n < width) E::store(e.v, n0 + n, 0, ONE_LANE, sum[i][n]);
-                         }
-                       });
+                                 for (uint32_t n = 0; n < KEYS; n++)
+                                   if (n0 + n < width) E::store(e.v, n0 + n, 0, ONE_LANE, sum[i][n]);
+                               }
+                             });
+}
+
+// The same where queries, keys and values are read from memory.
+template <uint32_t most, class P, class S, class E, f32v (*EXP)(f32v)>
+inline void attend_in_memory(const Call& c, const Operand* o, const Frame& f, const Index& index, uint32_t i0,
+                             uint32_t count, uint32_t own_lane, float* q, float* scores) {
+  const Operand *key = o + P::inputs, *value = key + 1;
+  const int rank = static_cast<int>(c.rank), along_i = rank - 4, along_j = rank - 3, along_d = rank - 2,
+            along_v = rank - 1;
+  const uint32_t depth = c.dim[along_d], l = thread_index() % 32;
+  const uint32_t lane = own_lane < c.lanes ? own_lane : c.lanes - 1;
+  for (uint32_t i = 0; i < count; i++) {
+    const Views<P::inputs> p(o, f, index, lane, along_d, along_i, i0 + i);
+    for (uint32_t d = thread_index() / 32; d < depth; d += WARPS) q[(i * depth + d) * ROW + l] = P::value(p.v, d, 0, ONE_LANE);
+  }
+  block_sync();
+  const Seen seen = {view(*key, f, index, lane, along_j), view(*value, f, index, lane, along_v),
+                     int64_t(key->stride[along_d]) * 4, int64_t(value->stride[along_j]) * 4};
+  attend<most, KEYS, S, E, EXP>(
+      c, value + 1, f, index, i0, count, own_lane, [&](uint32_t i, uint32_t d) { return q[(i * depth + d) * ROW + l]; }, seen,
+      scores);
 }
 
 template <class P, class S, class E, f32v (*EXP)(f32v)>
 inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int outer = static_cast<int>(c.rank) - 4;
   const uint32_t queries = c.dim[outer], keys = c.dim[outer + 1], depth = c.dim[outer + 2];
-  const AttentionCut cut(queries, keys, depth);
-  const uint32_t lane_tiles = ceil_div(c.lanes, ROW), query_tiles = ceil_div(queries, cut.queries);
+  const bool spills = c.cut == 0;  // scores to the workspace, one slot a block, so no more blocks than SLOTS
+  const uint32_t at_once = spills ? 1 : c.cut;
+  const uint32_t lane_tiles = ceil_div(c.lanes, ROW), query_tiles = ceil_div(queries, at_once);
   const uint32_t tiles = lane_tiles * query_tiles * product_of(c, outer);
   float* const q = reinterpret_cast<float*>(shared_memory());
-  float* const scores = cut.spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
-                                   : q + cut.queries * depth * ROW;
+  float* const scores = spills ? reinterpret_cast<float*>(begin_of(o[c.operands - 1], f)) + block * keys * ROW
+                               : q + at_once * depth * ROW;
   // A slot is written again behind a barrier: queries come first.
-  for (uint32_t tile = block; tile < tiles; tile += cut.spills ? SLOTS : tiles) {
-    const uint32_t i0 = tile / lane_tiles % query_tiles * cut.queries;
-    const uint32_t count = queries - i0 < cut.queries ? queries - i0 : cut.queries;
+  for (uint32_t tile = block; tile < tiles; tile += spills ? SLOTS : tiles) {
+    const uint32_t i0 = tile / lane_tiles % query_tiles * at_once;
+    const uint32_t count = queries - i0 < at_once ? queries - i0 : at_once;
     const uint32_t lane = tile % lane_tiles * ROW + thread_index() % 32;
     const Index index = index_at(c, outer, tile / lane_tiles / query_tiles);
     if (count == 1) {
-      attend<1, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
+      attend_in_memory<1, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
     } else {
-      attend<QUERIES, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
+      attend_in_memory<QUERIES, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
     }
   }
 }

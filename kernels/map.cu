@@ -7,32 +7,32 @@
 namespace ewm {
 
 template <uint32_t steps> struct MapCut {
-  Spread across;
+  uint32_t along, across;  // threads of a block, along I and across lanes
   uint32_t lane_tiles, tiles;
   explicit MapCut(const Call& c)
-      : across(spread(c.lanes, c.dim[c.rank - 1])),
-        lane_tiles(ceil_div(c.lanes, across.lanes)),
-        tiles(ceil_div(c.dim[c.rank - 1], across.others * steps)) {}
+      : along(c.cut),
+        across(THREADS / along),
+        lane_tiles(ceil_div(c.lanes, across)),
+        tiles(ceil_div(c.dim[c.rank - 1], along * steps)) {}
 };
 
 template <class E, uint32_t steps> inline void map(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int outer = static_cast<int>(c.rank) - 1;
   const uint32_t count = c.dim[outer];
   const MapCut<steps> cut(c);
-  const Spread across = cut.across;
-  const uint32_t lane = block % cut.lane_tiles * across.lanes + thread_index() % across.lanes;
-  const uint32_t first = block / cut.lane_tiles % cut.tiles * across.others * steps + thread_index() / across.lanes;
+  const uint32_t lane = block % cut.lane_tiles * cut.across + thread_index() % cut.across;
+  const uint32_t first = block / cut.lane_tiles % cut.tiles * cut.along * steps + thread_index() / cut.across;
   if (lane >= c.lanes || first >= count) return;
   const Views<E::operands> e(o, f, index_at(c, outer, block / cut.lane_tiles / cut.tiles), lane, outer);
   typename E::Register y[steps];
 #pragma unroll
   for (uint32_t s = 0; s < steps; s++) {
-    const uint32_t i = first + s * across.others;
+    const uint32_t i = first + s * cut.along;
     y[s] = E::value(e.v, i < count ? i : first, 0, ONE_LANE);
   }
 #pragma unroll
   for (uint32_t s = 0; s < steps; s++) {
-    const uint32_t i = first + s * across.others;
+    const uint32_t i = first + s * cut.along;
     if (i < count) E::put(e.v, i, 0, ONE_LANE, y[s]);
   }
 }

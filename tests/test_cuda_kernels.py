@@ -49,6 +49,25 @@ def attention(heads: int, queries: int, keys: int, depth: int, width: int, sampl
     return Graph({"y": e.mul(e.matmul(e.softmax(scores, -1), v), 0.5)})
 
 
+def attended(samples: int, tokens: int, k: int, heads: int, depth: int, queries: int = 0) -> Graph:
+    """The attention of each sample's tokens, or its last `queries`, and the one product that makes all of it.
+
+    Of whole numbers, with weights that are (`program`), so that tensor cores' sums are exact in any order.
+    """
+    x = e.rint(e.mul(e.input("x", (samples, tokens, k)), 3.0))
+    made = e.matmul(x, e.weight(f"whole{k}x{heads}x{depth}", (k, 3 * heads * depth)))
+    made = e.add(made, e.weight(f"b{heads * depth}", (3 * heads * depth,)))
+    made, lead = e.reshape(made, (samples, tokens, 3, heads, depth)), (samples, tokens, heads, depth)
+    q, k, v = (e.permute(e.reshape(e.narrow(made, 2, i, i + 1), lead), (0, 2, 1, 3)) for i in range(3))
+    queries = queries or tokens
+    q = e.narrow(q, 2, tokens - queries, tokens)
+    scores = e.mul(e.matmul(e.mul(q, 0.5), e.permute(k, (0, 1, 3, 2))), 1e-3)
+    last = e.add(e.iota((queries, tokens), 0), tokens - queries)
+    scores = e.select(e.less_equal(e.iota((queries, tokens), 1), last), scores, -1e30)
+    y = e.permute(e.matmul(e.softmax(scores, -1), v), (0, 2, 1, 3))
+    return Graph({"y": e.mul(e.reshape(y, (samples, queries, heads * depth)), 0.5)})
+
+
 def folded(kind: str, outer: int, lanes: int, k: int) -> Graph:
     x = e.input("x", (outer, lanes, k))
     return Graph({"y": (e.reduce_sum if kind == "sum" else e.reduce_max)(x, -1)})
@@ -84,6 +103,10 @@ ATTENTIONS = [
     (1, 1, 1, 1, 1, 1), (2, 3, 3, 8, 8, 33), (2, 13, 13, 5, 7, 0), (3, 1, 30, 16, 13, 5), (1, 5, 7, 3, 1, 40),
     (1, 6, 40, 70, 33, 35), (2, 40, 40, 8, 8, 0), (1, 2, 900, 3, 2, 0),
 ]  # fmt: skip
+ATTENDED = [  # the last is as large as any
+    (33, 3, 70, 2, 24), (34, 2, 66, 1, 20), (40, 4, 130, 3, 32), (33, 3, 66, 2, 16, 1), (40, 4, 66, 2, 8, 2),
+    (35, 3, 64, 2, 64),
+]  # fmt: skip
 FOLDS = [(1, 1, 1), (3, 33, 5), (2, 300, 19), (9, 5, 193)]
 EDGES = np.float32([0.0, -0.0, np.nan, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf])
 GRAPHS = (
@@ -92,6 +115,7 @@ GRAPHS = (
     | {"product_wide": product(*WIDE, "direct")}
     | {f"product_of_each{i}": ensemble(*shape) for i, shape in enumerate([(3, 6, 13, 17), (2, 70, 65, 40)])}
     | {f"attention{i}": attention(*shape) for i, shape in enumerate(ATTENTIONS)}
+    | {f"attended{i}": attended(*shape) for i, shape in enumerate(ATTENDED)}
     | {f"{kind}{i}": folded(kind, *shape) for kind in ("sum", "max") for i, shape in enumerate(FOLDS)}
     | {f"map{i}": arithmetic(*shape) for i, shape in enumerate([(1, 1, 1), (2, 33, 7), (3, 17, 300)])}
     | {"clamped": clamped((0.0, -0.0, 1.0))}
@@ -104,6 +128,8 @@ UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # of the largest rounding, where ten
 
 def precisions_of(name: str) -> tuple[str, ...]:
     """Those a graph is tried in: what differs by how rows are rounded alone, behind a norm."""
+    if name.startswith("attended"):
+        return PRECISIONS[1:]
     if not name.startswith("product"):
         return ("fp32",)
     return PRECISIONS if "norm" in name or "wide" in name else ("fp32", "w8a8", "bf16")
@@ -124,7 +150,9 @@ def program(graphs: Mapping[str, Graph] = GRAPHS) -> Program:
             entries[key] = programs.salted(graph, precision)
             if precision != "fp32":
                 recipe |= {w["name"]: FORMS.get(precision, precision) for w in weights_of(entries[key])}
-    return run(run(programs.program_of(entries), EXACT).with_(recipe=recipe), LOWERING)
+    drawn = programs.program_of(entries)
+    weights = {name: np.rint(2 * w) if "/whole" in name else w for name, w in drawn.weights.items()}
+    return run(run(drawn.with_(weights=weights), EXACT).with_(recipe=recipe), LOWERING)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +180,7 @@ def differing(name: str, whole: Program, found: dict[str, np.ndarray], inputs: d
     """
     wanted = interp.run(whole.entries[name], inputs, whole.weights)
     precision, _, case = name.partition("_")
-    if precision not in UNIT:
+    if precision not in UNIT or not case.startswith("product"):
         return programs.differing(found, wanted)
     (product,) = (n for n in programs.salted(GRAPHS[case], precision).order() if n.op == "matmul")
     sides = {"x": product.sources[0], "w": product.sources[1]}
@@ -168,13 +196,22 @@ def differences(bundle: Bundle, whole: Program, name: str, seed: int) -> list[st
     return differing(name, whole, bundle.run(name, **inputs), inputs)
 
 
-@pytest.mark.parametrize("part", ["product", "attention", "sum", "max", "map", "clamped", "best"])
+@pytest.mark.parametrize("part", ["product", "attention", "attended", "sum", "max", "map", "clamped", "best"])
 def test_kernels_are_the_oracle(part: str, bundle: Bundle, whole: Program) -> None:
     """Whatever the schedule; no race, no stray access, nothing used before it is there."""
     found = {}
     for i, name in enumerate(named(part)):
         found[name] = differences(bundle, whole, name, SEEDS[i % len(SEEDS)])
     assert found and {n: d for n, d in found.items() if d} == {}
+
+
+def test_an_attention_and_its_product_are_one_launch(bundle: Bundle, whole: Program) -> None:
+    """Rows are rounded, then comes all the rest; what is left is to copy the answer."""
+    for name, family in (("w8a8", "i8"), ("w8s", "rounded"), ("bf16", "bf16"), ("fp16", "fp16")):
+        entry = list(whole.entries).index(f"{name}_attended0")
+        ran = [bundle.functions[int(bundle.rows["function"][row])] for row in bundle.rows_of(entry)]
+        assert [f.startswith(f"ewm_product_{family}_attention_") for f in ran[:2]] == [False, True], ran
+        assert all(f.startswith("ewm_map_") for f in ran[2:]), ran
 
 
 def test_the_sizes_of_tiles_stand_once() -> None:
@@ -190,7 +227,8 @@ def test_the_sizes_of_tiles_stand_once() -> None:
 # A few calls in which every barrier matters.
 PROBES = (
     "fp32_product_norm24", "w8a8_product_norm24", "fp32_product_of_each1", "fp32_attention3",
-    "fp32_attention6", "fp32_attention7", "fp32_best2", "fp32_best4", "w8a8_product_wide",
+    "fp32_attention6", "fp32_attention7", "fp32_best2", "fp32_best4", "w8a8_product_wide", "w8a8_attended1",
+    "w8a8_attended2",
 )  # fmt: skip
 
 

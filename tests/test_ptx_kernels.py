@@ -21,7 +21,7 @@ from edgewm.program import Program
 # Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
 NAMES = (
     "product_direct23", "product_gathered23", "product_norm23", "product_norm24", "product_of_each1", "attention1",
-    "attention3", "attention6", "attention7", "sum2", "max2", "map1", "clamped", "best2", "best4",
+    "attention3", "attention6", "attention7", "attended0", "sum2", "max2", "map1", "clamped", "best2", "best4",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def swapped_fragment(i: ptx.Instruction) -> ptx.Instruction | None:
     return replace(i, operands=(*i.operands[:2], f"{{{second}, {first}}}", i.operands[3]))
 
 
-TENSOR = ("w8a8_product_norm23", "bf16_product_norm23")  # every strip of k is of use in some step
+TENSOR = ("w8a8_product_norm23", "bf16_product_norm23", "w8a8_attended0")  # every strip of k is of use in some step
 PROBES = {
     # The last barrier of the tensor cores' products parts lanes of one warp, which step together here, and that of a
     # chain what lies in global memory: fibers see them.

@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from .occupancy import occupancy
 
 FACTS = "facts"  # section of model.ewm: KernelFacts of every function
 FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8"}  # of a call's work -> of a board's rates
+NUMBER_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
 LIMITS = ("tensor", "vector", "l2", "memory")
 
 
@@ -77,7 +78,7 @@ def bundle_rows(
     for step, region in groupby(calls_of(bundle), key=lambda call: call["step"]):
         calls = list(region)
         follows, before = joined and before is not None and step == before + 1, step
-        last, own = calls[-1], phases[calls[-1]["call"]]
+        last, own = calls[-1], [phase for call in calls for phase in phases.get(call["call"], [])]
         key = tuple((call["kernel"], tuple(call["dims"]), call["lanes"]) for call in calls)
         work = sum((Counter({k: v for k, v in call["work"].items() if k != "does"}) for call in calls), Counter())
         if key not in found:
@@ -86,7 +87,7 @@ def bundle_rows(
                 "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
                 "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
                 "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
-                "each": limits_us({**last, "work": work}, [f["blocks"] for f in functions], board, mode),
+                "each": limits_us(calls, work, [f["blocks"] for f in functions], board, mode),
             }  # fmt: skip
         row, times = found[key], last["times"]
         nodes = not follows if joined else len(own)
@@ -133,32 +134,55 @@ def whole(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> dict[
     }  # fmt: skip
 
 
-def limits_us(call: Mapping[str, Any], blocks: Sequence[int], board: Target, mode: Mode) -> dict[str, float]:
-    """us of one call if each of LIMITS were alone, at advertised peaks; `blocks` of its launches, the core's last."""
-    work, gpu = call["work"], board.gpu
+def limits_us(
+    calls: Sequence[Mapping[str, Any]], work: Mapping[str, int], blocks: Sequence[int], board: Target, mode: Mode
+) -> dict[str, float]:
+    """us of a region if each of LIMITS were alone, at advertised peaks; `work` of its calls, `blocks` of its launches,
+    the core's last."""
+    gpu = board.gpu
     busy = -(-blocks[-1] // mode.sm) * mode.sm / blocks[-1]  # the busiest SM's work over the mean
     clocks = mode.gpu_mhz * mode.sm  # of all SMs, a us
+    tile = tile_of(calls, blocks[-1])
     tensor = sum(
-        padded(call, kind, blocks[-1]) * busy / (_rate(board, form) * clocks)
+        (tile.operations if tile and tile.form == kind else work[kind]) * busy / (_rate(board, form) * clocks)
         for kind, form in FORMATS.items() if work.get(kind)
     )  # fmt: skip
     touched = work.get("weights", 0) + work.get("arena", 0) + 2 * work.get("scratch", 0)  # written, then read
+    brought = 0 if tile is None else max(0, tile.bytes - work.get("weights", 0))  # and once more by other blocks
     return {
-        "tensor": tensor, "vector": work.get("vector", 0) / (FP32_LANES * clocks), "l2": touched / (L2_BYTES * clocks),
+        "tensor": tensor, "vector": work.get("vector", 0) / (FP32_LANES * clocks),
+        "l2": (touched + brought) / (L2_BYTES * clocks),
         "memory": max(0, touched - (gpu.l2_bytes or 0)) / (mode.dram_gbps * 1e3),
     }  # fmt: skip
 
 
-def padded(call: Mapping[str, Any], kind: str, blocks: int) -> float:
-    """Operations of a call's core; those of a product with the tiles that its blocks compute, whole."""
+class Tile(NamedTuple):
+    """What the blocks of a product's launch do, tiles counted whole: `form` of its numbers, `operations`, and `bytes`
+    of rows and columns that they bring to shared memory."""
+
+    form: str
+    operations: float
+    bytes: float
+
+
+def tile_of(calls: Sequence[Mapping[str, Any]], blocks: int) -> Tile | None:
+    """Of the product that ends a region's calls, or that an attention ends with it; None where none does."""
+    attends = len(calls) > 1 and calls[-1]["kernel"].startswith("attention")
+    call = calls[-2] if attends else calls[-1]
     if not call["kernel"].startswith("product"):
-        return float(call["work"][kind])
+        return None
     *outer, width, depth = call["dims"]
-    tile = launches.SIDE * launches.SIDE
-    if kind != "f32":  # a block of a narrow tile cannot have more results
-        is_wide = prod(outer) * call["lanes"] * width > blocks * launches.NARROW**2
-        tile = launches.BAND * launches.SIDE if is_wide else launches.NARROW**2
-    return 2.0 * blocks * tile * depth
+    form = next((kind for kind in FORMATS if call["work"].get(kind) and kind != "f32"), "f32")
+    if attends:
+        *_, tokens, numbers, values = calls[-1]["dims"]
+        rows, tiles, columns = tokens * launches.TILE, -(-(2 * numbers + values) // launches.SIDE), launches.SIDE
+    else:
+        rows, tiles, columns = launches.SIDE, 1, launches.SIDE
+        if form != "f32":  # a block of a narrow tile cannot have more results
+            is_wide = prod(outer) * call["lanes"] * width > blocks * launches.NARROW**2
+            rows, columns = (launches.BAND, launches.SIDE) if is_wide else (launches.NARROW, launches.NARROW)
+    each = float(blocks * tiles * depth)
+    return Tile(form, 2.0 * rows * columns * each, (rows + columns) * each * NUMBER_BYTES[form])
 
 
 def estimated_us(limits: Mapping[str, float], work: Mapping[str, int], with_: Coefficients) -> float:

@@ -26,8 +26,8 @@ RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, 
 
 SIZES: dict[str, int] = {
     "THREADS": THREADS, "TILE": TILE, "SIDE": SIDE, "BAND": BAND, "STRIP": STRIP, "STRIPS": STRIPS, "NARROW": NARROW,
-    "FEW_TILES": FEW_TILES, "NARROW_STRIPS": NARROW_STRIPS, "FOLD": FOLD, "QUERIES": QUERIES, "GOOD_BYTES": GOOD_BYTES,
-    "MOST_BYTES": MOST_BYTES, "SLOTS": SLOTS, "RESIDENT": RESIDENT,
+    "NARROW_STRIPS": NARROW_STRIPS, "FOLD": FOLD, "QUERIES": QUERIES, "GOOD_BYTES": GOOD_BYTES, "SLOTS": SLOTS,
+    "RESIDENT": RESIDENT,
 }  # fmt: skip
 
 
@@ -61,6 +61,22 @@ def spread(lanes: int, count: int) -> tuple[int, int]:
     """
     others = power_of_two(count, THREADS // power_of_two(lanes, TILE))
     return THREADS // others, others
+
+
+def cut(family: str, call: Facts) -> int:
+    """What kernels are told of how a call is cut: `Call.cut` of its row.
+
+    Of a map the threads along its innermost loop; of a product on tensor cores whether its tiles are narrow; of an
+    attention the queries of a block, 0 where its scores go to the workspace, a query at a time.
+    """
+    if family in ("map", "copy"):
+        return spread(call.lanes, call.dims[-1])[1]
+    if family in BYTES:
+        return int(_is_narrow(call))
+    if family == "attention":
+        at_once, spills = attention_cut(*call.dims[-4:-1])
+        return 0 if spills else at_once
+    return 0
 
 
 def _lane_tiles(call: Facts) -> int:
@@ -116,13 +132,20 @@ def _tensor_multiply(call: Facts) -> Shape:
     Shared memory holds STRIPS strips of k of both (NARROW_STRIPS for each warp of its own), then the sums (of each
     warp).
     """
-    batches, rows = _rows(call)
-    width = call.dims[-2]
-    tiles = batches * -(-rows // BAND) * -(-width // SIDE)
-    if tiles < FEW_TILES:
-        tiles = batches * -(-rows // NARROW) * -(-width // NARROW)
-        return Shape(tiles, THREADS // 32 * max(NARROW_STRIPS * 2 * NARROW * STRIP, 4 * NARROW * (NARROW + 4)))
-    return Shape(tiles, max(STRIPS * (BAND + SIDE) * STRIP, 4 * SIDE * (BAND + 4)))
+    if _is_narrow(call):
+        shared = THREADS // 32 * max(NARROW_STRIPS * 2 * NARROW * STRIP, 4 * NARROW * (NARROW + 4))
+        return Shape(_tiles(call, NARROW, NARROW), shared)
+    return Shape(_tiles(call, BAND, SIDE), max(STRIPS * (BAND + SIDE) * STRIP, 4 * SIDE * (BAND + 4)))
+
+
+def _tiles(call: Facts, rows: int, columns: int) -> int:
+    """Of a product, by so many rows and columns."""
+    batches, each = _rows(call)
+    return batches * -(-each // rows) * -(-call.dims[-2] // columns)
+
+
+def _is_narrow(call: Facts) -> bool:
+    return _tiles(call, BAND, SIDE) < FEW_TILES
 
 
 def _attention(call: Facts) -> Shape:
@@ -135,12 +158,33 @@ def _attention(call: Facts) -> Shape:
 
 
 def attention_cut(queries: int, keys: int, depth: int) -> tuple[int, bool]:
-    """Queries of a block, and whether scores go to the workspace: `AttentionCut` of attention.cu."""
+    """Queries of a block, and whether scores go to the workspace."""
     each = 4 * TILE * (keys + depth)
     at_once = min(queries, QUERIES)
     while at_once > 1 and at_once * each > GOOD_BYTES:
         at_once -= 1
     return at_once, each > MOST_BYTES
+
+
+def attended_bytes(tokens: int, depth: int, width: int) -> int | None:
+    """Shared memory of `product_attention.cu`, where queries and keys of so many tokens and numbers fit a block.
+
+    What SIDE columns at a time add up to, in columns 4 rows longer, and behind all of them scores; while the last SIDE
+    are multiplied, strips of k in their place.
+    """
+    rows, columns = tokens * TILE, 2 * depth + width
+    tiles, step = -(-columns // SIDE), 4 * (rows + 4)
+    strips = max(STRIPS * (rows + SIDE) * STRIP, SIDE * step)
+    needed = max((tiles - 1) * SIDE * step + strips, columns * step + 4 * TILE * tokens * tokens)
+    return needed if tokens <= QUERIES and rows <= BAND and needed <= MOST_BYTES else None
+
+
+def _product_attention(call: Facts) -> Shape:
+    """Of the attention: a block for each outer index and 32 lanes."""
+    *outer, _, tokens, depth, width = call.dims
+    needed = attended_bytes(tokens, depth, width)
+    assert needed is not None, call
+    return Shape(prod(outer) * _lane_tiles(call), needed)
 
 
 SHAPES: dict[str, Callable[[Facts], Shape]] = {
@@ -159,6 +203,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "product_i8_quantize": _quantize,
     "product_i8_multiply": _tensor_multiply,
     "attention": _attention,
+    "product_attention": _product_attention,
 }
 
 

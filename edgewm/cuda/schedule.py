@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from ..arena import place
-from ..layout import ZERO
+from ..layout import ZERO, Buffer
 from ..lower import Lowering
 from ..program import Program
 from ..schedule import Call, Operand, Region, Repeat, Schedule, Step, is_direct
@@ -25,7 +26,10 @@ def schedule_gpu(program: Program) -> Schedule:
     low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained, joins=True)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
     ports = {layout.buffer for e in entries.values() for layout in (*e.inputs.values(), *e.outputs.values())}
-    workspaces = {call.workspace for e in entries.values() for call in calls_of(e.steps)}
+    calls = [call for e in entries.values() for call in calls_of(e.steps)]
+    workspaces = {call.workspace for call in calls}
+    for call in calls:
+        call.cut = launches.cut(call.family, _facts(call))
     for buffer in low.buffers.values():
         if not buffer.space and buffer not in ports | workspaces:
             buffer.space = "arena"
@@ -35,17 +39,34 @@ def schedule_gpu(program: Program) -> Schedule:
 
 
 def chained(flow: list, tile: int) -> list[Step]:
-    """Regions of calls that one launch runs: blocks of a call read what any block of an earlier region wrote."""
+    """Regions of calls that have launches in common: blocks of a call read what any block of an earlier one wrote."""
+    return _chained(flow, tile, _uses(flow))
+
+
+def _chained(flow: list, tile: int, uses: Counter[Buffer]) -> list[Step]:
     steps: list[Step] = []
     for item in flow:
         if isinstance(item, Repeat):
-            item.body = chained(item.body, tile)
+            item.body = _chained(item.body, tile, uses)
             steps.append(item)
-        elif steps and isinstance(steps[-1], Region) and can_join(steps[-1].calls, item):
-            steps[-1].calls.append(item)
+            continue
+        calls = steps[-1].calls if steps and isinstance(steps[-1], Region) else []
+        attends = bool(calls) and can_attend(calls[-1], item, uses)
+        if attends:
+            calls[-1].out.buffer.held = True
+        if attends or (calls and can_join(calls, item)):
+            calls.append(item)
         else:
             steps.append(Region(item.lanes, tile, [item]))
     return steps
+
+
+def _uses(flow: list) -> Counter[Buffer]:
+    """How many operands of a flow's calls are in each buffer."""
+    found: Counter[Buffer] = Counter()
+    for item in flow:
+        found.update(_uses(item.body) if isinstance(item, Repeat) else [o.buffer for o in item.operands()])
+    return found
 
 
 def can_join(region: list[Call], call: Call) -> bool:
@@ -77,6 +98,47 @@ def can_chain(chain: list[Call], call: Call) -> bool:
     return all(_same_row(o, written[o.buffer], len(_outer(call))) for o in first if o.buffer in written)
 
 
+def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
+    """Whether `call` is the attention of the queries, keys and values that `product` makes, all of them for itself, and
+    a block holds those of all tokens: then nothing between the two is written."""
+    made = product.out
+    if call.family != "attention" or product.family not in launches.BYTES or call.lanes != product.lanes:
+        return False
+    inside = [o for _, o in call.groups["left"] if o.buffer is made.buffer]
+    keys, values = (o for _, o in call.groups["packed"])
+    if len(inside) != 1 or uses[made.buffer] != 4 or any(o.buffer is not made.buffer for o in (keys, values)):
+        return False
+    *outer, queries, tokens, depth, width = call.dims
+    *rows, columns, _ = product.dims
+    if rows != [tokens] or queries > tokens or launches.attended_bytes(tokens, depth, width) is None:
+        return False
+    if made.mode != "V" or any(s != ZERO for s in product.groups["packed"][0][1].strides):
+        return False
+    row, column, _ = made.strides
+    if min(row[0], column[0]) <= 0:  # of one token or one number there is no stride
+        return False
+    along_i = row if queries > 1 else ZERO
+    wanted = (
+        (inside[0], [along_i, ZERO, column, ZERO], depth), (keys, [ZERO, row, column, ZERO], depth),
+        (values, [ZERO, row, ZERO, column], width),
+    )  # fmt: skip
+    for operand, strides, numbers in wanted:
+        token, first = _place(operand.offset[0] - made.offset[0], row[0], column[0])
+        heads = [s[0] * (n - 1) for s, n in zip(operand.strides, outer, strict=False)]
+        if operand.mode != "V" or operand.strides[len(outer) :] != strides or any(h % column[0] for h in heads):
+            return False
+        if token + (queries if operand is inside[0] else tokens) > tokens:
+            return False
+        if first < 0 or first + sum(heads) // column[0] + numbers > columns:
+            return False
+    return True
+
+
+def _place(at: int, row: int, column: int) -> tuple[int, int]:
+    """Row and column of an element of a matrix with these strides: `Place` of product_attention.cu."""
+    return (at // row, at % row // column) if row > column else (at % column // row, at // column)
+
+
 def _outer(call: Call) -> list[int]:
     return call.dims[: -1 if call.family == "reduce" else -2]
 
@@ -99,6 +161,11 @@ class Launched(NamedTuple):
     nodes: int
 
 
+def _alone(calls: list[Call]) -> list[Call]:
+    """The call of a region whose launches are the region's: its last, or the product that an attention ends."""
+    return calls[-2:-1] if calls[-1].family == "attention" and len(calls) > 1 else calls[-1:]
+
+
 def launched(steps: list[Step], times: int = 1) -> list[Launched]:
     """Every region in order, loops entered once."""
     found: list[Launched] = []
@@ -107,10 +174,15 @@ def launched(steps: list[Step], times: int = 1) -> list[Launched]:
         if isinstance(step, Repeat):
             found += launched(step.body, times * step.count)
         else:
-            count = launches.phases(step.calls[-1].family, is_direct(step.calls[-1]))
+            count = sum(launches.phases(c.family, is_direct(c)) for c in _alone(step.calls))
             found.append(Launched(step.calls, times, count, int(not follows)))
         follows = isinstance(step, Region)
     return found
+
+
+def _facts(call: Call) -> launches.Facts:
+    batch = () if "packed" not in call.groups else call.groups["packed"][0][1].strides[: len(call.dims) - 2]
+    return launches.Facts(tuple(call.dims), call.lanes, tuple(s != ZERO for s in batch))
 
 
 def calls_of(steps: list[Step]) -> list[Call]:

@@ -7,7 +7,9 @@ functors that it reads alone; so phases are shared between calls.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +26,19 @@ _FILES = {
 # Everything `cuda_text` includes, by the name it is included by; device.h stands in for <stdint.h>.
 HEADERS: Mapping[str, str] = {"stdint.h": "", **{name: path.read_text() for name, path in _FILES.items()}}
 PERSISTENT = '#include "persistent.cu"\n'
-BESIDE = "beside"
+BESIDE, ATTENDED = "beside", "product_attention"
+# What a product is to `tensor.h`, by family.
+MATRICES = {
+    "product_i8": "Eighths", "product_rounded": "Integers", "product_bf16": "Halves", "product_fp16": "HalfProducts",
+}  # fmt: skip
 LONG = 60  # statements of a functor that fills a thread's registers by itself
 OWN = ("ewm_stamp",)  # of every module, before those of calls
 
 
 def cuda_text(source: Source, persistent: bool = False) -> str:
     """The whole translation unit; `persistent`: the one kernel `ewm_persistent` runs any of its launches in turn."""
-    includes = "".join(f'#include "{name}.cu"\n' for name in ["stamp", *sorted(source.families)])
+    attended = [ATTENDED] if any(instance.startswith(ATTENDED) for instance in _instances(source)) else []
+    includes = "".join(f'#include "{name}.cu"\n' for name in ["stamp", *sorted(source.families), *attended])
     kernels = "".join(
         f"EWM_APART({name}) {{ {instance}(c, o, f, block); }}\n"
         if persistent
@@ -81,11 +88,14 @@ def launch_rows(sections: Mapping[str, bytes], source: Source) -> tuple[tuple[st
         first, last = int(step["first_call"]), int(step["first_call"]) + int(step["calls"]) - 1
         kernels = tuple(map(int, calls["kernel"][first : last + 1]))
         facts = [_facts(source, call, operands) for call in calls[first : last + 1]]
-        for phase, (instance, parts) in enumerate(_region(source, kernels)):
-            shapes = [launches.SHAPES[_split(p)[0]](f) for p, f in zip(parts, facts[-len(parts) :], strict=True)]
+        phases: Counter[int] = Counter()
+        for instance, parts, call in _region(source, kernels):
+            of = facts[call + 1 - len(parts) : call + 1]
+            shapes = [launches.SHAPES[_split(p)[0]](f) for p, f in zip(parts, of, strict=True)]
             blocks = sum(s.blocks for s in shapes) if instance.startswith(BESIDE) else shapes[-1].blocks
             shared = max(s.shared_bytes for s in shapes)
-            rows.append((last, phase, index[names[instance]], blocks, shared, 0))
+            rows.append((first + call, phases[call], index[names[instance]], blocks, shared, 0))
+            phases[call] += 1
     return functions, np.array(rows, ewm.LAUNCH)
 
 
@@ -104,25 +114,49 @@ def _instances(source: Source) -> dict[str, str]:
     """What every launch of the bundle runs, and the name of each one's function."""
     found: dict[str, str] = {}
     for kernels in source.regions:
-        for instance, parts in _region(source, kernels):
+        for instance, parts, _ in _region(source, kernels):
             what = (instance, parts[-1]) if len(parts) > 1 else (instance,)
-            found.setdefault(instance, "_".join(("ewm", *(_split(w)[0] for w in what), str(len(found)))))
+            found.setdefault(instance, "_".join(("ewm", *map(_called, what), str(len(found)))))
     return found
 
 
-def _region(source: Source, kernels: tuple[int, ...]) -> list[tuple[str, list[str]]]:
-    """Launches of a region's calls: an instance, and what it runs of each (itself, where it is alone).
+def _called(instance: str) -> str:
+    """What a function is called by what it runs; its name says which product that is."""
+    name, arguments = _split(instance)
+    family = {matrices: family for family, matrices in MATRICES.items()}
+    return f"{family[arguments[0]]}_attention" if name == ATTENDED else name
 
-    Several maps stand beside each other; others are chained up to the last one's first phase, whose others follow.
+
+class Phase(NamedTuple):
+    """A launch of a region: an instance, what it runs of each call (itself, where that is one), place of the last."""
+
+    instance: str
+    parts: list[str]
+    call: int
+
+
+def _region(source: Source, kernels: tuple[int, ...]) -> list[Phase]:
+    """Launches of a region's calls.
+
+    Several maps stand beside each other; others are chained up to the last one's first phase, whose others follow. An
+    attention takes the place of the last phase of the product before it.
     """
-    table = list(source.kernels)
+    table, end = list(source.kernels), len(kernels) - 1
+    family, arguments = _split(table[kernels[-1]])
+    if family == "attention" and end:
+        product, (prologue, epilogue) = _split(table[kernels[-2]])
+        matrices = [MATRICES[product], epilogue, _constant(source, prologue, "inputs")]
+        attends = _instance(ATTENDED, *matrices, *arguments[:4])
+        return [*_region(source, kernels[:-1])[:-1], Phase(attends, [attends], end)]
     *before, last = (_phases(source, *_split(table[k])) for k in kernels)
     if not before:
-        return [(phase, [phase]) for phase in last]
+        return [Phase(phase, [phase], end) for phase in last]
     together = [*(phase for (phase,) in before), last[0]]
     if all(_split(part)[0] == "map" for part in together):
-        return [(_instance(BESIDE, *(_instance("Mapped", *_split(part)[1]) for part in together)), together)]
-    return [(_instance("chain", *together), together), *((phase, [phase]) for phase in last[1:])]
+        beside = _instance(BESIDE, *(_instance("Mapped", *_split(part)[1]) for part in together))
+        return [Phase(beside, together, end)]
+    chain = Phase(_instance("chain", *together), together, end)
+    return [chain, *(Phase(phase, [phase], end) for phase in last[1:])]
 
 
 def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:

@@ -116,7 +116,7 @@ struct Call {
   uint32_t rank;
   uint32_t dim[MAX_RANK];
   uint32_t lanes;  // real lanes of the region: padded lanes of a tile beyond this are not read through gathers
-  uint32_t reserved;
+  uint32_t cut;    // on a GPU: how blocks share the call, as edgewm/cuda/launches.py has decided; else 0
 };
 static_assert(sizeof(Call) == 48, "");
 

@@ -145,20 +145,6 @@ template <int n> struct Views {
   }
 };
 
-// How the threads of a block lie over lanes (neighbours) and over something else that there is `count` of.
-struct Spread {
-  uint32_t lanes, others;
-};
-inline uint32_t power_of_two(uint32_t x, uint32_t most) {  // not below x, at most `most`
-  uint32_t p = 1;
-  while (p < x && p < most) p *= 2;
-  return p;
-}
-inline Spread spread(uint32_t lanes, uint32_t count) {
-  const uint32_t others = power_of_two(count, THREADS / power_of_two(lanes, 32));
-  return {THREADS / others, others};
-}
-
 // What runs one block of a call.
 using BlockOfCall = void(const Call&, const Operand*, const Frame&, uint32_t);
 

@@ -9,8 +9,6 @@
 namespace ewm {
 
 constexpr uint32_t CHUNK = 16;  // bytes of a copy
-constexpr uint32_t STRIP_BYTES = (BAND + SIDE) * STRIP;
-constexpr uint32_t BAND_STEP = BAND + 4;  // between columns of sums, so that a fragment's words are in different banks
 
 inline uint32_t chunk_at(uint32_t row, uint32_t chunk) { return row * STRIP + ((chunk ^ (row >> 1 & 3)) * CHUNK); }
 
@@ -41,50 +39,53 @@ inline void multiply_strip(const char* x, const char* w, uint32_t row0, uint32_t
   }
 }
 
-// Multiplies rows of `bytes` bytes; `x` and `w` hold at least one row each, those past `rows_left` repeat the last.
+// shared[column][row], columns `step` words apart, = the sums of this warp: its 32 rows and columns from `row0` and
+// `column0` on.
 template <class Sum>
-inline void multiply_strips(const char* x, uint32_t rows_left, const char* w, uint32_t bytes, Sums<Sum>& sums) {
-  char* const shared = shared_memory();
-  const uint32_t t = thread_index(), warp = t / 32;
-  const uint32_t own = t / 4, chunk = t % 4;
-  const char* from[3];  // two rows of x and one of w, a chunk of each strip
-  from[0] = x + static_cast<int64_t>(own < rows_left ? own : rows_left - 1) * bytes + chunk * CHUNK;
-  from[1] = x + static_cast<int64_t>(own + 64 < rows_left ? own + 64 : rows_left - 1) * bytes + chunk * CHUNK;
-  from[2] = w + static_cast<int64_t>(own) * bytes + chunk * CHUNK;
-  const uint32_t strips = bytes / STRIP;
-  auto bring = [&](uint32_t strip) {
-    if (strip < strips) {
-      char* const to = shared + strip % STRIPS * STRIP_BYTES;
-      async_copy(to + chunk_at(own, chunk), from[0] + strip * STRIP);
-      async_copy(to + chunk_at(own + 64, chunk), from[1] + strip * STRIP);
-      async_copy(to + BAND * STRIP + chunk_at(own, chunk), from[2] + strip * STRIP);
-    }
-    async_commit();
-  };
-  bring(0);
-  bring(1);
-  for (uint32_t strip = 0; strip < strips; strip++) {
-    async_wait<1>();
-    block_sync();  // this strip is there for all, and all are done with the one whose place the next one takes
-    bring(strip + 2);
-    const char* const at = shared + strip % STRIPS * STRIP_BYTES;
-    multiply_strip(at, at + BAND * STRIP, warp % 4 * 32, warp / 4 * 32, sums);
-  }
-  block_sync();  // of copies only empty groups are left
-}
-
-// shared[column][row] = the block's sums.
-template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
-  Sum* const shared = reinterpret_cast<Sum*>(shared_memory());
-  const uint32_t lane = thread_index() % 32, warp = thread_index() / 32;
-  const uint32_t row0 = warp % 4 * 32 + lane / 4, column0 = warp / 4 * 32 + lane % 4 * 2;
+inline void spill_sums(const Sums<Sum>& sums, Sum* shared, uint32_t step, uint32_t row0, uint32_t column0) {
+  const uint32_t lane = thread_index() % 32;
 #pragma unroll
   for (uint32_t i = 0; i < 2; i++)
 #pragma unroll
     for (uint32_t j = 0; j < 4; j++)
 #pragma unroll
       for (uint32_t s = 0; s < 4; s++)
-        shared[(column0 + 8 * j + s % 2) * BAND_STEP + row0 + 16 * i + s / 2 * 8] = sums.sum[i][j][s];
+        shared[(column0 + lane % 4 * 2 + 8 * j + s % 2) * step + row0 + lane / 4 + 16 * i + s / 2 * 8] =
+            sums.sum[i][j][s];
+}
+
+// Where a thread finds what it brings of each strip: a chunk of two of the block's rows, 64 apart, and of one column.
+struct Brought {
+  const char *x[2], *w;
+};
+
+// shared[column][row] = the products of `rows` rows (a multiple of 32, at most BAND) and SIDE columns of `bytes` bytes,
+// columns rows + 4 words apart, so that a fragment's words are in different banks. `strips` is where strips lie.
+template <class Sum>
+inline void multiply_strips(const Brought& from, uint32_t rows, uint32_t bytes, char* strips, Sum* shared) {
+  const uint32_t t = thread_index(), row0 = t / 32 % 4 * 32, column0 = t / 128 * 32, own = t / 4, chunk = t % 4;
+  const uint32_t count = bytes / STRIP, strip_bytes = (rows + SIDE) * STRIP;
+  auto bring = [&](uint32_t strip) {
+    if (strip < count) {
+      char* const to = strips + strip % STRIPS * strip_bytes;
+      if (own < rows) async_copy(to + chunk_at(own, chunk), from.x[0] + strip * STRIP);
+      if (own + 64 < rows) async_copy(to + chunk_at(own + 64, chunk), from.x[1] + strip * STRIP);
+      async_copy(to + rows * STRIP + chunk_at(own, chunk), from.w + strip * STRIP);
+    }
+    async_commit();
+  };
+  Sums<Sum> sums = {};
+  bring(0);
+  bring(1);
+  for (uint32_t strip = 0; strip < count; strip++) {
+    async_wait<1>();
+    block_sync();  // this strip is there for all, and all are done with the one whose place the next one takes
+    bring(strip + 2);
+    const char* const at = strips + strip % STRIPS * strip_bytes;
+    if (row0 < rows) multiply_strip(at, at + rows * STRIP, row0, column0, sums);
+  }
+  block_sync();  // of copies only empty groups are left
+  if (row0 < rows) spill_sums(sums, shared, rows + 4, row0, column0);
   block_sync();
 }
 
@@ -92,10 +93,6 @@ template <class Sum> inline void spill_sums(const Sums<Sum>& sums) {
 // eight warps share k: each has strips of its own, which it brings and multiplies by itself, one on its way.
 constexpr uint32_t WARPS_OF_BLOCK = THREADS / 32;
 constexpr uint32_t NARROW_BYTES = 2 * NARROW * STRIP, NARROW_STEP = NARROW + 4;
-
-inline bool is_narrow(const Rows& rows, uint32_t width) {
-  return rows.batches * ceil_div(rows.each, BAND) * ceil_div(width, SIDE) < FEW_TILES;
-}
 
 // shared[warp][column][row] = the sums over each warp's strips.
 template <class Sum>
@@ -127,14 +124,7 @@ inline void multiply_slices(const char* x, uint32_t rows_left, const char* w, ui
     multiply_strip(at, at + NARROW * STRIP, 0, 0, sums);
   }
   block_sync();
-  Sum* const out = reinterpret_cast<Sum*>(shared_memory()) + warp * NARROW * NARROW_STEP;
-#pragma unroll
-  for (uint32_t i = 0; i < 2; i++)
-#pragma unroll
-    for (uint32_t j = 0; j < 4; j++)
-#pragma unroll
-      for (uint32_t s = 0; s < 4; s++)
-        out[(lane % 4 * 2 + 8 * j + s % 2) * NARROW_STEP + lane / 4 + 16 * i + s / 2 * 8] = sums.sum[i][j][s];
+  spill_sums(sums, reinterpret_cast<Sum*>(shared_memory()) + warp * NARROW * NARROW_STEP, NARROW_STEP, 0, 0);
   block_sync();
 }
 
@@ -169,21 +159,23 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
   const Rows rows(c, weights);
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
-  const bool narrow = is_narrow(rows, width);
+  const bool narrow = c.cut;
   const uint32_t tile_rows = narrow ? NARROW : BAND, tile_columns = narrow ? NARROW : SIDE;
   const uint32_t column_tiles = ceil_div(width, tile_columns), row_tiles = ceil_div(rows.each, tile_rows);
   const uint32_t n0 = block % column_tiles * tile_columns, r0 = block / column_tiles % row_tiles * tile_rows;
-  const uint32_t batch = block / column_tiles / row_tiles;
+  const uint32_t batch = block / column_tiles / row_tiles, left = rows.each - r0;  // those past the end repeat the last
   const char* const workspace = begin_of(o[c.operands - 1], f);
   const char* const x = workspace + static_cast<int64_t>(batch * rows.each + r0) * bytes;
   const char* const w = view(weights, f, rows.index(c, weights, batch, 0), 0, along_n).at +
                         static_cast<int64_t>(n0) * bytes;
   if (narrow) {
-    multiply_slices<typename M::Sum>(x, rows.each - r0, w, bytes);
+    multiply_slices<typename M::Sum>(x, left, w, bytes);
   } else {
-    Sums<typename M::Sum> sums = {};
-    multiply_strips(x, rows.each - r0, w, bytes, sums);
-    spill_sums(sums);
+    const uint32_t own = t / 4, chunk = t % 4 * CHUNK;
+    const Brought from = {{x + static_cast<int64_t>(own < left ? own : left - 1) * bytes + chunk,
+                           x + static_cast<int64_t>(own + 64 < left ? own + 64 : left - 1) * bytes + chunk},
+                          w + static_cast<int64_t>(own) * bytes + chunk};
+    multiply_strips(from, BAND, bytes, shared_memory(), reinterpret_cast<typename M::Sum*>(shared_memory()));
   }
 
   const uint32_t mine = t % tile_rows, row = r0 + mine, part = t / tile_rows;
@@ -197,7 +189,7 @@ inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint3
 #pragma unroll 4
   for (uint32_t i = 0; i < count; i++) {
     const uint32_t column = part * count + i, n = n0 + column;
-    typename M::Sum sum = shared[narrow ? column * NARROW_STEP + mine : column * BAND_STEP + mine];
+    typename M::Sum sum = shared[narrow ? column * NARROW_STEP + mine : column * (BAND + 4) + mine];
     if (narrow) {
 #pragma unroll
       for (uint32_t k = 1; k < WARPS_OF_BLOCK; k++) sum += shared[(k * NARROW + column) * NARROW_STEP + mine];

@@ -1,0 +1,99 @@
+"""What a GPU's launches have in common: which calls are joined, and which may not be."""
+
+from __future__ import annotations
+
+import numpy as np
+import programs
+import pytest
+import test_cuda_kernels as cases
+
+from edgewm import expr as e
+from edgewm.cuda.launches import MOST_BYTES, attended_bytes
+from edgewm.cuda.schedule import launched, schedule_gpu
+from edgewm.passes import EXACT, LOWERING, run
+from edgewm.program import Graph, Node
+
+
+def joined(graph: Graph, precision: str = "w8a8") -> list[tuple[str, ...]]:
+    """Families of the regions that a graph's attentions are in."""
+    graph = programs.salted(graph, "s")
+    recipe = {w["name"]: precision for w in cases.weights_of(graph)} if precision != "fp32" else {}
+    program = run(run(programs.program_of({"g": graph}), EXACT).with_(recipe=recipe), LOWERING)
+    regions = launched(schedule_gpu(program).entries["g"].steps)
+    return [tuple(c.family for c in r.calls) for r in regions if r.calls[-1].family == "attention"]
+
+
+SHAPE = (33, 3, 70, 2, 24)  # samples, tokens, numbers, heads, depth
+TOGETHER = [("product_i8", "attention")]
+
+
+def test_an_attention_joins_the_product_of_its_queries_keys_and_values() -> None:
+    assert joined(cases.attended(*SHAPE)) == TOGETHER
+    assert joined(cases.attended(*SHAPE), "bf16") == [("product_bf16", "attention")]
+    assert [joined(cases.attended(*SHAPE, queries)) for queries in (1, 2)] == [TOGETHER, TOGETHER]
+
+
+def test_one_token_or_one_number_stands_alone() -> None:
+    assert joined(beyond(1, 8)) == []  # its weight is 1: there is no attention
+    assert joined(cases.attended(33, 3, 70, 1, 1)) == [("attention",)]
+
+
+def beyond(tokens: int, depth: int) -> Graph:
+    return cases.attended(33, tokens, 70, 2, depth)
+
+
+def results_of(graph: Graph) -> Node:
+    """What its product makes."""
+    return next(n for n in graph.order() if n.op == "add" and n.sources[0].op == "matmul")
+
+
+def read_again() -> Graph:
+    """What the product makes is an answer, too."""
+    graph = cases.attended(*SHAPE)
+    made = results_of(graph)
+    return Graph({**graph.outputs, "made": e.mul(made, 2.0)})
+
+
+def keys_of_another() -> Graph:
+    """Queries of one product, keys and values of another."""
+    graph = cases.attended(*SHAPE)
+    made = results_of(graph)
+    x = e.input("other", made.shape)
+    samples, tokens, _, heads, depth = SHAPE
+    lead = (samples, tokens, 3, heads, depth)
+    q = e.reshape(e.narrow(e.reshape(made, lead), 2, 0, 1), (samples, tokens, heads, depth))
+    k, v = (e.reshape(e.narrow(e.reshape(x, lead), 2, i, i + 1), (samples, tokens, heads, depth)) for i in (1, 2))
+    q, k, v = (e.permute(y, (0, 2, 1, 3)) for y in (q, k, v))
+    return Graph({"y": e.matmul(e.softmax(e.matmul(q, e.permute(k, (0, 1, 3, 2))), -1), v)})
+
+
+APART = {
+    "more tokens than a block has queries": lambda: beyond(5, 8), "results that are read again": read_again,
+    "more numbers than a block holds": lambda: beyond(4, 64), "keys of another value": keys_of_another,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APART)
+def test_others_stand_alone(case: str) -> None:
+    assert joined(APART[case]()) == [("attention",)]
+
+
+def test_a_product_in_float_stands_alone() -> None:
+    assert joined(cases.attended(*SHAPE), "fp32") == [("attention",)]
+
+
+def test_a_block_holds_what_it_is_said_to() -> None:
+    """The most that fits: 3 tokens of 64 numbers in heads of 64, all of what two blocks of an SM share."""
+    assert attended_bytes(3, 64, 64) == MOST_BYTES
+    held = [(t, d) for t, d in np.ndindex(8, 129) if t and d and attended_bytes(t, d, d) is not None]
+    assert max(t for t, _ in held) == 4 and max(d for t, d in held if t == 3) == 64
+
+
+def test_what_is_held_is_not_counted_as_memory() -> None:
+    graph = programs.salted(cases.attended(*SHAPE), "s")
+    recipe = {w["name"]: "w8a8" for w in cases.weights_of(graph)}
+    program = run(run(programs.program_of({"g": graph}), EXACT).with_(recipe=recipe), LOWERING)
+    schedule = schedule_gpu(program)
+    buffers = [b for b in schedule.buffers.values() if b.held]
+    samples, tokens, _, heads, depth = SHAPE
+    assert [(b.elements, b.lanes) for b in buffers] == [(tokens * 3 * heads * depth, samples)]
