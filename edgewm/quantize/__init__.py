@@ -67,7 +67,7 @@ def straits(program: Program) -> frozenset[str]:
     graph = program.entries["score"]
     work: Counter[str] = Counter()
     for node in graph.order():
-        if (name := _weight_of(node)) is not None:
+        if (name := weight_of(node)) is not None:
             work[name] += flops(node)
     found, spent = [], 0
     wide = (name for name in work if program.weights[name].shape[-2] >= SMALLEST_K)
@@ -79,7 +79,7 @@ def straits(program: Program) -> frozenset[str]:
     return frozenset(found)
 
 
-def _weight_of(node: Node) -> str | None:
+def weight_of(node: Node) -> str | None:
     """The name of the weight in a product with one."""
     return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
 
@@ -90,7 +90,7 @@ def _reaches(graph: Graph, without: str) -> bool:
     left = list(graph.outputs.values())
     while left:
         node = left.pop()
-        if node in seen or _weight_of(node) == without:
+        if node in seen or weight_of(node) == without:
             continue
         if node.op == "input" and node["name"] == "candidates":
             return True
@@ -101,7 +101,7 @@ def _reaches(graph: Graph, without: str) -> bool:
 
 def products_of(graph: Graph) -> set[str]:
     """Names of the weights that products read in a graph and in the loops in it."""
-    return {name for g in walk_graphs(graph) for node in g.order() if (name := _weight_of(node)) is not None}
+    return {name for g in walk_graphs(graph) for node in g.order() if (name := weight_of(node)) is not None}
 
 
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:
