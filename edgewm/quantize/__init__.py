@@ -32,7 +32,9 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     `fp16` (IEEE half) loses an eighth of what bf16 does, saturates at 65504, and is for GPUs, where it takes the time
     of bf16: a CPU stores and multiplies halves as float32.
 
-    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_static` has activations in
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_smooth` is w8a8 of activations
+    whose channels are centred and scaled (`smooth`), and of weights that make up for each other's rounding, both chosen
+    on the planner's own candidates: a multiply-add an activation dearer. `w8a8_static` has activations in
     constant steps of the range that the planner's own candidates have in them (`calibrate`): no row is looked at before
     it is rounded, which saves next to nothing on a CPU, and all rows share the steps of the widest, which costs elites.
 
