@@ -115,7 +115,7 @@ def test_what_the_mean_of_all_inputs_loses_is_added(kind: str) -> None:
     rng = np.random.default_rng(0)
     w, x = rng.standard_normal((64, 6)).astype(np.float32), 3 + rng.standard_normal((500, 64))
     mean = x.mean(0)
-    *held, bias = HOLD[kind].hold(w, Moments(mean, (x - mean).T @ (x - mean)))
+    *held, bias = HOLD[kind].hold(w, Moments(mean, (x - mean).T @ (x - mean), len(x)))
     levels = held[0].astype(np.float64) * (held[1] if len(held) > 1 else 1)
     lost = np.abs(mean @ levels - mean @ w).max()
     assert np.abs(mean @ levels + bias - mean @ w).max() < 1e-5 * lost

@@ -85,10 +85,11 @@ def hold(name: str, kind: str, w: np.ndarray, seen: Any = None) -> tuple[np.ndar
 
 
 class Moments(NamedTuple):
-    """Of what a product reads: mean (K,), and sum of x^T x about it (K, K)."""
+    """Of what a product reads: mean (K,), sum of x^T x about it (K, K), and of how many rows."""
 
     mean: np.ndarray
     about: np.ndarray
+    count: float
 
 
 def quantize_weight(

@@ -10,7 +10,7 @@ one bundle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from ..errors import EdgewmError
 from ..passes.quantize_products import HOLD, Moments, hold
 from ..program import Graph, Node, Program
 from . import weight_of
-from .smooth import Smooth, smoothed
+from .smooth import POWERS, Smooth, smoothed
 
 if TYPE_CHECKING:
     from ..judge.sides import Search, Side
@@ -80,7 +80,7 @@ def second_moments(
     for name, whole in sums.items():
         if (count := whole[-1, -1]) > 0:
             mean = whole[-1, :-1] / count
-            found[name] = Moments(mean, whole[:-1, :-1] - count * np.outer(mean, mean))
+            found[name] = Moments(mean, whole[:-1, :-1] - count * np.outer(mean, mean), count)
     return found
 
 
@@ -103,8 +103,9 @@ def ranges_of(
 
 
 def smooth_of(
-    graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]]
-) -> dict[str, Smooth]:
+    graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]],
+    powers: Sequence[float] = POWERS,
+) -> dict[str, Smooth]:  # fmt: skip
     """How channels of what the product with each named weight reads are made alike; those the graph has no product
     with, or one for each of a batch, are left out. Products of one value have one answer, so that they can be merged.
     """
@@ -124,7 +125,8 @@ def smooth_of(
         interp.run(graph, given, weights, real=True, watch=watch)
     found = {}
     for group, parts in rows.items():
-        found |= dict.fromkeys(group, smoothed(np.concatenate(parts), [weights[name] for name in sorted(group)]))
+        own = [weights[name] for name in sorted(group)]
+        found |= dict.fromkeys(group, smoothed(np.concatenate(parts), own, powers))
     return found
 
 

@@ -36,7 +36,7 @@ class Smooth(NamedTuple):
     moments: Array
 
 
-def smoothed(rows: Array, weights: Sequence[Array]) -> Smooth:
+def smoothed(rows: Array, weights: Sequence[Array], powers: Sequence[float] = POWERS) -> Smooth:
     """For all products of one value, since they read it once: `rows` (R, K) of it, `weights` (K, N) of each."""
     middle, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     deviation = np.maximum(deviation, max(SMALLEST * deviation.max(), np.finfo(np.float32).tiny))
@@ -47,7 +47,7 @@ def smoothed(rows: Array, weights: Sequence[Array]) -> Smooth:
         found = deviation**power
         return found / np.exp(np.log(found).mean())
 
-    best = min(POWERS, key=lambda p: _lost(_f32(few / scale_of(p)), _f32(w * scale_of(p)[:, None])))
+    best = min(powers, key=lambda p: _lost(_f32(few / scale_of(p)), _f32(w * scale_of(p)[:, None])))
     inverse = (1 / scale_of(best)).astype(np.float32)[None]
     offset = (-middle * inverse).astype(np.float32)
     read = rows * inverse.astype(np.float64) + offset
