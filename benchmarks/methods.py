@@ -1,12 +1,13 @@
 """What each method of quantization adds over rounding to the nearest, on trained weights, in compiled arithmetic.
 
-    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,w4a16,w4a8] [--json FILE] [--no-record]
+    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,w4a16,w4a8] [--json FILE]
 
-Each row holds the products that `w8a8` has in eight bits in a form of its own, its straits in bf16, compiles the entry `score`, and scores with it all
-candidates of the fp32 bundle's own searches from held-out contexts; then it searches itself, on the same noise. Methods
-are calibrated on candidates of other searches (`quantize.calibrate`). Elites are shares that stay, iteration by
-iteration, with the difference to rounding and its standard error over contexts; error is the variance of what costs are off by, over
-theirs; regret is a share of what planning gains over a blind candidate.
+Each row holds the products that `w8a8` has in eight bits in a form of its own, straits in bf16, and compiles the entry
+`score`. With it all candidates of the fp32 bundle's own searches from held-out contexts are scored; then it searches
+itself, on the same noise. Methods are calibrated on candidates of other searches (`quantize.calibrate`). Elites are
+shares that stay, iteration by iteration, beside them the difference to rounding and its standard error over contexts;
+error is the variance of what costs are off by, over theirs; regret is a share of what planning gains over a blind
+candidate. A run of one width leaves the other rows as they were.
 
 nearest       weights rounded; activations of eight bits in steps of each row's own range (`product_i8`)
 centred       means of channels go to the bias, exactly (Outlier Suppression+, Wei et al., 2023)

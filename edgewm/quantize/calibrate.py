@@ -31,6 +31,7 @@ CONTEXTS = 8  # to plan from
 MOST_ITERATIONS = 8  # of a search: later ones only draw closer together
 MOST_ROWS = 1024  # of one product's inputs for each context
 KEPT_ROWS = 512  # of them that are kept, where their sum does not do
+WHAT = "weights of 4 bits, smooth channels and constant steps are"
 _NOISE = 0xCA11
 
 Array = np.ndarray
@@ -152,7 +153,7 @@ def _some(x: Array, count: int) -> Array:
 def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
     """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
     rng, planner = np.random.default_rng([_NOISE, seed]), program.planner
-    for given, _, found in searches(program, model, data, CONTEXTS, rng, "weights of 4 bits and constant steps are"):
+    for given, _, found in searches(program, model, data, CONTEXTS, rng, WHAT):
         everyone = found.candidates.reshape(-1, *found.candidates.shape[2:])
         yield given | {"candidates": everyone[rng.choice(len(everyone), planner.samples, replace=False)]}
 

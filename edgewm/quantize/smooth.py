@@ -23,7 +23,7 @@ from .fast import values_of
 
 POWERS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of the deviation of a channel
 TRIED_ROWS = 1024  # that powers are compared on
-SMALLEST = 2.0**-20  # of the largest deviation: a channel that stands still
+SMALLEST = 2.0**-6  # of the largest deviation, for each: what stood still while calibrating may move later
 
 Array = np.ndarray
 
@@ -39,7 +39,7 @@ class Smooth(NamedTuple):
 def smoothed(rows: Array, weights: Sequence[Array], powers: Sequence[float] = POWERS) -> Smooth:
     """For all products of one value, since they read it once: `rows` (R, K) of it, `weights` (K, N) of each."""
     middle, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-    deviation = np.maximum(deviation, max(SMALLEST * deviation.max(), np.finfo(np.float32).tiny))
+    deviation = np.maximum(deviation, SMALLEST * deviation.max() or 1.0)
     w = np.concatenate(weights, 1).astype(np.float64)
     few = (rows[:: -(-len(rows) // TRIED_ROWS)] - middle).astype(np.float64)
 
