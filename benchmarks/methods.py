@@ -13,7 +13,7 @@ nearest       weights rounded; activations of eight bits in steps of each row's 
 centred       means of channels go to the bias, exactly (Outlier Suppression+, Wei et al., 2023)
 scaled        channels divided by a power of their deviation that loses least (SmoothQuant, Xiao et al., 2023; of four
               bits what AWQ does, Lin et al., 2024)
-clipped       steps of weights shrunk where that loses least, by the deviation of channels (as in AWQ)
+clipped       steps of weights shrunk where that loses least, by the magnitude of channels (as in AWQ)
 compensated   GPTQ (Frantar et al., 2023)
 bias          what the mean of all inputs loses by rounded weights, added (Nagel et al., 2019)
 """
@@ -94,22 +94,21 @@ def four_bits(w: Array, seen: Moments | None) -> tuple[Array, ...]:
     return quantize_weight(w, seen and seen.about, bits=4)
 
 
-def clipped(w: Array, seen: Moments, size: int) -> tuple[Array]:
-    """Groups of 16 levels whose steps are shrunk where the deviation of inputs says that this loses least."""
-    step = levels_of(w, None, 4, size)[1]
-    steps, shape = np.broadcast_to(step, w.shape), (len(w) // size, size, w.shape[1])
+def clipped(w: Array, seen: Moments) -> tuple[Array]:
+    """Groups of 16 levels whose steps are shrunk where the magnitude of inputs says that this loses least."""
+    steps, shape = levels_of(w, None, 4, GROUP)[1], (len(w) // GROUP, GROUP, w.shape[1])
     heavy = np.diag(seen.about)[:, None]
     lost = [((rounded(w, steps * f, -8, 7) * steps * f - w) ** 2 * heavy).reshape(shape).sum(1) for f in SHRINKS]
-    best = np.repeat(SHRINKS[np.argmin(lost, 0)], size, 0).astype(np.float32)
+    best = np.repeat(SHRINKS[np.argmin(lost, 0)], GROUP, 0).astype(np.float32)
     return round_weight(rounded(w, steps * best, -8, 7).astype(np.float32) * steps * best)
 
 
-def salient(w: Array, seen: Smooth, is_compensated: bool) -> tuple[Array, ...]:
-    """Weights of channels that stray multiplied before they are rounded, their inputs divided; no shift."""
-    scale = 1 / seen.inverse.astype(np.float64).T
-    held = (w * scale).astype(np.float32)
-    moments = Moments(np.zeros(len(w)), seen.moments, 0.0) if is_compensated else None
-    return *quantize_groups(held, moments, size=GROUP), seen.inverse
+def salient(w: Array, seen: Smooth) -> tuple[Array, ...]:
+    """Weights of channels that stray multiplied before they are rounded, their inputs divided; GPTQ, and the mean as a
+    bias."""
+    held = (w / seen.inverse.astype(np.float64).T).astype(np.float32)
+    mean = -seen.offset[0].astype(np.float64)  # of what the product reads, as nothing is shifted
+    return *corrected(held, Moments(mean, seen.moments, 0.0), hold=groups), seen.inverse
 
 
 def nearest_of(w: Array, seen: Smooth) -> tuple[Array, ...]:
@@ -127,8 +126,8 @@ groups = functools.partial(quantize_groups, size=GROUP)
 PLAIN = Form(own("product_bf16"), ("bf16",), blind(groups))
 FEW = Form(own("product_i8"), EIGHT.parts, blind(four_bits))
 SALIENT = Form(
-    lambda x, w, inverse: load("product_bf16").reference(e.mul(x, inverse), w), ("bf16", "inverse"),
-    functools.partial(salient, is_compensated=False),
+    lambda x, w, bias, inverse: e.add(load("product_bf16").reference(e.mul(x, inverse), w), bias),
+    ("bf16", "bias", "inverse"), salient,
 )  # fmt: skip
 WITH_BIAS = Form(FOUR.product, FOUR.parts, functools.partial(corrected, hold=eight_bits))
 METHODS: dict[str, Method] = {
@@ -139,12 +138,10 @@ METHODS: dict[str, Method] = {
     "w8a8 centred, compensated": Method(SMOOTH, "centred"),
     "w8a8 centred, scaled, compensated: w8a8_smooth": Method(SMOOTH, "smooth"),
     "w4a16_g64 nearest": Method(PLAIN),
-    "w4a16_g64 clipped": Method(PLAIN._replace(hold=functools.partial(clipped, size=GROUP)), "moments"),
+    "w4a16_g64 clipped": Method(PLAIN._replace(hold=about_zero(clipped)), "moments"),
     "w4a16_g64 compensated": Method(PLAIN._replace(hold=about_zero(groups)), "moments"),
     "w4a16_g64 compensated, bias: w4a16_g64": Method(GROUPED, "moments"),
-    "w4a16_g64 scaled, compensated": Method(
-        SALIENT._replace(hold=functools.partial(salient, is_compensated=True)), "smooth"
-    ),
+    "w4a16_g64 scaled, compensated, bias": Method(SALIENT, "smooth"),
     "w4a8 nearest": Method(FEW),
     "w4a8 compensated, bias: w4a8": Method(FOUR, "moments"),
 }

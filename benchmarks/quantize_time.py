@@ -35,7 +35,7 @@ def measured(precision: str, threads: int) -> dict[str, Any]:
     from edgewm.passes import EXACT, run
     from edgewm.passes.quantize_products import quantize_products
     from edgewm.quantize import recipe_of
-    from edgewm.quantize.calibrate import CONTEXTS, calibrated
+    from edgewm.quantize.calibrate import calibrated, contexts_for
 
     torch.set_num_threads(threads)
     program, _, _ = capture(MODEL, {}, None, None)
@@ -44,7 +44,9 @@ def measured(precision: str, threads: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "drawn.safetensors"
-        save_file({n: rng.integers(0, 256, (CONTEXTS, *shape[-3:]), np.uint8) for n in ("pixels", "goal")}, file)
+        save_file(
+            {n: rng.integers(0, 256, (contexts_for(program), *shape[-3:]), np.uint8) for n in ("pixels", "goal")}, file
+        )
         begun, worked = time.perf_counter(), time.process_time()
         held = calibrated(program.with_(recipe=recipe_of(program, precision)), MODEL, file)
         quantize_products(held)

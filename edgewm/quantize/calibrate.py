@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import interp
 from ..errors import EdgewmError
+from ..ops import graph_flops
 from ..passes.quantize_products import HOLD, Moments, hold
 from ..program import Graph, Node, Program
 from . import weight_of
@@ -27,7 +28,8 @@ from .smooth import POWERS, Smooth, smoothed
 if TYPE_CHECKING:
     from ..judge.sides import Search, Side
 
-CONTEXTS = 8  # to plan from
+CONTEXTS = (8, 32)  # to plan from, at least and at most: what few have in common is not what all have
+OPERATIONS = 1e12  # of planning and looking in all of them, if fewer will do
 MOST_ITERATIONS = 8  # of a search: later ones only draw closer together
 MOST_ROWS = 1024  # of one product's inputs for each context
 KEPT_ROWS = 512  # of them that are kept, where their sum does not do
@@ -153,9 +155,15 @@ def _some(x: Array, count: int) -> Array:
 def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
     """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
     rng, planner = np.random.default_rng([_NOISE, seed]), program.planner
-    for given, _, found in searches(program, model, data, CONTEXTS, rng, WHAT):
+    for given, _, found in searches(program, model, data, contexts_for(program), rng, WHAT):
         everyone = found.candidates.reshape(-1, *found.candidates.shape[2:])
         yield given | {"candidates": everyone[rng.choice(len(everyone), planner.samples, replace=False)]}
+
+
+def contexts_for(program: Program) -> int:
+    """How many contexts to plan from: fewer of a large model, which has as many rows of activations from each."""
+    rounds = min(program.planner.iterations, MOST_ITERATIONS) + 1
+    return int(np.clip(OPERATIONS / (rounds * graph_flops(program.entries["score"])), *CONTEXTS))
 
 
 def searches(
