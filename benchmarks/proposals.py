@@ -30,9 +30,8 @@ from edgewm.act import period_of
 from edgewm.binding import Runtime
 from edgewm.build import build
 from edgewm.distill.shapes import smaller
-from edgewm.judge import latency
 from edgewm.judge.closed_loop import starts_of
-from edgewm.judge.loops import played
+from edgewm.judge.loops import of_world
 from edgewm.judge.sources import source_of
 from edgewm.manifest import read_manifest
 from edgewm.models import load
@@ -64,9 +63,7 @@ def successes(bundle: Path, make: Any, starts: list[int], threads: int) -> np.nd
     with Runtime(bundle, threads, period_ns=period_of(manifest), clock=lambda: clock[0]) as runtime:
         for start in starts:
             world, observation = copy.deepcopy(begun(make, start))
-            parts = latency.of_bundle(runtime, clock, manifest, world.goal, start)
-            policy = latency.timed(parts, manifest.planner, lambda: 0)
-            wins.append(played(world, observation, policy) is not None)
+            wins.append(of_world(runtime, clock, manifest, world, observation, start) is not None)
     return np.array(wins)
 
 

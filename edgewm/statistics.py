@@ -166,6 +166,13 @@ def bootstrap(
     return Interval(*(float(v) for v in np.quantile(draws, [tail, 1 - tail])))
 
 
+def pairs_needed(discordance: float, margin: float, power: float = 0.8, error_rate: float = 0.05) -> float:
+    """Pairs after which a test that looks once excludes a loss of `margin` with that power, where the two are equal and
+    differ in a share `discordance` of pairs (normal approximation: the variance of a difference is that share)."""
+    z = NormalDist().inv_cdf(1 - error_rate) + NormalDist().inv_cdf(power)
+    return z**2 * discordance / margin**2
+
+
 class Sequential(NamedTuple):
     """Where a sequential test stands: `decision` is True (not worse), False (worse) or None (not yet known)."""
 

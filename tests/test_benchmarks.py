@@ -44,8 +44,8 @@ def bench() -> Iterator[SimpleNamespace]:
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
     names = (
-        "agreement", "contest", "growth", "losses", "onnx_peers", "peers", "plan", "plan_report", "rounding", "step",
-        "students", "tables", "timing", "torch_graph", "works",
+        "agreement", "closed_loop", "contest", "growth", "losses", "onnx_peers", "peers", "plan", "plan_report",
+        "rounding", "step", "students", "tables", "timing", "torch_graph", "works",
     )  # fmt: skip
     try:
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -545,3 +545,23 @@ def test_flags(bench: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
     assert "0 is less than 1" in said and "'all' is not one of iteration, encode, whole" in said
     with pytest.raises(argparse.ArgumentTypeError):
         bench.plan.positive("-3")
+
+
+def test_every_bundle_plays_a_start_once_and_a_decided_one_no_more(bench: SimpleNamespace) -> None:
+    played: dict[str, list[int]] = {"fp32": [], "same": [], "broken": []}
+
+    def player(name: str, wins) -> object:
+        return lambda start: (played[name].append(start), 7 if wins(start) else None)[1]
+
+    players = {name: player(name, wins) for name, wins in
+               (("fp32", lambda s: s % 10), ("same", lambda s: s % 10), ("broken", lambda s: s % 2))}  # fmt: skip
+    kept: list[dict] = []
+    starts = list(range(1, 1001))
+    last = bench.closed_loop.played(players, starts, 0.05, {"1": {"fp32": 7, "same": 7, "broken": 7}}, kept.append)
+    assert played["fp32"] == starts[1 : len(last["same"])] and len(last["same"]) < len(starts)  # start 1 was known
+    assert len(last["broken"]) < len(last["same"]) and len(played["broken"]) == len(last["broken"]) - 1
+    assert [row["start"] for row in kept] == played["fp32"] and "broken" not in kept[-1]
+    given = argparse.Namespace(model="m", precisions="same,broken", margin=0.05, episodes=1000)
+    same, broken = (bench.closed_loop.row_of(name, last[name], given) for name in ("same", "broken"))
+    assert same["a loss of 5 points"] == "excluded" and same["discordance"] == 0
+    assert broken["a loss of 5 points"] == "certain" and broken["only fp32"] > 0

@@ -196,7 +196,7 @@ def test_rivals_are_those_that_none_beats_in_everything():
 def test_all_rivals_are_found_without_pricing_all(orin, monkeypatch, share):
     model = lewm_teacher(depth=3)[0].model
     own, half, asked = of_teacher(model), replace(PLANNER, samples=PLANNER.samples // 2), []
-    order = choice.students_of(model)[1:]
+    order = choice.students_of(model)
     assert [s.width for s in order] == sorted((s.width for s in order), key=lambda width: width != own.width)
 
     def priced(shape, planner, form, *rest):
@@ -746,7 +746,7 @@ def test_the_first_that_holds_the_rate_is_found_without_pricing_all(orin, monkey
     model = lewm_teacher(depth=3)[0].model if family == "lewm" else own.from_module(make(), "spot")
     mine, forms = of_teacher(model), {"fp32": 1.0, "bf16": bf16, "w8a8": 0.4}
     students = choice.students_of(model)
-    pairs = [(s, form) for s in (None, *students[family == "lewm" :]) for form in forms]
+    pairs = [(s, form) for s in (None, *students) for form in forms]
     asked = []
 
     def ms(shape: Shape | None, form: str) -> float:

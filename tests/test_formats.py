@@ -25,7 +25,8 @@ from edgewm.passes import LOWERING, run
 from edgewm.passes.quantize_products import HOLD, hold, quantize_constant, quantize_products, quantize_weight
 from edgewm.program import Graph, Program, walk_graphs
 from edgewm.quantize import recipe_of
-from edgewm.quantize.calibrate import calibrated, ranges_of
+from edgewm.quantize.calibrate import calibrated, ranges_of, smooth_of
+from edgewm.quantize.smooth import Smooth, smoothed
 
 EXACT_IN_F32 = 2.0**-24  # of a sum, each rounding at most
 
@@ -107,6 +108,69 @@ def test_products_of_one_value_in_steps_are_merged() -> None:
     assert sorted(n.shape[-1] for n in kernels) == [4, 8]
 
 
+# ---------------------------------------------------------------------------------------------- smooth channels
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 99), st.floats(-5, 5))
+def test_smooth_channels_err_by_half_a_step_at_most(k: int, n: int, seed: int, middle: float) -> None:
+    """Each activation by half a step of its row's range, each weight by half of its column's, and what f32 rounds."""
+    x, w = drawn(k, n, seed)
+    x = x * np.linspace(0.1, 3, k, dtype=np.float32) + np.float32(middle)
+    inverse = np.exp2(np.random.default_rng(seed).integers(-2, 3, (1, k))).astype(np.float32)
+    offset = (-x.mean(0) * inverse).astype(np.float32)
+    found, exact = one_product("w8a8_smooth", x, w, Smooth(inverse, offset, None)), x.astype(np.float64) @ w
+    read, held = x * inverse.astype(np.float64) + offset, np.abs(w / inverse.T).astype(np.float64)
+    half = (np.maximum(read.max(1), 0) - np.minimum(read.min(1), 0))[:, None] / 254 / 2
+    of_w = held.max(0) / 127 / 2
+    magnitude = np.abs(read) @ held + 127 * 2 * half * held.sum(0) + np.abs(offset / inverse) @ np.abs(w)
+    bound = half * (held + of_w).sum(0) + np.abs(read).sum(1)[:, None] * of_w + 8 * (k + 4) * EXACT_IN_F32 * magnitude
+    assert np.all(np.abs(found - exact) <= bound)
+
+
+def test_a_channel_far_from_the_others_takes_no_steps_from_them() -> None:
+    rng = np.random.default_rng(0)
+    rows, w = rng.standard_normal((2000, 48)).astype(np.float32), rng.standard_normal((48, 8)).astype(np.float32)
+    rows[:, 3] += 40
+    rows[:, 5] *= 30
+    rows[:, 7] = 2  # and one that stands still
+
+    def lost(*seen: Smooth) -> float:
+        return float((one_product("w8a8_smooth", rows, w, *seen) - rows @ w).var(0).mean())
+
+    found = smoothed(rows, [w[:, :3], w[:, 3:]])
+    assert np.isfinite(found.inverse).all() and found.inverse[0, 5] < found.inverse[0, 4]
+    centred = Smooth(np.ones_like(found.inverse), -rows.mean(0, keepdims=True), None)
+    assert lost(found) < lost(centred) / 2 < lost() / 4
+
+
+def test_products_of_smooth_channels_are_merged_and_add_one_bias() -> None:
+    """They read a value as one of them does, whatever else that reads; what follows stays one addition."""
+    x, w = drawn(64, 4, 0)
+    weights = {"a": w, "b": w + 1, "c": w - 1, "unread": w, "bias": np.arange(8, dtype=np.float32)}
+    a, b, c = (e.weight(name, w.shape) for name in "abc")
+    leaf, beside = (e.gelu(e.input(name, x.shape)) for name in ("x", "other"))
+    halves = [e.narrow(e.weight("bias", (8,)), 0, i, i + 4) for i in (0, 4)]
+    graph = Graph({"a": e.add(e.matmul(leaf, a), halves[0]), "b": e.add(halves[1], e.matmul(leaf, b)),
+                   "b2": e.matmul(beside, b), "c": e.matmul(beside, c)})  # fmt: skip
+    inputs = {"x": x, "other": 3 * x - 1}
+    seen = smooth_of(graph, weights, ["a", "b", "unread"], [inputs] * 2)
+    assert seen.keys() == {"a", "b"} and seen["a"] is seen["b"]
+    named = dict.fromkeys("ab", "w8a8_smooth")
+    held = {f"{n}/{p}": v for n in named for p, v in
+            zip(HOLD["w8a8_smooth"].parts, HOLD["w8a8_smooth"].hold(weights[n], seen[n]), strict=True)}  # fmt: skip
+    exact = Program({"f": graph}, weights | held, recipe=named)
+    program = run(exact, LOWERING)
+    kernels = [n for n in program.entries["f"].order() if n.op == "kernel" and n["family"] == "product_i8"]
+    assert sorted(n.shape[-1] for n in kernels) == [4, 8]
+    quantized = quantize_products(exact)
+    added = [n for n in quantized.entries["f"].order() if n.op == "add" and n.sources[1].op in ("weight", "slice")]
+    assert len(added) == 3  # of a, of b, and of b2, which nothing follows
+    for name, value in interp.run(program.entries["f"], inputs, program.weights).items():
+        full = interp.run(graph, inputs, weights, real=True)[name]
+        assert np.abs(value - full).max() < 0.02 * np.abs(full).max()
+
+
 # ---------------------------------------------------------------------------------------------- half
 
 
@@ -146,20 +210,21 @@ def test_recipes_by_name() -> None:
     eight, bf16 = recipe_of(tiny.exact(), "w8a8"), recipe_of(tiny.exact(), "bf16")
     assert recipe_of(tiny.exact(), "fp16") == dict.fromkeys(bf16, "fp16")
     assert recipe_of(tiny.exact(), "fp16_all").keys() > bf16.keys()
-    for form in ("w8a16", "w8a8_static"):
+    for form in ("w8a16", "w8a8_static", "w8a8_smooth"):
         assert recipe_of(tiny.exact(), form) == {n: form if kind == "w8a8" else kind for n, kind in eight.items()}
 
 
-def test_steps_are_chosen_by_planning_and_alike_twice() -> None:
+@pytest.mark.parametrize("form", ("w8a8_static", "w8a8_smooth"))
+def test_steps_are_chosen_by_planning_and_alike_twice(form: str) -> None:
     exact = tiny.exact()
-    named = exact.with_(recipe={**recipe_of(exact, "w8a8_static"), UNSEEN: "w8a8_static"})
+    named = exact.with_(recipe={**recipe_of(exact, form), UNSEEN: form})
     first, again = (calibrated(named, test_calibrate.MODEL, seed=3) for _ in range(2))
     chosen = sorted(first.weights.keys() - exact.weights.keys())
     assert chosen and all(np.array_equal(first.weights[n], again.weights[n]) for n in chosen)
     assert first.recipe == {**named.recipe, UNSEEN: "w8a8"}  # no candidate runs through it
     plain = run(named, LOWERING[:1])
     steps = [n for n in chosen if n.endswith("/inverse")]
-    assert steps and all(first.weights[n].item() != plain.weights[n].item() for n in steps)
+    assert steps and all(np.any(first.weights[n] != plain.weights[n]) for n in steps)
 
 
 UNSEEN = next(iter(recipe_of(tiny.exact(), "w8a8_all").keys() - recipe_of(tiny.exact(), "w8a8").keys()))
@@ -168,11 +233,12 @@ UNSEEN = next(iter(recipe_of(tiny.exact(), "w8a8_all").keys() - recipe_of(tiny.e
 def test_a_compiled_plan_is_the_oracles(tmp_path: Path) -> None:
     exact = tiny.exact()
     names = sorted(recipe_of(exact, "fp16"))
-    mixed = {name: ("w8a8_static", "fp16", "w8a16")[i % 3] for i, name in enumerate(names)}
+    forms = ("w8a8_static", "fp16", "w8a16", "w8a8_smooth", "w4a8", "w4a16_g32")
+    mixed = {name: forms[i % len(forms)] for i, name in enumerate(names)}
     lowered = run(calibrated(exact.with_(recipe=mixed), test_calibrate.MODEL), LOWERING)
     nodes = [node for graph in walk_graphs(lowered.entries["plan"]) for node in graph.order()]
     families = {node["family"] for node in nodes if node.op == "kernel"}
-    assert {"product_rounded", "product_fp16", "product_bf16"} <= families
+    assert {"product_rounded", "product_fp16", "product_bf16", "product_i8"} <= families
     program = lowered.with_(entries={"plan": lowered.entries["plan"]})
     sections, paths = compile_bundle(program, schedule_program(program, host().isa), {}, host(), tmp_path)
     (tmp_path / "model.ewm").write_bytes(pack(sections, host(), paths))

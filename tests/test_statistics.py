@@ -136,3 +136,11 @@ def test_sequential_test_decides_clear_cases_early():
     assert np.mean([s.decision is False for s in broken]) > 0.95
     assert st.noninferiority([], 0.1).decision is None
     assert st.noninferiority([0.0] * 5, 0.1).decision is None
+
+
+def test_pairs_that_a_claim_takes():
+    assert st.pairs_needed(0.1, 0.03) == pytest.approx(687, abs=1)  # (1.645 + 0.842)^2 0.1 / 0.03^2
+    rng, n = np.random.default_rng(8), round(st.pairs_needed(0.2, 0.1))
+    drawn = np.array([_differences(rng, n, 0.0, 0.2) for _ in range(4000)])
+    upper = drawn.mean(1) - 1.645 * drawn.std(1, ddof=1) / n**0.5
+    assert np.mean(upper > -0.1) == pytest.approx(0.8, abs=0.04)

@@ -125,12 +125,13 @@ def untrained(shape: Shape, model: Model, planner: Planner) -> Model:
 
 
 def students_of(model: Model) -> list[Shape]:
-    """Shapes in order of preference: those that begin with the model's layers, its own first, then narrower ones, which
-    learn slowly (`benchmarks/README.md`); each by the weights of a step, short jumps first."""
+    """Shapes other than its own in order of preference: those that begin with the model's layers, then narrower ones,
+    which learn slowly (`benchmarks/README.md`); each by the weights of a step, short jumps first."""
     own, numbers = of_teacher(model), numbers_of(model)
-    found = dict.fromkeys((own, *(briefly(s, numbers) for s in jumping(shapes(own), model.planner.horizon))))
     is_alike = model.family == torch_world.FAMILY
-    return sorted(found, key=lambda s: (is_alike and s.width != own.width, -s.step_weights))
+    found = dict.fromkeys(briefly(s, numbers) for s in jumping(shapes(own), model.planner.horizon))
+    others = [s for s in found if not (is_alike and s == own)]
+    return sorted(others, key=lambda s: (is_alike and s.width != own.width, -s.step_weights))
 
 
 def considered(
@@ -150,7 +151,7 @@ def considered(
     say = progress or (lambda stage, done: None)
     forms, own = forms_of(precision), of_teacher(model)
     is_alike = model.family == torch_world.FAMILY
-    order = [None, *(s for s in students_of(model) if not (is_alike and s == own))]
+    order = [None, *students_of(model)]
 
     def is_larger(triple: Triple, other: Triple) -> bool:
         ours, theirs = (own if t[0] is None and is_alike else t[0] for t in (triple, other))
@@ -223,7 +224,7 @@ def holds(model: Model, planner: Planner, board: Board, rate_hz: float, precisio
 def fastest(model: Model, board: Board, precision: str, planner: Planner) -> list[Candidate]:
     """The smallest student with this planner, blind, and the model itself, which may be of a faster family."""
     blind = replace(planner, proposal=False)
-    ends = (students_of(model)[-1], None)
+    ends = (*students_of(model)[-1:], None)
     return [tick(shape, blind, form, model, board) for shape in ends for form in forms_of(precision)]
 
 

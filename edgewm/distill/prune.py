@@ -177,6 +177,8 @@ def widen(target: nn.Sequential, source: nn.Sequential) -> int:
     target[1].load_state_dict({**source[1].state_dict(), "0.weight": first.repeat(1, count) / count})
     target[0].weight.copy_(torch.block_diag(*[source[0].weight] * count))
     target[0].bias.copy_(source[0].bias.repeat(count))
+    for i, layer in enumerate(source[2:], start=2):  # what makes few numbers of it, where the source does
+        target[i].load_state_dict(layer.state_dict())
     return count
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +26,6 @@ RANK = (0.998, 0.99, 0.95)  # least rank correlation of candidate costs, by pres
 UNSEEN = (0.02, 0.05, 0.10)  # share of all contexts that may be worse than the worst one looked at, by preset
 MARGIN = (0.03, 0.10, 0.20)  # of success in closed loop, by preset
 DISCORDANCE = 0.15  # share of pairs in which one model succeeds and the other does not, as episodes are counted for
-POWER = 0.80
 
 # An error that is independent of what it disturbs, of this share of its spread, leaves a correlation of RANK.
 ERROR = tuple(math.sqrt(1 / rank**2 - 1) for rank in RANK)
@@ -136,8 +134,7 @@ class Preset:
     @property
     def episodes(self) -> int:
         """Pairs of closed-loop episodes at most: twice what a test that looks once needs for models that are equal."""
-        z = sum(NormalDist().inv_cdf(p) for p in (0.95, POWER))
-        return math.ceil(2 * z**2 * DISCORDANCE / self.limits["closed_loop_loss"] ** 2)
+        return math.ceil(2 * statistics.pairs_needed(DISCORDANCE, self.limits["closed_loop_loss"]))
 
 
 STRICT, USUAL, EXPLORE = (

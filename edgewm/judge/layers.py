@@ -1,9 +1,9 @@
 """Which layer costs what fidelity: each product alone in the form that the recipe gives it, all others in full.
 
 The full model runs in torch, but for one linear layer's product: that is the oracle's, quantized by the pass that a
-build runs, weights rounded to nearest, constant steps those of what it is given at once. What is compared are the costs
-of the last candidates of a search, which lie close together: there a small error is the largest share of what tells one
-from another.
+build runs, weights rounded to nearest, channels as they come, constant steps those of what it is given at once. What is
+compared are the costs of the last candidates of a search, which lie close together: there a small error is the largest
+share of what tells one from another.
 """
 
 from __future__ import annotations

@@ -76,10 +76,7 @@ class Loop:
         """The same of the bundle, through its C ABI."""
 
         def episode(seed: int) -> int | None:
-            world = make(seed)
-            observation = world.reset(seed)
-            parts = of_bundle(self.runtime, self.clock, self.manifest, world.goal, seed)
-            return played(world, observation, timed(parts, self.subjects.planner, self._late(latency, seed)))
+            return of_start(self.runtime, self.clock, self.manifest, make, seed, self._late(latency, seed))
 
         return episode
 
@@ -90,6 +87,23 @@ class Loop:
     def _late(self, latency: Latency, seed: int) -> Callable[[], int]:
         rng = np.random.default_rng([0x1A7E, seed])
         return lambda: latency.periods(rng, self.period_ms)
+
+
+def of_start(
+    runtime: Any, clock: list[int], manifest: Manifest, make: Make, seed: int, late: Callable[[], int] = lambda: 0
+) -> int | None:
+    """One episode of the bundle opened as `runtime`, from the start with that seed; plans land `late` periods after."""
+    world = make(seed)
+    return of_world(runtime, clock, manifest, world, world.reset(seed), seed, late)
+
+
+def of_world(
+    runtime: Any, clock: list[int], manifest: Manifest, world: Any, observation: Observation, seed: int,
+    late: Callable[[], int] = lambda: 0,
+) -> int | None:  # fmt: skip
+    """The same in a world that is reset already, and shows this."""
+    parts = of_bundle(runtime, clock, manifest, world.goal, seed)
+    return played(world, observation, timed(parts, manifest.planner, late))
 
 
 def played(world: Any, observation: Observation, policy: Policy) -> int | None:

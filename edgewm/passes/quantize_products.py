@@ -3,15 +3,17 @@
 `w8a8`: int8, weights by output channel, activations by row at run time, in steps of its own range. `bf16`: both rounded
 as they are. `w4a8`: as w8a8, but weights have 16 levels. `w4a16_g64`: as bf16, but weights first have 16 levels, with a
 step for each group of 64 inputs. `w8a16`: likewise in 255 levels, with a step an output channel. `w8a8_static`: as
-w8a8, but activations are in constant steps of one range, which calibration found. `fp16`: as bf16, to IEEE half.
+w8a8, but activations are in constant steps of one range, which calibration found. `w8a8_smooth`: as w8a8, but channels
+of activations are shifted and scaled first, as calibration found. `fp16`: as bf16, to IEEE half.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +22,13 @@ from ..errors import EdgewmError
 from ..kernel import load
 from ..layout import dtype_of
 from ..ops import NUMPY, make
-from ..program import Graph, Node, Program, rewrite
+from ..program import Graph, Node, Program, order, rewrite
 from ..quantize.compensate import compensated, rounded
+from ..quantize.smooth import Smooth
+from .fold_constants import fold_constants
 
 SMALLEST_STEP = 2.0**-100  # of a column of zeros
+OF_INPUT = ("inverse", "offset")  # parts that make of an activation what a product reads
 
 
 def quantize_products(program: Program) -> Program:
@@ -43,8 +48,8 @@ def quantize_products(program: Program) -> Program:
         return [leaf(n, weights[n]) for n in names]
 
     def leaf(name: str, value: np.ndarray) -> Node:
-        if value.size == 1 and value.dtype == np.float32:  # one leaf for all products of a tensor: they can be merged
-            name = f"constant {value.item().hex()}"
+        if name.endswith(tuple(f"/{part}" for part in OF_INPUT)):  # one leaf for all products of one value: they merge
+            name = f"constant {value.item().hex()}" if value.size == 1 else f"constant {_digest(value)}"
             weights[name] = value
         return e.weight(name, value.shape, dtype_of(value))
 
@@ -54,16 +59,21 @@ def quantize_products(program: Program) -> Program:
             new = make(node.op, *sources, **attrs)
             kind = program.recipe.get(sources[1]["name"]) if new.op == "matmul" and sources[1].op == "weight" else None
             if kind is None:
-                return new
-            return HOLD[kind].product(sources[0], *held(sources[1]["name"], kind))
+                return _one_bias(new, shifted)
+            new = HOLD[kind].product(sources[0], *held(sources[1]["name"], kind))
+            if "bias" in HOLD[kind].parts:
+                shifted.add(new)
+            return new
 
         return Graph(rewrite(graph.outputs, rule))
 
+    shifted: set[Node] = set()
     entries = {name: quantized(graph) for name, graph in program.entries.items()}
-    return program.with_(entries=entries, weights=weights)
+    done = program.with_(entries=entries, weights=weights)
+    return fold_constants(done) if shifted else done
 
 
-def hold(name: str, kind: str, w: np.ndarray, seen: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+def hold(name: str, kind: str, w: np.ndarray, seen: Any = None) -> tuple[np.ndarray, ...]:
     """A weight's leaves. EdgewmError where the format cannot hold it; `seen` as `Form` says."""
     try:
         return HOLD[kind].hold(w, seen)
@@ -72,6 +82,14 @@ def hold(name: str, kind: str, w: np.ndarray, seen: np.ndarray | None = None) ->
             f"{name} cannot be held in {kind}: {fault}", "--precision",
             f'give a recipe of your own that holds it otherwise: {{"{name}": "bf16", ...}}',
         ) from fault  # fmt: skip
+
+
+class Moments(NamedTuple):
+    """Of what a product reads: mean (K,), sum of x^T x about it (K, K), and of how many rows."""
+
+    mean: np.ndarray
+    about: np.ndarray
+    count: float
 
 
 def quantize_weight(
@@ -99,6 +117,43 @@ def quantize_constant(w: np.ndarray, seen: np.ndarray | None = None) -> tuple[np
     return held, scale.astype(np.float32), shift.astype(np.float32), *(np.full((1, 1), v) for v in (inverse, offset))
 
 
+def quantize_smooth(w: np.ndarray, seen: Smooth | None = None) -> tuple[np.ndarray, ...]:
+    """int8 by output channel, for activations x * inverse + offset in steps of each row's own range.
+
+    int8 of the shape of `w` (..., in, out), its f32 scale and sums (..., 1, out) as `quantize_weight` gives them; what
+    the shift takes off the product, f32 (..., 1, out); f32 (1, in) inverse and offset. Without `seen` they are 1 and 0:
+    such a program is good for times alone.
+    """
+    one = np.ones((1, w.shape[-2]), np.float32)
+    inverse, offset, moments = (one, 0 * one, None) if seen is None else seen
+    scale = 1 / inverse.astype(np.float64)
+    held = quantize_weight((w * scale.T).astype(np.float32), moments)
+    return *held, ((-offset * scale) @ w).astype(np.float32), inverse, offset
+
+
+def _one_bias(node: Node, shifted: Set[Node]) -> Node:
+    """y + (b + c) in the place of (y + b) + c, where y + b is one of `shifted` and c is constant."""
+    if node.op == "add":
+        for sum_, other in (node.sources, node.sources[::-1]):
+            if sum_ in shifted and all(n.op != "input" for n in order([other])):
+                y, b = sorted(sum_.sources, key=lambda n: n.op == "weight")
+                return e.add(y, e.add(b, other))
+    return node
+
+
+def _smooth(x: Node, w: Node, scale: Node, total: Node, bias: Node, inverse: Node, offset: Node) -> Node:
+    return e.add(load("product_i8").reference(e.fma(x, inverse, offset), w, scale, total), bias)
+
+
+def _corrected(family: str) -> Callable[..., Node]:
+    """The family's own product, and a bias."""
+    return lambda x, *held: e.add(load(family).reference(x, *held[:-1]), held[-1])
+
+
+def _digest(value: np.ndarray) -> str:
+    return hashlib.sha256(value.tobytes()).hexdigest()[:16]
+
+
 def _in_constant_steps(x: Node, w: Node, scale: Node, shift: Node, inverse: Node, offset: Node) -> Node:
     return e.fma(load("product_rounded").reference(e.fma(x, inverse, offset), w), scale, shift)
 
@@ -108,13 +163,27 @@ def _of(family: str) -> Callable[..., Node]:
     return lambda x, *held: load(family).reference(x, *held)
 
 
-def quantize_groups(
-    w: np.ndarray, moments: np.ndarray | None = None, size: int = 0, bits: int = 4
-) -> tuple[np.ndarray]:
+def quantize_groups(w: np.ndarray, seen: Moments | None = None, size: int = 0, bits: int = 4) -> tuple[np.ndarray]:
     """Levels for each `size` neighbours of the inputs (0: for all of them), to bf16: `w` (..., in, out) f32; alone in a
     tuple. Where `size` does not divide the inputs, groups of what divides both."""
-    held, step = levels_of(w, moments, bits, math.gcd(size, w.shape[-2]))
+    held, step = levels_of(w, seen and seen.about, bits, math.gcd(size, w.shape[-2]))
     return round_weight(held.astype(np.float32) * step)
+
+
+def corrected(
+    w: np.ndarray, seen: Moments | None = None, *, hold: Callable[..., tuple[np.ndarray, ...]]
+) -> tuple[np.ndarray, ...]:
+    """What `hold` makes of a weight (the weight as a product multiplies it first, then a step of each column or none),
+    and what the mean of all inputs loses by it, f32 (..., 1, out), to be added (Nagel et al., "Data-Free Quantization",
+    ICCV 2019, https://arxiv.org/abs/1906.04721). Then only what differs between inputs is left to lose."""
+    levels, *steps = hold(w, seen)
+    lost = w.astype(np.float64) - levels.astype(np.float64) * (steps[0] if steps else 1.0)
+    mean = np.zeros((1, w.shape[-2])) if seen is None else seen.mean[None]
+    return levels, *steps, (mean @ lost).astype(np.float32)
+
+
+def _few(w: np.ndarray, seen: Moments | None) -> tuple[np.ndarray, ...]:
+    return quantize_weight(w, seen and seen.about, bits=4)
 
 
 def levels_of(w: np.ndarray, moments: np.ndarray | None, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,12 +236,12 @@ def is_on_levels(w: np.ndarray, kind: str) -> bool:
 class Form(NamedTuple):
     """How a recipe's format holds a weight: its product, of an activation and of leaves; what these are called beside
     the weight; how they are made of it (ValueError where that cannot be) and, where it is calibrated, of what it meets:
-    second moments, or a range."""
+    second moments, a range, or rows, of which `smooth.smoothed` makes what it takes."""
 
     product: Callable[..., Node]
     parts: tuple[str, ...]
-    hold: Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
-    by: str = ""  # "moments" or "range"
+    hold: Callable[[np.ndarray, Any], tuple[np.ndarray, ...]]
+    by: str = ""  # "moments", "range" or "rows"
 
 
 HOLD: dict[str, Form] = {
@@ -183,10 +252,16 @@ HOLD: dict[str, Form] = {
     "w8a8_static": Form(
         _in_constant_steps, ("i8", "scale", "shift", "inverse", "offset"), quantize_constant, by="range"
     ),
-    "w4a8": Form(_of("product_i8"), ("i8", "scale", "sum"), functools.partial(quantize_weight, bits=4), by="moments"),
+    "w8a8_smooth": Form(_smooth, ("i8", "scale", "sum", "bias", "inverse", "offset"), quantize_smooth, by="rows"),
+    "w4a8": Form(
+        _corrected("product_i8"), ("i8", "scale", "sum", "bias"), functools.partial(corrected, hold=_few), by="moments"
+    ),
     **{
         f"w4a16_g{size}": Form(
-            _of("product_bf16"), ("bf16",), functools.partial(quantize_groups, size=size), by="moments"
+            _corrected("product_bf16"),
+            ("bf16", "bias"),
+            functools.partial(corrected, hold=functools.partial(quantize_groups, size=size)),
+            by="moments",
         )
         for size in (32, 64, 128)
     },

@@ -32,7 +32,9 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     `fp16` (IEEE half) loses an eighth of what bf16 does, saturates at 65504, and is for GPUs, where it takes the time
     of bf16: a CPU stores and multiplies halves as float32.
 
-    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_static` has activations in
+    `w8a8` holds `straits` in bf16: no residual carries what their rounding loses. `w8a8_smooth` is w8a8 of activations
+    whose channels are centred and scaled (`smooth`), and of weights that make up for each other's rounding, both chosen
+    on the planner's own candidates: a multiply-add an activation dearer. `w8a8_static` has activations in
     constant steps of the range that the planner's own candidates have in them (`calibrate`): no row is looked at before
     it is rounded, which saves next to nothing on a CPU, and all rows share the steps of the widest, which costs elites.
 
@@ -67,7 +69,7 @@ def straits(program: Program) -> frozenset[str]:
     graph = program.entries["score"]
     work: Counter[str] = Counter()
     for node in graph.order():
-        if (name := _weight_of(node)) is not None:
+        if (name := weight_of(node)) is not None:
             work[name] += flops(node)
     found, spent = [], 0
     wide = (name for name in work if program.weights[name].shape[-2] >= SMALLEST_K)
@@ -79,7 +81,7 @@ def straits(program: Program) -> frozenset[str]:
     return frozenset(found)
 
 
-def _weight_of(node: Node) -> str | None:
+def weight_of(node: Node) -> str | None:
     """The name of the weight in a product with one."""
     return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
 
@@ -90,7 +92,7 @@ def _reaches(graph: Graph, without: str) -> bool:
     left = list(graph.outputs.values())
     while left:
         node = left.pop()
-        if node in seen or _weight_of(node) == without:
+        if node in seen or weight_of(node) == without:
             continue
         if node.op == "input" and node["name"] == "candidates":
             return True
@@ -101,7 +103,7 @@ def _reaches(graph: Graph, without: str) -> bool:
 
 def products_of(graph: Graph) -> set[str]:
     """Names of the weights that products read in a graph and in the loops in it."""
-    return {name for g in walk_graphs(graph) for node in g.order() if (name := _weight_of(node)) is not None}
+    return {name for g in walk_graphs(graph) for node in g.order() if (name := weight_of(node)) is not None}
 
 
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:

@@ -3,12 +3,14 @@ own searches.
 
 A search with the full model from each of a few contexts; of the candidates of all its iterations, blind ones and late
 ones, as many as the program scores at once run through it in float64, and what each product reads is summed up as
-second moments, or as a range. Everything is drawn from the seed of the build, so two builds give one bundle.
+second moments, or as a range, or some of it is kept. Everything is drawn from the seed of the build, so two builds give
+one bundle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +19,21 @@ import numpy as np
 
 from .. import interp
 from ..errors import EdgewmError
-from ..passes.quantize_products import HOLD, hold, is_on_levels
+from ..ops import graph_flops
+from ..passes.quantize_products import HOLD, Moments, hold, is_on_levels
 from ..program import Graph, Node, Program
+from . import weight_of
+from .smooth import POWERS, Smooth, smoothed
 
 if TYPE_CHECKING:
     from ..judge.sides import Search, Side
 
-CONTEXTS = 8  # to plan from
+CONTEXTS = (8, 32)  # to plan from, at least and at most: what few have in common is not what all have
+OPERATIONS = 1e12  # of planning and looking in all of them, if fewer will do
 MOST_ITERATIONS = 8  # of a search: later ones only draw closer together
 MOST_ROWS = 1024  # of one product's inputs for each context
+KEPT_ROWS = 512  # of them that are kept, where their sum does not do
+WHAT = "weights of 4 bits, smooth channels and constant steps are"
 _NOISE = 0xCA11
 
 Array = np.ndarray
@@ -36,45 +44,49 @@ def calibrated(program: Program, model: str, data: Path | None = None, seed: int
     none, or where all lie on their levels as a student trained so has them. `program` is exact; MODEL and `data` are
     what `build` takes.
 
-    A product in constant steps that no candidate runs through takes steps of each row's range: `w8a8`. Raises
-    EdgewmError where there is nothing to plan from.
+    A product in constant steps, or of smooth channels, that no candidate runs through takes steps of each row's range:
+    `w8a8`. Raises EdgewmError where there is nothing to plan from.
     """
     recipe = program.recipe or {}
-    few = {by: sorted(name for name, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range")}
+    few = {by: sorted(n for n, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range", "rows")}
     few["moments"] = [name for name in few["moments"] if not is_on_levels(program.weights[name], recipe[name])]
     if not any(few.values()):
         return program
     inputs, score = list(searched(program, model, data, seed)), program.entries["score"]
-    moments = second_moments(score, program.weights, few["moments"], inputs) if few["moments"] else {}
-    ranges = ranges_of(score, program.weights, few["range"], inputs) if few["range"] else {}
-    unseen = {name: "w8a8" for name in few["range"] if name not in ranges}
+    look = {"moments": second_moments, "range": ranges_of, "rows": smooth_of}
+    found = {by: look[by](score, program.weights, names, inputs) if names else {} for by, names in few.items()}
+    seen = found["moments"] | found["range"] | found["rows"]
+    without = {name: "w8a8" for name in (*few["range"], *few["rows"]) if name not in seen}
     weights = dict(program.weights)
-    for name in (*few["moments"], *ranges):
+    for name in (*few["moments"], *found["range"], *found["rows"]):
         parts = (f"{name}/{part}" for part in HOLD[recipe[name]].parts)
-        seen = ranges.get(name, moments.get(name))
-        weights.update(zip(parts, hold(name, recipe[name], program.weights[name], seen), strict=True))
-    return program.with_(weights=weights, recipe={**recipe, **unseen})
+        weights.update(zip(parts, hold(name, recipe[name], program.weights[name], seen.get(name)), strict=True))
+    return program.with_(weights=weights, recipe={**recipe, **without})
 
 
 def second_moments(
     graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]]
-) -> dict[str, Array]:
-    """Sum of x^T x (K, K) over what the product with each named weight reads; those the graph has no product with, or
-    one for each of a batch, are left out."""
-    found = {name: np.zeros((len(weights[name]),) * 2) for name in names if weights[name].ndim == 2}
-    seen: set[str] = set()
+) -> dict[str, Moments]:
+    """Of what the product with each named weight reads; those the graph has no product with, or one for each of a
+    batch, are left out."""
+    depths = {name: len(weights[name]) for name in names if weights[name].ndim == 2}
+    sums = {name: np.zeros((depth + 1,) * 2) for name, depth in depths.items()}  # with a column of ones: mean and count
 
     def watch(node: Node, sources: list[Array]) -> None:
-        name = node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
-        if name in found:
-            rows = sources[0].reshape(-1, len(found[name]))
-            rows = rows[:: -(-len(rows) // MOST_ROWS)]
-            found[name] += rows.T @ rows
-            seen.add(name)
+        name = weight_of(node)
+        if name in sums:
+            rows = _some(sources[0], MOST_ROWS)
+            rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
+            sums[name] += rows.T @ rows
 
     for given in inputs:
         interp.run(graph, given, weights, real=True, watch=watch)
-    return {name: found[name] for name in found if name in seen}
+    found = {}
+    for name, whole in sums.items():
+        if (count := whole[-1, -1]) > 0:
+            mean = whole[-1, :-1] / count
+            found[name] = Moments(mean, whole[:-1, :-1] - count * np.outer(mean, mean), count)
+    return found
 
 
 def ranges_of(
@@ -82,36 +94,78 @@ def ranges_of(
 ) -> dict[str, Array]:
     """Least and greatest number (2,) that the product with each named weight reads; those the graph has no product with
     are left out. Products of one value have one range, so that they stay products of one value in steps."""
-    found = {name: np.zeros(2) for name in names}
-    readers: dict[Node, set[str]] = {}
+    groups = _groups(graph, names)
+    found = {group: np.zeros(2) for group in groups.values()}
 
     def watch(node: Node, sources: list[Array]) -> None:
-        name = node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
-        if name in found:
-            readers.setdefault(node.sources[0], set()).add(name)
-            _widen(found[name], sources[0].min(), sources[0].max())
+        both = found.get(groups.get(weight_of(node)))
+        if both is not None:
+            both[:] = min(both[0], sources[0].min()), max(both[1], sources[0].max())
 
     for given in inputs:
         interp.run(graph, given, weights, real=True, watch=watch)
-    for _ in found:  # one may pass on what another gave it
-        for group in readers.values():
-            low, high = np.array([found[name] for name in group]).T
-            for name in group:
-                _widen(found[name], low.min(), high.max())
-    seen = set().union(*readers.values())
-    return {name: both for name, both in found.items() if name in seen}
+    return {name: found[group].copy() for name, group in groups.items()}
 
 
-def _widen(both: Array, low: float, high: float) -> None:
-    both[:] = min(both[0], low), max(both[1], high)
+def smooth_of(
+    graph: Graph, weights: Mapping[str, Array], names: Iterable[str], inputs: Iterable[Mapping[str, Array]],
+    powers: Sequence[float] = POWERS,
+) -> dict[str, Smooth]:  # fmt: skip
+    """How channels of what the product with each named weight reads are made alike; those the graph has no product
+    with, or one for each of a batch, are left out. Products of one value have one answer, so that they can be merged.
+    """
+    groups = _groups(graph, (name for name in names if weights[name].ndim == 2))
+    values = {node.sources[0]: groups[weight_of(node)] for node in graph.order() if weight_of(node) in groups}
+    share = {group: -(-KEPT_ROWS // count) for group, count in Counter(values.values()).items()}
+    rows: dict[frozenset[str], list[Array]] = {group: [] for group in share}
+    left: dict[Node, frozenset[str]] = {}
+
+    def watch(node: Node, sources: list[Array]) -> None:
+        group = left.pop(node.sources[0], None) if node.op == "matmul" else None
+        if group is not None:
+            rows[group].append(_some(sources[0], share[group]).astype(np.float32))
+
+    for given in inputs:
+        left.update(values)
+        interp.run(graph, given, weights, real=True, watch=watch)
+    found = {}
+    for group, parts in rows.items():
+        own = [weights[name] for name in sorted(group)]
+        found |= dict.fromkeys(group, smoothed(np.concatenate(parts), own, powers))
+    return found
+
+
+def _groups(graph: Graph, names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Of each named weight that the graph has a product with, those among them that read the same values."""
+    wanted, readers = set(names), {}
+    for node in graph.order():
+        if (name := weight_of(node)) in wanted:
+            readers.setdefault(node.sources[0], set()).add(name)
+    found: list[frozenset[str]] = []
+    for group in map(frozenset, readers.values()):
+        others = [other for other in found if not group & other]
+        found = [*others, group.union(*(other for other in found if group & other))]
+    return {name: group for group in found for name in sorted(group)}
+
+
+def _some(x: Array, count: int) -> Array:
+    """Rows (R, K) of x (..., K), evenly spread, `count` at most."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[:: -(-len(rows) // count)]
 
 
 def searched(program: Program, model: str, data: Path | None, seed: int) -> Iterator[dict[str, Array]]:
     """Inputs of the entry `score`: for each context a selection of all candidates that one search looks at."""
     rng, planner = np.random.default_rng([_NOISE, seed]), program.planner
-    for given, _, found in searches(program, model, data, CONTEXTS, rng, "weights of 4 bits and constant steps are"):
+    for given, _, found in searches(program, model, data, contexts_for(program), rng, WHAT):
         everyone = found.candidates.reshape(-1, *found.candidates.shape[2:])
         yield given | {"candidates": everyone[rng.choice(len(everyone), planner.samples, replace=False)]}
+
+
+def contexts_for(program: Program) -> int:
+    """How many contexts to plan from: fewer of a large model, which has as many rows of activations from each."""
+    rounds = min(program.planner.iterations, MOST_ITERATIONS) + 1
+    return int(np.clip(OPERATIONS / (rounds * graph_flops(program.entries["score"])), *CONTEXTS))
 
 
 def searches(

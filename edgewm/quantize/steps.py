@@ -15,6 +15,7 @@ from .. import interp
 from ..ops import make
 from ..passes.quantize_products import SMALLEST_STEP, quantize_weight
 from ..program import Graph, Node, Program, rewrite
+from . import weight_of
 
 FORM = "w8a8"  # what a recipe calls it
 TOP = 127
@@ -29,7 +30,7 @@ def activation_steps(
     wanted, largest = set(names), {}
 
     def watch(node: Node, sources: list[Array]) -> None:
-        name = _weight_of(node)
+        name = weight_of(node)
         if name in wanted:
             largest[name] = max(largest.get(name, 0.0), float(np.abs(sources[0]).max()))
 
@@ -47,7 +48,7 @@ def hold_in_steps(program: Program, steps: Mapping[str, float]) -> Program:
 
     def held(graph: Graph) -> Graph:
         def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-            name = _weight_of(node)
+            name = weight_of(node)
             if name in steps and len(node.sources[1].shape) == 2:
                 levels = e.weight(f"{name}/i8", weights[f"{name}/i8"].shape, "i8")
                 size = e.weight(f"{name}/scale", weights[f"{name}/scale"].shape)
@@ -58,7 +59,3 @@ def hold_in_steps(program: Program, steps: Mapping[str, float]) -> Program:
         return Graph(rewrite(graph.outputs, rule))
 
     return program.with_(entries={name: held(graph) for name, graph in program.entries.items()}, weights=weights)
-
-
-def _weight_of(node: Node) -> str | None:
-    return node.sources[1]["name"] if node.op == "matmul" and node.sources[1].op == "weight" else None
