@@ -3,11 +3,10 @@
     python benchmarks/losses.py --kept FOLDER [--model reference] [--seeds 2] [--steps 400] [--only NAME,...]
 
 One small student is trained with all losses but `cost`, without each of them, without those that compare costs, with
-`cost`, with those that have a weight by default, without its own searches and without rounding, and compiled; a loss
-without a weight by default has that of `losses.MEASURED_WITH`. Students of one seed begin with the same weights, learn
-from the same answers in the same batches, are looked at in the same held-out contexts and play the same episodes on
-the same noise; those of another seed share none of that. What became of each is kept in FOLDER: a run that was cut
-off goes on, and with more `--seeds` only those are added.
+`cost`, with those of the default, without its own searches and without rounding, and compiled. Students of one seed
+begin with the same weights, learn from the same answers in the same batches, are looked at in the same held-out
+contexts and play the same episodes on the same noise; those of another seed share none of that. What became of each is
+kept in FOLDER: a run that was cut off goes on, and with more `--seeds` only those are added.
 
 Differences are to the first row, with 90 % intervals from the two-way analysis of variance, students by seeds
 (randomised blocks; Montgomery, "Design and Analysis of Experiments", chapter 4): what is left of a figure after its
@@ -82,10 +81,10 @@ def students(base: Settings) -> dict[str, Settings]:
         FIRST: base,
         **{f"without {name}": weighing(**{name: 0.0}) for name in terms},
         "without rank and elite": weighing(rank=0.0, elite=0.0),
-        f"with {APART}": weighing(**{APART: losses.MEASURED_WITH[APART]}),
+        f"with {APART}": weighing(**{APART: losses.WEIGHTS[APART]}),
         "without its own searches": replace(base, round_steps=base.steps),
         "without rounding in training": replace(base, precision="fp32"),
-        DEFAULT: replace(base, weights=dict(losses.WEIGHTS)),
+        DEFAULT: replace(base, weights=losses.weighing(losses.DEFAULT)),
     }
 
 
@@ -122,7 +121,7 @@ def asked_of(name: str, depth: int, samples: int, precision: str, given: argpars
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
     base = Settings(
         shape, smaller(model.planner, samples, model.planner.iterations), precision,
-        {**losses.WEIGHTS, **losses.MEASURED_WITH, APART: 0.0}, steps=given.steps,
+        {**losses.WEIGHTS, APART: 0.0}, steps=given.steps,
         round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip

@@ -32,9 +32,8 @@ from .cli_options import (
 )
 from .cli_verb import verb
 from .errors import EdgewmError
-from .options import BACKENDS, NATIVE, PRESETS, SUITES
+from .options import BACKENDS, NATIVE, PLACES, PRESETS, SUITES
 
-PLACES = ("auto", "cpu", "gpu")
 LOADS = ("cpu", "memory", "disk", "gpu")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -131,6 +130,8 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
         with progress_bar() as progress:
             result = distill_proposal(model, training=training, progress=progress, **kept)
         return result, proposal_line(result), 0
+    if (terms := options.pop("losses")) is not None:
+        options["terms"] = terms
     options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}
     with progress_bar() as progress:
         result = distilled(model, progress=progress, notice=lambda text: click.echo(text, err=True), **options)

@@ -13,6 +13,7 @@ AUTO = "auto"  # the recipe is chosen by planning and by the clock
 CALIBRATED = ("w8a8_smooth", "w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)
 TRAINED = (*PRECISIONS, "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that a student is trained for
+PLACES = (AUTO, "cpu", "gpu")  # what plans
 NATIVE = "native"
 BACKENDS = (NATIVE, "onnxruntime", "tensorrt")  # edgewm's own kernels, or a file in edgewm/backends
 PRESETS = ("strict", "default", "explore", "student")  # of the judge's gates

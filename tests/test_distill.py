@@ -695,8 +695,8 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     ("options", "what"),
     [
         ({"precision": "fp16"}, "no student is trained for 'fp16'"),
-        ({"without": ["sharpness"]}, "no loss 'sharpness'"),
-        ({"without": list(losses.TERMS)}, "no loss is left"),
+        ({"terms": ["sharpness"]}, "no loss 'sharpness'"),
+        ({"terms": []}, "no loss is given"),
         ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
         ({"training": {"learning_rate": float("nan")}}, "learning_rate is nan"),
     ],
@@ -708,7 +708,7 @@ def test_options_that_make_no_run(options, what):
 
 def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeypatch):
     asked = {"rate_hz": 20.0, "precision": "auto", "dry_run": False, "out": "out"}
-    asked |= dict.fromkeys(("target", "mode", "threads", "seed"))
+    asked |= dict.fromkeys(("target", "mode", "threads", "place", "seed"))
     assert student_for("reference", "folder", {"samples": 3}, asked, None, print) == ("folder", {"samples": 3}, "auto")
     with pytest.raises(EdgewmError, match="no rate to distil for"):
         student_for("reference", "auto", {}, {**asked, "rate_hz": None}, None, print)
@@ -731,7 +731,20 @@ def test_smaller_planners_have_fewer_samples_first():
 
 @pytest.fixture(scope="module")
 def orin():
-    return board_of("orin", None, 1, None)
+    return board_of("orin", None, 1, None, "cpu")
+
+
+def test_a_plan_is_priced_where_it_is_sooner(small_lewm):
+    """One thread of a processor may be slower than a GPU, many are not, for a model this small."""
+    places = {place: board_of("orin", None, 1, None, place) for place in ("auto", "cpu", "gpu")}
+    found = {place: tick(None, PLANNER, "w8a8", small_lewm.model, board) for place, board in places.items()}
+    assert found["auto"] == min(found["cpu"], found["gpu"], key=lambda c: c.tick_ms["point"])
+    assert (found["cpu"].place, found["gpu"].place) == ("cpu", "gpu") and found["cpu"].tick_ms != found["gpu"].tick_ms
+    assert candidate_of(json.loads(json.dumps(found["gpu"].as_json()))) == found["gpu"]
+    with pytest.raises(EdgewmError, match="host has no GPU that kernels can be compiled for"):
+        board_of("host", None, 1, None, "gpu")
+    with pytest.raises(EdgewmError, match="clocks in 120W are not known"):
+        board_of("thor", "120W", 1, None, "gpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ those that match ranks count differences of costs in units of their group's spre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +104,16 @@ TERMS: Mapping[str, Callable[[Seen, Seen, Facts], Tensor]] = {
     "encode": encode, "latent": latent, "counterfactual": counterfactual, "cost": cost, "rank": rank, "elite": elite,
     "probe": probe,
 }  # fmt: skip
-# Terms without a weight added nothing: `python benchmarks/losses.py`, where they had that of MEASURED_WITH.
-# Those that compare costs took from it: fewer elites, and episodes lost.
-MEASURED_WITH: Mapping[str, float] = {"cost": 0.1, "rank": 0.5, "elite": 0.1, "probe": 0.3}
 WEIGHTS: Mapping[str, float] = {
-    "encode": 1.0, "latent": 1.0, "counterfactual": 0.3, "cost": 0.0, "rank": 0.0, "elite": 0.0, "probe": 0.0,
+    "encode": 1.0, "latent": 1.0, "counterfactual": 0.3, "cost": 0.1, "rank": 0.5, "elite": 0.1, "probe": 0.3,
 }  # fmt: skip
+# The others added nothing, by `python benchmarks/losses.py`; those that compare costs lost elites and episodes.
+DEFAULT = ("encode", "latent", "counterfactual")
+
+
+def weighing(names: Collection[str]) -> dict[str, float]:
+    """Every term's weight, 0 but for these."""
+    return {name: weight if name in names else 0.0 for name, weight in WEIGHTS.items()}
 
 
 def total(s: Seen, t: Seen, facts: Facts, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -39,7 +39,7 @@ class Settings:
     shape: Shape
     planner: Planner
     precision: str = "fp32"
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(losses.WEIGHTS))
+    weights: Mapping[str, float] = field(default_factory=lambda: losses.weighing(losses.DEFAULT))
     proposal: beginning.Settings | None = None
     start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
     steps: int = 4000
