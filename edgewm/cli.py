@@ -130,6 +130,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
         with progress_bar() as progress:
             result = distill_proposal(model, training=training, progress=progress, **kept)
         return result, proposal_line(result), 0
+    training |= {"mixed": True} if options.pop("mixed") else {}
     if (terms := options.pop("losses")) is not None:
         options["terms"] = terms
     options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}

@@ -131,6 +131,7 @@ DISTILL: dict[str, dict[str, Any]] = {
         "type": PATH, "help": "Journal of the trials, in a folder that all who join see.  [default: in OUT]",
     },
     "--join": {"is_flag": True, "help": "Take trials of the study that was begun elsewhere, and train nothing else."},
+    "--mixed": {"is_flag": True, "help": "Train with products in bf16: sooner, on a CPU that has instructions for it."},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
 }  # fmt: skip

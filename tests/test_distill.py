@@ -23,6 +23,7 @@ from distill_world import LATENT, PLANNER, SIDE, Spot, contexts, make, rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from edgewm import expr as e
 from edgewm import interp
@@ -546,6 +547,17 @@ def test_the_seed_matters_and_so_would_a_forgotten_moment(tmp_path, straight, ca
     states.keep(tmp_path / "a" / train.RUN, 12, forgotten, facts)
     train.train(small(), spot(), tmp_path / "a", cache=cache, resume=True)
     assert sha(tmp_path / "a") != sha(straight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_products_in_bf16_learn_and_go_on_in_the_same_bits(tmp_path, straight, cache, precision):
+    mixed, out = small(mixed=True, precision=precision, steps=12), tmp_path / "mixed"
+    train.train(mixed, spot(), out, cache=cache, stop_after=6)
+    history = train.train(mixed, spot(), out, cache=cache, resume=True)["history"]
+    whole = train.train(mixed, spot(), tmp_path / "whole", cache=cache)["history"]
+    assert history == whole and sha(out) == sha(tmp_path / "whole") != sha(straight)
+    assert history[-1]["loss_encode"] < history[0]["loss_encode"]
+    assert all(x.dtype == np.float32 for x in load_file(out / "weights.safetensors").values())
 
 
 def test_it_learns_and_is_a_checkpoint(straight):

@@ -54,7 +54,7 @@ def _rounding(layer: nn.Linear, form: str):
     weight = layer.weight + (held - layer.weight).detach()
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
         graph = _product(form, len(rows), *_matrix(layer).shape)
         found = values_of(graph, {"x": rows}, dict(zip(HOLD[form].parts, parts, strict=True)))[graph.outputs["y"]]
         exact = F.linear(x, weight)

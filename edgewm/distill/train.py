@@ -265,8 +265,9 @@ def _step(
     side = teacher.model.ports_of("observation")[0].shape[1]
     batch, seen = drawn(settings, step, made, fresh, share)
     given, theirs = answers(batch, seen, made.space, side)
-    with rounded(run.module, run.formats):
+    with rounded(run.module, run.formats), torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
         ours = imagined(run.module, given, theirs, run.sees_alike)
+    ours = losses.Seen(*(x.float() for x in vars(ours).values()))
     loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
