@@ -550,13 +550,15 @@ def test_the_seed_matters_and_so_would_a_forgotten_moment(tmp_path, straight, ca
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a8"])
-def test_products_in_bf16_learn_and_go_on_in_the_same_bits(tmp_path, straight, cache, precision):
+def test_products_in_bf16_learn_and_go_on_in_the_same_bits(tmp_path, cache, precision):
     mixed, out = small(mixed=True, precision=precision, steps=12), tmp_path / "mixed"
     train.train(mixed, spot(), out, cache=cache, stop_after=6)
     history = train.train(mixed, spot(), out, cache=cache, resume=True)["history"]
     whole = train.train(mixed, spot(), tmp_path / "whole", cache=cache)["history"]
-    assert history == whole and sha(out) == sha(tmp_path / "whole") != sha(straight)
-    assert history[-1]["loss_encode"] < history[0]["loss_encode"]
+    assert history == whole and sha(out) == sha(tmp_path / "whole")
+    exact = train.train(small(precision=precision, steps=12), spot(), tmp_path / "exact", cache=cache)["history"]
+    off, left = (abs(h[-1]["loss_latent"] - exact[-1]["loss_latent"]) for h in (history, [exact[0]]))
+    assert 0 < off < left  # rounding takes less than a round of learning brings
     assert all(x.dtype == np.float32 for x in load_file(out / "weights.safetensors").values())
 
 
