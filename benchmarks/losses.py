@@ -50,9 +50,10 @@ from edgewm.judge.sources import source_of
 from edgewm.models import load
 from edgewm.options import CALIBRATED
 
-TABLE = "distillation-losses"
+TABLE, BESIDE = "distillation-losses", "distillation-losses-beside"  # the other: of those that are given by --only
 FIRST, DEFAULT = "all but cost", "the default: latent and counterfactual"
 APART = "cost"  # measured by adding it
+LAST = "features"  # by adding it to the default
 LEVEL = 0.9
 CALIBRATED_BY = 16  # contexts
 FRESH = 1 << 10  # between seeds of contexts that a run looks at itself and those of this page
@@ -85,6 +86,7 @@ def students(base: Settings) -> dict[str, Settings]:
         "without its own searches": replace(base, round_steps=base.steps),
         "without rounding in training": replace(base, precision="fp32"),
         DEFAULT: replace(base, weights=losses.weighing(losses.DEFAULT)),
+        f"the default and {LAST}": replace(base, weights=losses.weighing((*losses.DEFAULT, LAST))),
     }
 
 
@@ -121,7 +123,7 @@ def asked_of(name: str, depth: int, samples: int, precision: str, given: argpars
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
     base = Settings(
         shape, smaller(model.planner, samples, model.planner.iterations), precision,
-        {**losses.WEIGHTS, APART: 0.0}, steps=given.steps,
+        {**losses.WEIGHTS, APART: 0.0, LAST: 0.0}, steps=given.steps,
         round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip
@@ -138,7 +140,7 @@ def blocks(asked: Asked, seeds: int, only: Sequence[str], kept: Path) -> dict[st
     """What became of each student, with one seed after another."""
     found: dict[str, list[dict[str, Any]]] = {}
     held = cache(lambda seed: held_out(asked.teacher, asked.contexts, fresh(seed)))
-    for name in [name for name in students(asked.base) if not only or name in (FIRST, *only)]:
+    for name in only or students(asked.base):
         for seed in range(seeds):
             settings = students(replace(asked.base, seed=seed))[name]
             file = kept / f"{seed}-{name.replace(' ', '-')}.json"
@@ -204,7 +206,7 @@ def main() -> int:
     parser.add_argument("--precision", default="w8a8")
     parser.add_argument("--contexts", type=int, default=24, help="of each seed")
     parser.add_argument("--episodes", type=int, default=150, help="of each seed")
-    parser.add_argument("--only", default="", help="of these rows, the first beside them")
+    parser.add_argument("--only", default="", help="of these rows, beside the first of them")
     add_flags(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -215,7 +217,8 @@ def main() -> int:
         f"python benchmarks/losses.py --seeds {given.seeds} --steps {given.steps} --depth {given.depth} "
         f"--step-contexts {given.step_contexts} --samples {given.samples} --precision {given.precision}"
     )
-    finish(table(found, command), given)
+    rows = table(found, command + (f" --only '{given.only}'" if given.only else ""))
+    finish([{**row, "table": BESIDE if given.only else TABLE} for row in rows], given)
     return 0
 
 

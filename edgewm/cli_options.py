@@ -115,8 +115,8 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--losses": {
-        "type": Listed(), "metavar": "LOSS[,...]", "help": "Of encode, latent, counterfactual, cost, rank, elite and "
-        "probe, those that teach it.  [default: the first three: others added nothing]",
+        "type": Listed(), "metavar": "LOSS[,...]", "help": "Of encode, latent, counterfactual, cost, rank, elite, "
+        "probe and features, those that teach it.  [default: the first three: others added nothing]",
     },
     "--episodes": {
         "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",

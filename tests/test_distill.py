@@ -98,7 +98,8 @@ def seen(seed: int, contexts: int = 2, each: int = 9, horizon: int = 3) -> losse
     g = torch.Generator().manual_seed(seed)
     goals, futures = (torch.randn(s, generator=g) for s in ((contexts, 4), (contexts, 2, each, horizon, 4)))
     costs = (futures[..., -1, :] - goals[:, None, None]).square().mean(-1)
-    return losses.Seen(torch.randn(5, 4, generator=g), torch.randn(contexts, 4, generator=g), goals, futures, costs)
+    pictures, starts = torch.randn(5, 4, generator=g), torch.randn(contexts, 4, generator=g)
+    return losses.Seen(pictures, starts, goals, futures, costs, torch.randn(futures.shape, generator=g))
 
 
 FACTS = losses.Facts(torch.tensor(4.0), 3, torch.ones(4, 2))
@@ -128,6 +129,22 @@ def test_what_all_candidates_share_is_no_counterfactual():
     t = seen(0)
     shifted = replace(t, futures=t.futures + 3.0)
     assert float(losses.counterfactual(shifted, t, FACTS)) < 1e-6 < float(losses.latent(shifted, t, FACTS))
+
+
+def test_features_are_what_comes_before_a_latent_and_of_students_alike():
+    """A student that is its teacher has the same; one that is narrower, or jumps, has none to compare."""
+    teacher, shape = lewm_teacher(depth=2)
+    module, starts = teacher.model.torch, torch.randn(2, 16)
+    futures, features = train.rolled(module, starts, torch.randn(2, 3, 4, PLANNER.horizon, 2))
+    assert futures.shape == features.shape == (2, 3, 4, PLANNER.horizon, 16)
+    *first, last = module.pred_proj
+    hidden = torch.nn.Sequential(*first)(features.flatten(0, -2))
+    rounding = 2 * torch.finfo(torch.float32).eps * (16 + 32) * (hidden.abs() @ last.weight.abs().T + last.bias.abs())
+    assert ((last(hidden) - futures.flatten(0, -2)).abs() <= rounding).all() and not module.predictor._forward_hooks
+    asked = small(shape=shape, weights=losses.weighing(["features"]))
+    for other in (replace(shape, width=8, heads=1), replace(shape, window=1, jump=2)):
+        with pytest.raises(EdgewmError, match="no features like its"):
+            train.begun(replace(asked, shape=other), teacher, None)
 
 
 def test_terms_without_weight_are_left_out():
