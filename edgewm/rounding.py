@@ -14,6 +14,7 @@ UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 # A number's change, relative to itself, where its rounding turns over.
 BF16_STEP, FP16_STEP = (float(finfo(NUMPY[name]).eps) for name in ("bf16", "f16"))
 TENSOR_STEPS = {"product_bf16": BF16_STEP, "product_fp16": FP16_STEP}  # where a GPU adds in an order of its own
+E4M3_STEP = 2.0**-3  # beside what follows such a product, as bf16 and half do
 TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in edgewm/arithmetic.py
 
 
@@ -31,7 +32,13 @@ def tensor_rounding(graph: Graph) -> float:
 
     Sums differ by their roundings, and what a product reads may be rounded to the neighbouring number then.
     """
-    turned = _longest(graph, lambda node: TENSOR_STEPS.get(node["family"], 0.0) if node.op == "kernel" else 0.0)
+
+    def steps(node: Node) -> float:
+        if node.op == "kernel":
+            return TENSOR_STEPS.get(node["family"], 0.0)
+        return E4M3_STEP if node.op == "e4m3" else 0.0
+
+    turned = _longest(graph, steps)
     return turned + rounding_steps(graph) * UNIT_ROUNDOFF if turned else 0.0
 
 

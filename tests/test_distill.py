@@ -358,7 +358,7 @@ def test_channels_that_stay_make_up_for_those_that_go_as_far_as_they_tell():
     assert off[0] < 0.01 < 0.1 < off[1]
 
 
-@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16"])
+@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16", "fp8"])
 def test_a_layer_is_rounded_in_training_as_the_oracle_says(form):
     layer, x = torch.nn.Linear(64, 5), torch.randn(7, 3, 64)
     exact = layer(x)
@@ -413,7 +413,7 @@ def test_weights_on_their_levels_need_nothing_to_plan_from():
         w = layer.weight.detach().numpy().T
         assert is_on_levels(w, form) and not np.array_equal(w, before.numpy().T)
         first = HOLD[form].hold(w, None)
-        second = HOLD[form].hold(value_of(first), None)
+        second = HOLD[form].hold(value_of(first, form), None)
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         program = Program({"score": Graph({"y": e.matmul(e.input("x", (1, 64)), e.weight("w", w.shape))})}, {"w": w})
         named = program.with_(recipe={"w": form})
@@ -726,6 +726,7 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     ("options", "what"),
     [
         ({"precision": "fp16"}, "no student is trained for 'fp16'"),
+        ({"precision": "fp8"}, "no student is trained for 'fp8'"),
         ({"terms": ["sharpness"]}, "no loss 'sharpness'"),
         ({"terms": []}, "no loss is given"),
         ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
