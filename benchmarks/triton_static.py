@@ -5,9 +5,9 @@
 LeWM's shapes (gpu_cases.py). Triton's kernels are `triton_kernels.py`, each in several tiles; the one whose estimate is
 least and that spills nothing has the row. Its PTX and edgewm's go through the same assembler for JetPack 6, their facts
 and times through the same functions (edgewm/cuda/bound.py): tiles counted whole, waves, what blocks bring, bytes beyond
-the L2, nodes of a graph. Bytes are those of the arrays that go in and out of launches, once, for both. To these limits
-`issue` is added: the instructions of the loops that multiply (of all of a kernel without loops), from the machine code,
-at four a clock. Nothing ran on a board.
+the L2, nodes of a graph. Bytes are those of the arrays that go in and out of launches, once, for both. `issue` stands
+beside these limits: instructions at four a clock, from the machine code, of the loops that multiply, or of all of a
+kernel without loops, as some of Triton's are. Nothing ran on a board.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Launch:
-    """Of one of Triton's kernels: what is fixed, every tile to be tried, blocks of a tile, and what those do."""
+    """Of one of Triton's kernels: what is fixed (constants, `rows` of the grid), every tile to be tried, blocks of a
+    tile, and what those do."""
 
     kernel: str
     fixed: Mapping[str, Any]
@@ -63,7 +64,7 @@ class Launch:
 
     def blocks(self, tile: Mapping[str, Any]) -> int:
         rows = next(self.fixed[name] for name in ("ROWS", "PAIRS", "CANDIDATES", "TOKENS") if name in self.fixed)
-        across = -(-self.fixed["COLUMNS"] // tile["BN"]) if self.kernel == "product" else self.fixed.get("HEADS", 1)
+        across = -(-self.fixed["COLUMNS"] // tile["BN"]) if self.kernel == "product" else self.fixed.get("rows", 1)
         return -(-rows // tile["BM"]) * across
 
     def does(self, tile: Mapping[str, Any]) -> bound.Tile | None:
@@ -127,11 +128,11 @@ def comparisons(stack: gpu_cases.Stack, encoder: Sequence[int]) -> list[Comparis
     window = [
         Launch("window", {"PAIRS": candidates * stack.heads, "DEPTH": depth}, tiles((1, 4), (1,), BM=(2, 4, 8, 16)))
     ]
-    fixed = {"CANDIDATES": candidates, "DEPTH": depth, "WIDTH": depth, "HEADS": stack.heads}
+    fixed = {"CANDIDATES": candidates, "DEPTH": depth, "WIDTH": depth, "HEADS": stack.heads, "rows": stack.heads}
     fused = Launch("product_window", fixed, tiles((4, 8), (1,), BM=(16, 32, 64), BK=(64,)))
     attended = {"arena": 16 * rows * inner}
     *_, heads, tokens, depth = encoder
-    flash = {"TOKENS": tokens, "DEPTH": depth, "HEADS": heads}
+    flash = {"TOKENS": tokens, "DEPTH": depth, "rows": heads}
     seen = {"arena": 16 * heads * tokens * depth}
     vit = tiles((4,), (2,), BM=(16, 32, 64), BN=(32, 64))
     qkv = moved_by(rows, stack.depth, 3 * inner, rows * inner)
@@ -173,15 +174,13 @@ class Part(NamedTuple):
 def priced(parts: Sequence[Part], work: Mapping[str, int], board: Target, mode: Mode) -> Row:
     """Limits and estimate of launches that follow on each other, the core last."""
     core = parts[-1]
-    limits = dict(bound.limits_us(work, core.does, core.blocks, board, mode))
-    if (issued := core.issued()) is not None:
-        limits["issue"] = issued * bound.busiest(core.blocks, mode) / (ISSUES * mode.sm * mode.gpu_mhz)
+    limits = bound.limits_us(work, core.does, core.blocks, board, mode)
     fits = occupancy(board.gpu, core.facts.registers, core.threads, core.shared_bytes)
     threads = min(core.blocks, fits.blocks * mode.sm) * core.threads
     with_ = bound.coefficients(board, mode)
-    known = {limit: limits[limit] for limit in bound.LIMITS}
-    spent = bound.spent_us(known, work, len(parts), len(parts), threads, mode, with_)
-    spent["busy"] = max(spent["busy"], limits.get("issue", 0.0))
+    spent = bound.spent_us(limits, work, len(parts), len(parts), threads, mode, with_)
+    estimate_us, issued = sum(spent.values()), core.issued()
+    issue_us = (issued or 0.0) * bound.busiest(core.blocks, mode) / (ISSUES * mode.sm * mode.gpu_mhz)
     each = each_operation(core.code.loops)
     kind = next((n for begin, n in MULTIPLIES.items() if core.does and begin.startswith(CODES[core.does.form])), 0)
     return {
@@ -189,8 +188,8 @@ def priced(parts: Sequence[Part], work: Mapping[str, int], board: Target, mode: 
         "shared_bytes": core.shared_bytes, "blocks": core.blocks, "occupancy": fits.fraction,
         "instructions_a_multiply": each * kind if each and kind else None,
         "moved_mib": (work.get("weights", 0) + work.get("arena", 0) + 2 * work.get("scratch", 0)) / 2**20,
-        **{f"{limit}_us": limits.get(limit) for limit in (*bound.LIMITS, "issue")},
-        "bound": bound_of(limits), "estimate_us": sum(spent.values()),
+        **{f"{limit}_us": us for limit, us in limits.items()}, "bound": bound_of(limits), "estimate_us": estimate_us,
+        "issue_us": issue_us, "with_issue_us": estimate_us + max(0.0, issue_us - spent["busy"]),
     }  # fmt: skip
 
 
@@ -199,7 +198,7 @@ def together(rows: Sequence[Row]) -> Row:
     slowest = max(rows, key=lambda row: row["estimate_us"])
     sums = {
         key: sum(row[key] or 0.0 for row in rows)
-        for key in ("launches", "moved_mib", "estimate_us", *(f"{limit}_us" for limit in (*bound.LIMITS, "issue")))
+        for key in ("launches", "moved_mib", *(key for key in slowest if key.endswith("_us")))
     }
     return {**slowest, **sums}
 
@@ -272,7 +271,7 @@ def written(given: str) -> dict[str, Any] | None:
 def compiled(launch: Launch, tile: Mapping[str, Any], board: Target) -> Part | None:
     """Triton's PTX, assembled for the board; None where a tile is refused, spills or does not fit."""
     names = {"BM", "BN", "BK"} & tile.keys()
-    constants = {k: v for k, v in launch.fixed.items() if k != "HEADS"} | {name: tile[name] for name in names}
+    constants = {k: v for k, v in launch.fixed.items() if k.isupper()} | {name: tile[name] for name in names}
     given = {"kernel": launch.kernel, "constants": constants, "warps": tile["warps"], "stages": tile["stages"]}
     made = written(json.dumps(given))
     if made is None:
@@ -297,7 +296,7 @@ def best(launch: Launch, work: Mapping[str, int], board: Target, mode: Mode) -> 
 
 def _rank(part: Part, work: Mapping[str, int], board: Target, mode: Mode) -> tuple[float, float]:
     """Of tiles whose estimates are alike, the fewest instructions."""
-    return round(priced([part], work, board, mode)["estimate_us"], 2), part.issued() or 0.0
+    return round(priced([part], work, board, mode)["with_issue_us"], 2), part.issued() or 0.0
 
 
 def theirs(comparison: Comparison, work: Mapping[str, int], board: Target, mode: Mode) -> tuple[Row, str]:
