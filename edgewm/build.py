@@ -76,8 +76,8 @@ def build(
     steps, weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
     one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
     run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
-    says of a plan {point, low, high, source}, null where nothing is known of the board; `auto` is what
-    `quantize.search.chosen` found, null for other precisions.
+    says of a plan {point, low, high, source} and, where a place was chosen, of its parts (`parts_ms`); null where
+    nothing is known of the board; `auto` is what `quantize.search.chosen` found, null for other precisions.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
