@@ -27,7 +27,7 @@ from .cuda.schedule import schedule_gpu
 from .emit import schedule_program
 from .errors import EdgewmError
 from .estimate.counts import plan_counts
-from .estimate.placed import Placement, choose, estimate_gpu
+from .estimate.placed import Placement, choose, estimate_gpu, parts_of
 from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
 from .golden import Answers, answers, record
 from .manifest import BACKEND_MANIFEST, read_manifest
@@ -76,8 +76,8 @@ def build(
     steps, weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
     one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
     run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
-    says of a plan {point, low, high, source}, null where nothing is known of the board; `auto` is what
-    `quantize.search.chosen` found, null for other precisions.
+    says of a plan {point, low, high, source} and, where a place was chosen, of its parts (`parts_ms`); null where
+    nothing is known of the board; `auto` is what `quantize.search.chosen` found, null for other precisions.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
@@ -142,7 +142,14 @@ def build(
     if not dry_run:
         say("compile", 0.55)
         result |= write(
-            program, schedule, manifest, counts, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done),
+            program,
+            schedule,
+            manifest,
+            counts,
+            board,
+            out,
+            seed,
+            lambda done: say("compile", 0.55 + 0.45 * done),
             power,
         )
     say("done", 1.0)
@@ -224,7 +231,11 @@ def place_program(
         return on_gpu, None, choose(place, None, gpu_ms, unknown)
     schedule = schedule_program(program, board.isa)
     counts = plan_counts(schedule, board.isa)
-    placed = choose(place, estimate_ms(counts, board, power, threads), gpu_ms, unknown)
+    cpu_ms = estimate_ms(counts, board, power, threads)
+    if cpu_ms is not None:
+        parts = {name: plan_counts(part, board.isa) for name, part in parts_of(schedule).items()}
+        cpu_ms["parts_ms"] = {n: estimate_ms(part, board, power, threads)["point"] for n, part in parts.items()}
+    placed = choose(place, cpu_ms, gpu_ms, unknown)
     return (schedule, counts, placed) if placed.place == "cpu" else (on_gpu, None, placed)
 
 

@@ -30,12 +30,12 @@ from edgewm.binding import Runtime
 from edgewm.build import build, place_program
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
 from edgewm.cuda.compile import Compiled, KernelFacts
-from edgewm.cuda.schedule import launched, schedule_gpu
+from edgewm.cuda.schedule import calls_of, launched, schedule_gpu
 from edgewm.cuda.source import cuda_text
 from edgewm.emit import emit, schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.estimate import gpu as gpu_model
-from edgewm.estimate.placed import choose, estimate_gpu
+from edgewm.estimate.placed import choose, estimate_gpu, kernel_of, parts_of
 from edgewm.golden import allowed_difference, example_inputs, record
 from edgewm.host import host
 from edgewm.manifest import read_manifest
@@ -244,9 +244,40 @@ def test_the_verb_builds_for_a_gpu_and_says_so(named: None, tmp_path: Path, monk
 def test_auto_takes_the_smaller_estimate_and_says_both() -> None:
     _, counts, told = place_program(program("fp32"), *resolve("orin", "30W"), "auto", 12)
     assert told.place == "cpu" and counts is not None  # so small a plan is over before its launches are
-    assert re.fullmatch(r"a plan is estimated at \S+ ms on the CPU, \S+ on the GPU", told.why)
+    parts = r"\(encode (\S+), score (\S+), refit (\S+)\)"
+    said = re.fullmatch(rf"a plan is estimated at \S+ ms {parts} on the CPU, \S+ {parts} on the GPU", told.why)
+    assert said is not None
+    for estimate, numbers in ((told.cpu_ms, said.groups()[:3]), (told.gpu_ms, said.groups()[3:])):
+        assert [f"{ms:.3g}" for ms in estimate["parts_ms"].values()] == list(numbers)
+    # a sum of parts is the plan, but for threads that wake for each of them
+    assert sum(told.cpu_ms["parts_ms"].values()) >= told.cpu_ms["point"]
     _, _, thor = place_program(program("fp32"), *resolve("thor"), "auto", 1)  # in a mode whose clocks are not known
     assert thor.place == "cpu" and "clocks in 120W are not known" in thor.why
+
+
+def test_parts_are_the_whole_plan_once() -> None:
+    schedule = schedule_gpu(program("w8a8"))
+    whole, parts = schedule.entries["plan"].steps, parts_of(schedule)
+    assert list(parts) == ["encode", "score", "refit"]
+    times = {id(region.calls[0]): region.times for region in launched(whole)}
+    found = [(id(r.calls[0]), r.times) for part in parts.values() for r in launched(part.entries["plan"].steps)]
+    assert dict(found) == times and len(found) == len(times)
+    families = {n: {c.family for c in calls_of(part.entries["plan"].steps)} for n, part in parts.items()}
+    assert "topk" in families["refit"] and not any("topk" in families[n] for n in ("encode", "score"))
+    orin = resolve("orin", "MAXN")
+    both = estimate_gpu(schedule, *orin)[0]
+    assert sum(both["parts_ms"].values()) == pytest.approx(both["point"], rel=0.05)
+
+
+def test_queries_that_share_their_keys_read_them_once() -> None:
+    """An encoder's lanes are its queries, a predictor's its candidates with keys of their own."""
+    calls = [c for c in calls_of(schedule_gpu(program("fp32")).entries["plan"].steps) if c.family == "attention"]
+    kernels = [(call, kernel_of(call)) for call in calls]
+    shared = [call.groups["packed"][0][1].lane_stride == (0, 0) for call in calls]
+    assert {True, False} == set(shared)
+    for (call, kernel), is_shared in zip(kernels, shared, strict=True):
+        assert kernel.m * kernel.batch == np.prod(call.dims[:-3]) * call.lanes
+        assert kernel.batch == np.prod(call.dims[:-4]) * (1 if is_shared else call.lanes)
 
 
 def gpu_ms(point: float, persistent: bool = False) -> dict[str, float]:

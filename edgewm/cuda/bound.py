@@ -87,15 +87,14 @@ def bundle_rows(
                 "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
                 "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
                 "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
-                "each": limits_us(calls, work, [f["blocks"] for f in functions], board, mode),
+                "each": limits_us(work, tile_of(calls, functions[-1]["blocks"]), functions[-1]["blocks"], board, mode),
             }  # fmt: skip
         row, times = found[key], last["times"]
         nodes = not follows if joined else len(own)
-        spent = launches_us(len(own), nodes, mode, with_)
         core = row["functions"][-1]
         resident = occupancy(board.gpu, most, launches.THREADS, at_once).blocks if joined else core["resident"]
         threads = min(core["blocks"], resident * mode.sm) * launches.THREADS
-        reached = replace(with_, stream=stream_of(threads, mode, with_))
+        spent = spent_us(row["each"], work, len(own), nodes, threads, mode, with_)
         row["indices"] += [call["call"] for call in calls]
         row["calls"] += times
         row["launches"] += times * len(own)
@@ -104,10 +103,8 @@ def bundle_rows(
         row["bound_us"].update({limit: us * times for limit, us in row["each"].items()})
         row["nodes_us"] += spent["nodes"] * times
         row["barriers_us"] += spent["barriers"] * times
-        busy_us = estimated_us(row["each"], work, reached)
-        latency_us = max(0.0, least_us(len(own), mode) - busy_us)
-        row["latency_us"] += latency_us * times
-        row["estimate_us"] += (busy_us + latency_us + sum(spent.values())) * times
+        row["latency_us"] += spent["latency"] * times
+        row["estimate_us"] += sum(spent.values()) * times
     for row in found.values():
         del row["each"]
         row["bound"] = bound_of(row["bound_us"])
@@ -134,15 +131,12 @@ def whole(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> dict[
     }  # fmt: skip
 
 
-def limits_us(
-    calls: Sequence[Mapping[str, Any]], work: Mapping[str, int], blocks: Sequence[int], board: Target, mode: Mode
-) -> dict[str, float]:
-    """us of a region if each of LIMITS were alone, at advertised peaks; `work` of its calls, `blocks` of its launches,
-    the core's last."""
+def limits_us(work: Mapping[str, int], tile: Tile | None, blocks: int, board: Target, mode: Mode) -> dict[str, float]:
+    """us of a region if each of LIMITS were alone, at advertised peaks; `work` of its calls, `tile` and `blocks` of its
+    core's launch."""
     gpu = board.gpu
-    busy = -(-blocks[-1] // mode.sm) * mode.sm / blocks[-1]  # the busiest SM's work over the mean
+    busy = busiest(blocks, mode)
     clocks = mode.gpu_mhz * mode.sm  # of all SMs, a us
-    tile = tile_of(calls, blocks[-1])
     tensor = sum(
         (tile.operations if tile and tile.form == kind else work[kind]) * busy / (_rate(board, form) * clocks)
         for kind, form in FORMATS.items() if work.get(kind)
@@ -153,6 +147,23 @@ def limits_us(
         "tensor": tensor, "vector": work.get("vector", 0) / (FP32_LANES * clocks),
         "l2": (touched + brought) / (L2_BYTES * clocks),
         "memory": max(0, touched - (gpu.l2_bytes or 0)) / (mode.dram_gbps * 1e3),
+    }  # fmt: skip
+
+
+def busiest(blocks: int, mode: Mode) -> float:
+    """The busiest SM's blocks over the mean."""
+    return -(-blocks // mode.sm) * mode.sm / blocks
+
+
+def spent_us(
+    limits: Mapping[str, float], work: Mapping[str, int], launches: int, nodes: int, threads: int, mode: Mode,
+    with_: Coefficients,
+) -> dict[str, float]:  # fmt: skip
+    """us that a region's launches are estimated at: `busy`, `latency`, `nodes` and `barriers`; of its core so many
+    `threads` run at once."""
+    busy = estimated_us(limits, work, replace(with_, stream=stream_of(threads, mode, with_)))
+    return {
+        "busy": busy, "latency": max(0.0, least_us(launches, mode) - busy), **launches_us(launches, nodes, mode, with_)
     }  # fmt: skip
 
 

@@ -13,16 +13,18 @@ from ..cuda.bound import coefficients
 from ..cuda.compile import sees_calls
 from ..cuda.schedule import Launched, launched
 from ..errors import EdgewmError
-from ..schedule import Call, Schedule
+from ..schedule import Call, EntrySchedule, Region, Schedule, Step
 from ..target import Mode, Target
 from .cpu import bound_of, interval
 from .gpu import Coefficients, Precision, busy_us, check_mode, launches_us, least_us, stream_of
 from .machine import gpu_of
 from .network import Kernel
 
-# plan_ms {point, low, high} and its source; on a GPU the share that launches take, and `persistent`: whether it is that
-# of launches which are run as one where they follow on each other, as that takes less time
+# plan_ms {point, low, high}, its source and `parts_ms` {PARTS: ms}; on a GPU the share that launches take, and
+# `persistent`: whether it is that of launches which are run as one where they follow on each other, as that takes less
 Estimate = Mapping[str, Any]
+# Of a plan: what it does once; of each round what leads to the candidates' costs, and what follows from their ranks.
+PARTS = ("encode", "score", "refit")
 # What a product's operands are in registers, by family; everything else is f32.
 HELD = {
     "product": Precision("fp32", "fp32", 4, 4), "product_bf16": Precision("bf16", "fp32", 2, 4),
@@ -56,9 +58,40 @@ def choose(wanted: str, cpu_ms: Estimate | None, gpu_ms: Estimate | None, unknow
         return Placement("gpu", "nothing is known of how long the CPU takes", None, gpu_ms, one)
     place, other = ("gpu", "cpu") if gpu_ms["point"] < cpu_ms["point"] else ("cpu", "gpu")
     taken, left = (gpu_ms, cpu_ms) if place == "gpu" else (cpu_ms, gpu_ms)
-    points = f"{taken['point']:.3g} ms on the {place.upper()}, {left['point']:.3g} on the {other.upper()}"
-    why = f"a plan is estimated at {points}"
+    why = f"a plan is estimated at {_told(taken, ' ms')} on the {place.upper()}, {_told(left)} on the {other.upper()}"
     return Placement(place, why, cpu_ms, gpu_ms, one and place == "gpu")
+
+
+def _told(estimate: Estimate, unit: str = "") -> str:
+    parts = ", ".join(f"{name} {ms:.3g}" for name, ms in estimate.get("parts_ms", {}).items())
+    return f"{estimate['point']:.3g}{unit}" + (f" ({parts})" if parts else "")
+
+
+def parts_of(schedule: Schedule) -> dict[str, Schedule]:
+    """PARTS of the schedule's plan, as schedules of their own; those that it has."""
+    entry = plan_of(schedule)
+    once: list[Step] = []
+    score: list[Step] = []
+    refit: list[Step] = []
+    for step in entry.steps:
+        if isinstance(step, Region):
+            once.append(step)
+            continue
+        ranks = [isinstance(s, Region) and any(call.family == "topk" for call in s.calls) for s in step.body]
+        at = ranks.index(True) if any(ranks) else len(ranks)
+        score.append(replace(step, body=step.body[:at]))
+        refit.append(replace(step, body=step.body[at:]))
+    ports = {"encode": (entry.inputs, entry.outputs)}
+    return {
+        name: replace(schedule, entries={"plan": EntrySchedule(steps, *ports.get(name, ({}, {})))})
+        for name, steps in zip(PARTS, (once, score, refit), strict=True)
+        if any(isinstance(step, Region) or step.body for step in steps)
+    }
+
+
+def plan_of(schedule: Schedule) -> EntrySchedule:
+    """The entry that plans; the first one of a schedule without."""
+    return schedule.entries.get("plan") or next(iter(schedule.entries.values()))
 
 
 def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimate | None, str]:
@@ -66,12 +99,15 @@ def estimate_gpu(schedule: Schedule, board: Target, mode: Mode) -> tuple[Estimat
     try:
         probed = gpu_of(board, mode)
         found, _ = price_gpu(schedule, board, mode, probed)
+        parts = {name: price_gpu(part, board, mode, probed)[0] for name, part in parts_of(schedule).items()}
     except EdgewmError as fault:
         return None, fault.what
     source = f"estimated: {board.title} in {mode.name}, at fractions of its peaks that others' kernels reach"
     source += "" if probed is None else f"; peaks, memory, nodes and barriers measured on {probed['name']}"
     share = sum(found["shares"].get(limit, 0.0) for limit in ("launch", "sync"))
-    return {**found["plan_ms"], "launch_share": share, "persistent": found["persistent"], "source": source}, ""
+    parts_ms = {name: part["plan_ms"]["point"] for name, part in parts.items()}
+    told = {"parts_ms": parts_ms, "launch_share": share, "persistent": found["persistent"], "source": source}
+    return {**found["plan_ms"], **told}, ""
 
 
 def price_gpu(
@@ -83,8 +119,7 @@ def price_gpu(
     nobody has confirmed."""
     check_mode(board, mode)
     made = coefficients(board, mode, probed)
-    entry = schedule.entries.get("plan") or next(iter(schedule.entries.values()))
-    regions = launched(entry.steps)
+    regions = launched(plan_of(schedule).steps)
     forms = [_priced(regions, board, mode, made)]
     can_meet = probed is None or probed["barrier_us"] is not None
     if can_meet and sees_calls(board.gpu.toolkit):
@@ -125,11 +160,13 @@ def _priced(
 
 
 def kernel_of(call: Call) -> Kernel:
-    """A call as the GPU model knows kernels; its lanes are rows."""
+    """A call as the GPU model knows kernels; its lanes are rows, an attention's are queries where they share keys."""
     if call.family in HELD:
         *lead, n, k = call.dims
         return Kernel(call.family, "product", call.lanes * prod(lead), n, k)
     if call.family == "attention":
         *lead, queries, keys, depth, _ = call.dims
+        if call.groups["packed"][0][1].lane_stride == (0, 0):
+            return Kernel(call.family, "attention", queries * call.lanes, keys, depth, batch=prod(lead))
         return Kernel(call.family, "attention", queries, keys, depth, batch=prod(lead) * call.lanes)
     return Kernel(call.family, "rows", call.lanes, 1, prod(call.dims))
