@@ -1,6 +1,6 @@
 """What each method of quantization adds over rounding to the nearest, on trained weights, in compiled arithmetic.
 
-    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,w4a16,w4a8] [--json FILE]
+    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,w4a16,w4a8,values] [--json FILE]
 
 Each row holds the products that `w8a8` has in eight bits in a form of its own, straits in bf16, and compiles the entry
 `score`. With it all candidates of the fp32 bundle's own searches from held-out contexts are scored; then it searches
@@ -16,6 +16,8 @@ scaled        channels divided by a power of their deviation that loses least (S
 clipped       steps of weights shrunk where that loses least, by the magnitude of channels (as in AWQ)
 compensated   GPTQ (Frantar et al., 2023)
 bias          what the mean of all inputs loses by rounded weights, added (Nagel et al., 2019)
+values        nothing of products: w8a8 whose values between calls are in bf16, class by class
+              (`passes/narrow_values.py`); elites beside those of w8a8
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from edgewm.host import host
 from edgewm.judge.sides import Search, elites_of, search, upstream
 from edgewm.judge.sources import source_of
 from edgewm.kernel import load
+from edgewm.options import VALUES, WITH
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.passes.quantize_products import (
     HOLD,
@@ -54,7 +57,7 @@ from edgewm.passes.quantize_products import (
     round_weight,
 )  # fmt: skip
 from edgewm.program import Program
-from edgewm.quantize import recipe_of, straits
+from edgewm.quantize import STORED, recipe_of, straits
 from edgewm.quantize.calibrate import searched, second_moments, smooth_of
 from edgewm.quantize.compensate import rounded
 from edgewm.quantize.smooth import POWERS, Smooth
@@ -66,10 +69,11 @@ Hold = Callable[..., tuple[Array, ...]]
 
 
 class Method(NamedTuple):
-    """A form, and what it is told of a product's inputs: an index into `Bench.seen`."""
+    """A form, what it is told of a product's inputs (an index into `Bench.seen`), and classes of values in bf16."""
 
     form: Form
     seen: str = ""
+    values: tuple[str, ...] = ()
 
 
 def blind(hold: Hold) -> Hold:
@@ -144,6 +148,10 @@ METHODS: dict[str, Method] = {
     "w4a16_g64 scaled, compensated, bias": Method(SALIENT, "smooth"),
     "w4a8 nearest": Method(FEW),
     "w4a8 compensated, bias: w4a8": Method(FOUR, "moments"),
+    **{
+        f"values, {WITH.join(('w8a8', *own))}": Method(EIGHT, values=own)
+        for own in ((), *((one,) for one in VALUES), VALUES)
+    },
 }
 
 
@@ -198,7 +206,7 @@ class Bench:
             parts = method.form.hold(weights[product], seen)
             weights |= {f"{product}/{part}": value for part, value in zip(method.form.parts, parts, strict=True)}
             recipe[product] = name
-        recipe |= dict.fromkeys(self.straits, "bf16")
+        recipe |= dict.fromkeys(self.straits, "bf16") | {WITH + values: STORED for values in method.values}
         return self.program.with_(weights=weights, recipe=recipe)
 
     def row(self, name: str, method: Method) -> tuple[dict[str, Any], Array]:
@@ -247,7 +255,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--contexts", type=int, default=100)
-    parser.add_argument("--widths", default="w8a8,w4a16,w4a8")
+    parser.add_argument("--widths", default="w8a8,w4a16,w4a8,values")
     add_flags(parser)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []

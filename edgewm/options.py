@@ -12,6 +12,9 @@ AUTO = "auto"  # the recipe is chosen by planning and by the clock
 # recipes that need something to plan from
 CALIBRATED = ("w8a8_smooth", "w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)
+# Classes of values that candidates leave between calls; a recipe may hold each in bf16: `w8a8+hidden`.
+VALUES = ("hidden", "attention", "latents")
+WITH = "+"
 TRAINED = (*PRECISIONS, "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that a student is trained for
 NATIVE = "native"
 BACKENDS = (NATIVE, "onnxruntime", "tensorrt")  # edgewm's own kernels, or a file in edgewm/backends
