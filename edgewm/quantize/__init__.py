@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import EdgewmError
 from ..ops import flops
-from ..options import PRECISIONS, RECIPES, VALUES, WITH
+from ..options import PRECISIONS, RECIPES, VALUES, WITH, is_named
 from ..program import Graph, Node, Program, walk_graphs
 
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
@@ -50,9 +50,9 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
 
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
-    base, *classes = precision.split(WITH)
-    if base not in RECIPES:
+    if not is_named(precision):
         return _from_file(program, Path(precision))
+    base, *classes = precision.split(WITH)
     for name in classes:
         _check_class(name, f"--precision {precision}")
     values = {WITH + name: STORED for name in classes}
