@@ -16,8 +16,9 @@ scaled        channels divided by a power of their deviation that loses least (S
 clipped       steps of weights shrunk where that loses least, by the magnitude of channels (as in AWQ)
 compensated   GPTQ (Frantar et al., 2023)
 bias          what the mean of all inputs loses by rounded weights, added (Nagel et al., 2019)
-values        nothing of products: w8a8 whose values between calls are in bf16, class by class
-              (`passes/narrow_values.py`); elites beside those of w8a8
+
+Of the width `values`, a table of its own, products are those of w8a8, and classes of what stands between calls are held
+in bf16 (`passes/narrow_values.py`); elites are beside those of w8a8.
 """
 
 from __future__ import annotations
@@ -148,10 +149,10 @@ METHODS: dict[str, Method] = {
     "w4a16_g64 scaled, compensated, bias": Method(SALIENT, "smooth"),
     "w4a8 nearest": Method(FEW),
     "w4a8 compensated, bias: w4a8": Method(FOUR, "moments"),
-    **{
-        f"values, {WITH.join(('w8a8', *own))}": Method(EIGHT, values=own)
-        for own in ((), *((one,) for one in VALUES), VALUES)
-    },
+}
+METHODS |= {
+    f"values {WITH.join(('w8a8', *own))}": Method(EIGHT, values=own)
+    for own in ((), *((one,) for one in VALUES), VALUES[:-1], VALUES)
 }
 
 
@@ -269,7 +270,8 @@ def main() -> int:
                 nearest = shared if nearest is None else nearest
                 apart = shared - nearest
                 more = f"{apart.mean():+.4f} ± {apart.std(ddof=1) / len(apart) ** 0.5:.4f}" if apart.any() else None
-                row = {"table": "methods", "name": f"{given.model}: {name}", **figures, "elites more": more}
+                table, shown = ("values", name.removeprefix("values ")) if width == "values" else ("methods", name)
+                row = {"table": table, "name": f"{given.model}: {shown}", **figures, "elites more": more}
                 print({key: value for key, value in row.items() if key != "table"}, flush=True)
                 rows.append({**row, "command": command})
     finish(rows, given)
