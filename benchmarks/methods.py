@@ -152,7 +152,7 @@ METHODS: dict[str, Method] = {
 }
 METHODS |= {
     f"values {WITH.join(('w8a8', *own))}": Method(EIGHT, values=own)
-    for own in ((), *((one,) for one in VALUES), VALUES[:-1], VALUES)
+    for own in ((), *((one,) for one in VALUES), VALUES)
 }
 
 
