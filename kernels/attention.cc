@@ -1,5 +1,5 @@
-// attention<P, S, E, EXP, keys_shared, values_shared, K, W>: scores, their softmax and the weighted values, in one call; see
-// attention.py for the formula and the size of the workspace.
+// attention<P, S, E, EXP, keys_shared, values_shared, K, W>: scores, their softmax and the weighted values, in one call;
+// see attention.py for the formula and the size of the workspace.
 //
 // Keys (and likewise values) either belong to each lane (V mode: a lane is a candidate with a window of its own) or are
 // shared by the lanes of the tile (B mode: lanes are queries, or candidates before one context). Either way they are

@@ -1,5 +1,6 @@
-// attention<P, S, E, EXP, K, W>: scores, their softmax and the weighted values, in one call; every sum in the order of the CPU's
-// attention.cc, so the same bits. See attention.py for the formula. Keys are read as K, values as W: float or bf16.
+// attention<P, S, E, EXP, K, W>: scores, their softmax and the weighted values, in one call; every sum in the order of
+// the CPU's attention.cc, so the same bits. See attention.py for the formula. Keys are read as K, values as W: float or
+// bf16.
 //
 // A block does up to QUERIES queries of 32 lanes: lanes are candidates with keys of their own, or queries that share them
 // (an operand's strides say which). Its eight warps split the keys, then the width. Queries and scores lie in shared

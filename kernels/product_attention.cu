@@ -5,7 +5,8 @@
 // A block does one outer index of the attention for 32 lanes: a row is a lane at a token, a column a number of a query, a
 // key or a value. It multiplies SIDE columns at a time, up to BAND rows; all results lie in shared memory, [column][row],
 // and scores behind them. The call is the attention's; the product's stands before it, and has rounded its rows. Where the
-// product would write, as K, says which of its columns the attention's operands are (edgewm/cuda/schedule.py: `can_attend`).
+// product would write, as K, says which of its columns the attention's operands are (edgewm/cuda/schedule.py:
+// `can_attend`).
 #pragma once
 #include "attention.cu"
 #include "tensor.h"
