@@ -1,11 +1,12 @@
 """Students of a model: what plans at a rate, and what that is worth beside its teacher.
 
-    python benchmarks/distill.py rates RESULT.json... [--episodes 400]
+    python benchmarks/distill.py rates RESULT.json... [--episodes 400] [--kept FOLDER]
 
 rates      what `edgewm distill --json RESULT.json` found at several rates: a student, or the model itself in another
            precision or with fewer candidates. Bundles of each are judged by the judge's own suites `plan` and
            `closed-loop` (pairs of episodes from the same starts, the full model with its own search; at most
-           `--episodes`), and timed in one alternating run: the median, and the best round.
+           `--episodes`), and timed in one alternating run: the median, and the best round. What was judged is kept in
+           FOLDER, by the bundle's hash, so that another run only has to time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,7 +53,8 @@ def rates(given: argparse.Namespace) -> list[dict[str, Any]]:
         seconds = times(teacher, bundles, given.threads)
         rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {}, given.episodes)]
         for found, out, facts in zip(results, bundles[1:], built[1:], strict=True):
-            told = judged(teacher, out, given)
+            key = f"{facts['sha256']}-{given.episodes}"
+            told = remembered(given.kept, key, lambda out=out: judged(teacher, out, given))
             rate, best = f"{found['asked']['rate_hz']:g} Hz", name_of(found["chosen"])
             rows.append(row(rate, best, facts, seconds[str(out)], told, given.episodes))
             print({k: v for k, v in rows[-1].items() if k not in ("table", "command")}, flush=True)
@@ -75,6 +77,18 @@ def times(model: str, bundles: Sequence[Path], threads: int) -> dict[str, list[f
     finally:
         for runtime in runtimes:
             runtime.close()
+
+
+def remembered(folder: Path | None, key: str, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was judged, here or in an earlier run."""
+    kept = None if folder is None else folder / f"{key}.json"
+    if kept is not None and kept.is_file():
+        return json.loads(kept.read_text())
+    told = judge()
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(told))
+    return told
 
 
 def judged(teacher: str, bundle: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -115,6 +129,7 @@ def main() -> int:
     one.add_argument("results", type=Path, nargs="+")
     one.add_argument("--episodes", type=int, default=400)
     one.add_argument("--contexts", type=int)
+    one.add_argument("--kept", type=Path, metavar="FOLDER")
     one.add_argument("--threads", type=int, default=2)
     one.set_defaults(run=rates)
     add_flags(one)

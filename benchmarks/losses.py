@@ -3,11 +3,10 @@
     python benchmarks/losses.py --kept FOLDER [--model reference] [--seeds 2] [--steps 400] [--only NAME,...]
 
 One small student is trained with all losses but `cost`, without each of them, without those that compare costs, with
-`cost`, with those that have a weight by default, without its own searches and without rounding, and compiled; a loss
-without a weight by default has that of `losses.MEASURED_WITH`. Students of one seed begin with the same weights, learn
-from the same answers in the same batches, are looked at in the same held-out contexts and play the same episodes on
-the same noise; those of another seed share none of that. What became of each is kept in FOLDER: a run that was cut
-off goes on, and with more `--seeds` only those are added.
+`cost`, with those of the default, without its own searches and without rounding, and compiled. Students of one seed
+begin with the same weights, learn from the same answers in the same batches, are looked at in the same held-out
+contexts and play the same episodes on the same noise; those of another seed share none of that. What became of each is
+kept in FOLDER: a run that was cut off goes on, and with more `--seeds` only those are added.
 
 Differences are to the first row, with 90 % intervals from the two-way analysis of variance, students by seeds
 (randomised blocks; Montgomery, "Design and Analysis of Experiments", chapter 4): what is left of a figure after its
@@ -51,9 +50,10 @@ from edgewm.judge.sources import source_of
 from edgewm.models import load
 from edgewm.options import CALIBRATED
 
-TABLE = "distillation-losses"
+TABLE, BESIDE = "distillation-losses", "distillation-losses-beside"  # the other: of those that are given by --only
 FIRST, DEFAULT = "all but cost", "the default: latent and counterfactual"
 APART = "cost"  # measured by adding it
+LAST = "features"  # by adding it to the default
 LEVEL = 0.9
 CALIBRATED_BY = 16  # contexts
 FRESH = 1 << 10  # between seeds of contexts that a run looks at itself and those of this page
@@ -82,10 +82,11 @@ def students(base: Settings) -> dict[str, Settings]:
         FIRST: base,
         **{f"without {name}": weighing(**{name: 0.0}) for name in terms},
         "without rank and elite": weighing(rank=0.0, elite=0.0),
-        f"with {APART}": weighing(**{APART: losses.MEASURED_WITH[APART]}),
+        f"with {APART}": weighing(**{APART: losses.WEIGHTS[APART]}),
         "without its own searches": replace(base, round_steps=base.steps),
         "without rounding in training": replace(base, precision="fp32"),
-        DEFAULT: replace(base, weights=dict(losses.WEIGHTS)),
+        DEFAULT: replace(base, weights=losses.weighing(losses.DEFAULT)),
+        f"the default and {LAST}": replace(base, weights=losses.weighing((*losses.DEFAULT, LAST))),
     }
 
 
@@ -122,7 +123,7 @@ def asked_of(name: str, depth: int, samples: int, precision: str, given: argpars
     shape = next(s for s in shapes(of_teacher(model)) if (s.depth, s.window) == (depth, 1))
     base = Settings(
         shape, smaller(model.planner, samples, model.planner.iterations), precision,
-        {**losses.WEIGHTS, **losses.MEASURED_WITH, APART: 0.0}, steps=given.steps,
+        {**losses.WEIGHTS, APART: 0.0, LAST: 0.0}, steps=given.steps,
         round_steps=-(-given.steps // 2), step_contexts=given.step_contexts, round_contexts=4 * given.step_contexts,
         learning_rate=TUNING if begins_as(shape, model) else LEARNING,
     )  # fmt: skip
@@ -139,7 +140,7 @@ def blocks(asked: Asked, seeds: int, only: Sequence[str], kept: Path) -> dict[st
     """What became of each student, with one seed after another."""
     found: dict[str, list[dict[str, Any]]] = {}
     held = cache(lambda seed: held_out(asked.teacher, asked.contexts, fresh(seed)))
-    for name in [name for name in students(asked.base) if not only or name in (FIRST, *only)]:
+    for name in only or students(asked.base):
         for seed in range(seeds):
             settings = students(replace(asked.base, seed=seed))[name]
             file = kept / f"{seed}-{name.replace(' ', '-')}.json"
@@ -205,7 +206,7 @@ def main() -> int:
     parser.add_argument("--precision", default="w8a8")
     parser.add_argument("--contexts", type=int, default=24, help="of each seed")
     parser.add_argument("--episodes", type=int, default=150, help="of each seed")
-    parser.add_argument("--only", default="", help="of these rows, the first beside them")
+    parser.add_argument("--only", default="", help="of these rows, beside the first of them")
     add_flags(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +217,8 @@ def main() -> int:
         f"python benchmarks/losses.py --seeds {given.seeds} --steps {given.steps} --depth {given.depth} "
         f"--step-contexts {given.step_contexts} --samples {given.samples} --precision {given.precision}"
     )
-    finish(table(found, command), given)
+    rows = table(found, command + (f" --only '{given.only}'" if given.only else ""))
+    finish([{**row, "table": BESIDE if given.only else TABLE} for row in rows], given)
     return 0
 
 

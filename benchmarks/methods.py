@@ -1,6 +1,7 @@
 """What each method of quantization adds over rounding to the nearest, on trained weights, in compiled arithmetic.
 
-    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,w4a16,w4a8,values] [--json FILE]
+    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,fp8,w4a16,w4a8,values]
+                                 [--json FILE]
 
 Each row holds the products that `w8a8` has in eight bits in a form of its own, straits in bf16, and compiles the entry
 `score`. With it all candidates of the fp32 bundle's own searches from held-out contexts are scored; then it searches
@@ -9,7 +10,7 @@ shares that stay, iteration by iteration, beside them the difference to rounding
 error is the variance of what costs are off by, over theirs; regret is a share of what planning gains over a blind
 candidate. A run of one width leaves the other rows as they were.
 
-nearest       weights rounded; activations of eight bits in steps of each row's own range (`product_i8`)
+nearest       weights rounded; activations of eight bits in steps of each row's own range (`product_i8`), or to E4M3
 centred       means of channels go to the bias, exactly (Outlier Suppression+, Wei et al., 2023)
 scaled        channels divided by a power of their deviation that loses least (SmoothQuant, Xiao et al., 2023; of four
               bits what AWQ does, Lin et al., 2024)
@@ -52,6 +53,7 @@ from edgewm.passes.quantize_products import (
     Moments,
     corrected,
     levels_of,
+    quantize_e4m3,
     quantize_groups,
     quantize_smooth,
     quantize_weight,
@@ -121,6 +123,11 @@ def nearest_of(w: Array, seen: Smooth) -> tuple[Array, ...]:
     return quantize_smooth(w, seen._replace(moments=None))
 
 
+def centred_e4m3(w: Array, seen: Smooth) -> tuple[Array, ...]:
+    """E4M3 of inputs less their means, and what these make of the product."""
+    return *quantize_e4m3(w), (-seen.offset.astype(np.float64) @ w).astype(np.float32), seen.offset
+
+
 def own(family: str) -> Callable[..., Any]:
     return lambda x, *held: load(family).reference(x, *held)
 
@@ -135,6 +142,12 @@ SALIENT = Form(
     ("bf16", "bias", "inverse"), salient,
 )  # fmt: skip
 WITH_BIAS = Form(FOUR.product, FOUR.parts, functools.partial(corrected, hold=eight_bits))
+EIGHT_FLOATS = HOLD["fp8"]
+WEIGHTS = EIGHT_FLOATS._replace(product=lambda x, w, scale: e.mul(own("product_bf16")(x, w), scale))
+CENTRED = Form(
+    lambda x, w, scale, bias, offset: e.add(EIGHT_FLOATS.product(e.add(x, offset), w, scale), bias),
+    ("bf16", "scale", "bias", "offset"), centred_e4m3,
+)  # fmt: skip
 METHODS: dict[str, Method] = {
     "w8a8 nearest": Method(EIGHT),
     "w8a8 compensated, bias": Method(WITH_BIAS, "moments"),
@@ -142,6 +155,9 @@ METHODS: dict[str, Method] = {
     "w8a8 centred, scaled": Method(SMOOTH._replace(hold=nearest_of), "smooth"),
     "w8a8 centred, compensated": Method(SMOOTH, "centred"),
     "w8a8 centred, scaled, compensated: w8a8_smooth": Method(SMOOTH, "smooth"),
+    "fp8 nearest: fp8": Method(EIGHT_FLOATS),
+    "fp8 of weights alone": Method(WEIGHTS),
+    "fp8 centred": Method(CENTRED, "centred"),
     "w4a16_g64 nearest": Method(PLAIN),
     "w4a16_g64 clipped": Method(PLAIN._replace(hold=about_zero(clipped)), "moments"),
     "w4a16_g64 compensated": Method(PLAIN._replace(hold=about_zero(groups)), "moments"),
@@ -256,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--contexts", type=int, default=100)
-    parser.add_argument("--widths", default="w8a8,w4a16,w4a8,values")
+    parser.add_argument("--widths", default="w8a8,fp8,w4a16,w4a8,values")
     add_flags(parser)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
-"""Transcendentals and random numbers, written in ops: the same bits on every target, because every step is an op.
+"""Transcendentals, a rounding, random numbers, written in ops: the same bits on every target, as every step is an op.
 
 Polynomial coefficients were fitted in float64 (Lawson-weighted least squares on Chebyshev nodes); the bounds stated are
-tested against float64. Philox is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), 4x32-10.
+tested against float64. Philox is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), 4x32-10. E4M3 is
+the format of OCP's 8-bit Floating Point Specification (2023): no infinities, one NaN.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from . import expr as e
 from .ops import TABLE, Op, _float_only
 from .program import Node
 
+E4M3_LARGEST = 448.0
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # Cody-Waite split of ln 2
 
 EXP = (
@@ -132,6 +134,23 @@ def cos2pi(u: Node) -> Node:
     return e.select(e.equal(e.bit_and(e.add(q, 1), 2), 2), e.neg(value), value)
 
 
+def e4m3(x: Node) -> Node:
+    """The number of E4M3 nearest to x, as f32: four significant bits, multiples of 2^-9 below 2^-6. Ties go to even,
+    beyond 448 is 448, and NaN stays."""
+    held = e.minimum(E4M3_LARGEST, e.absolute(x))  # of two numbers the second where one is NaN
+    power = e.bitcast(e.bit_and(e.bitcast(held, "u32"), 0x7F800000), "f32")
+    room = e.mul(e.maximum(power, 2.0**-6), 2.0**20)  # a float32 next to it has no bits below the fourth one of x
+    rounded = e.sub(e.add(held, room), room)
+    sign = e.bit_and(e.bitcast(x, "u32"), 0x80000000)
+    return e.bitcast(e.bit_or(e.bitcast(rounded, "u32"), sign), "f32")
+
+
+def _real_e4m3(x: np.ndarray) -> np.ndarray:
+    held = np.minimum(np.abs(x), E4M3_LARGEST)
+    last = np.maximum(np.frexp(held)[1] - 1, -6) - 3  # the exponent of the last bit
+    return np.copysign(np.ldexp(np.rint(np.ldexp(held, -last)), last), x)
+
+
 def philox(counter: tuple[Node, Node, Node, Node], key: tuple[Node, Node]) -> tuple[Node, Node, Node, Node]:
     """Four words of Philox 4x32-10 for four counter words and two key words (all u32)."""
     c0, c1, c2, c3 = counter
@@ -161,10 +180,10 @@ def _register() -> None:
     real = {
         "exp": np.exp, "log": np.log, "tanh": np.tanh, "erf": real_erf,
         "gelu": lambda x: 0.5 * x * (1.0 + real_erf(x * math.sqrt(0.5))),
-        "sin2pi": lambda u: np.sin(2 * np.pi * u), "cos2pi": lambda u: np.cos(2 * np.pi * u),
+        "sin2pi": lambda u: np.sin(2 * np.pi * u), "cos2pi": lambda u: np.cos(2 * np.pi * u), "e4m3": _real_e4m3,
     }
-    cost = {"exp": 14, "log": 16, "tanh": 14, "erf": 15, "gelu": 20, "sin2pi": 20, "cos2pi": 20}
-    for expand in (exp, log, erf, tanh, gelu, sin2pi, cos2pi):
+    cost = {"exp": 14, "log": 16, "tanh": 14, "erf": 15, "gelu": 20, "sin2pi": 20, "cos2pi": 20, "e4m3": 9}
+    for expand in (exp, log, erf, tanh, gelu, sin2pi, cos2pi, e4m3):
         name = expand.__name__
         TABLE[name] = Op(
             name, "elementwise", _float_only, expand=expand, flops=cost[name],

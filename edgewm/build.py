@@ -247,6 +247,15 @@ def has_gpu(board: Target) -> bool:
     return board.gpu is not None and board.gpu.toolkit != ""
 
 
+def check_place(board: Target, place: str) -> None:
+    """EdgewmError where a GPU is asked for that no kernels can be compiled for."""
+    if place == "gpu" and not has_gpu(board):
+        raise EdgewmError(
+            f"{board.name} has no GPU that kernels can be compiled for", f"--place gpu for {board.name}",
+            "use --place cpu or auto, or a board with one: --target orin",
+        )  # fmt: skip
+
+
 def check_gpu_tools(board: Target, place: str) -> None:
     """EdgewmError, with both ways on, where what compiles for the board's GPU is not installed."""
     try:
@@ -316,11 +325,7 @@ def write(
 
 def _refuse_options(board: Target, place: str, threads: int | None) -> None:
     """Options that are known, but can do nothing here."""
-    if place == "gpu" and not has_gpu(board):
-        raise EdgewmError(
-            f"{board.name} has no GPU that kernels can be compiled for", f"--place gpu for {board.name}",
-            "use --place cpu or auto, or a board with one: --target orin",
-        )  # fmt: skip
+    check_place(board, place)
     if place == "gpu":
         check_gpu_tools(board, place)
     if threads is not None and not 1 <= threads <= MAX_THREADS:

@@ -32,9 +32,8 @@ from .cli_options import (
 )
 from .cli_verb import verb
 from .errors import EdgewmError
-from .options import BACKENDS, NATIVE, PRESETS, SUITES
+from .options import BACKENDS, NATIVE, PLACES, PRESETS, SUITES
 
-PLACES = ("auto", "cpu", "gpu")
 LOADS = ("cpu", "memory", "disk", "gpu")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -62,12 +61,12 @@ def cli() -> None:
 @click.option("--mode", help="Power mode of the board.  [default: as it boots]")
 @click.option("--rate-hz", type=Rate(), help="Control rate.  [default: the model's own]")
 @click.option("--precision", callback=check_precision, default="fp32", show_default=True,
-              metavar="fp32|bf16[_all]|fp16[_all]|w8a8[_all]|w8a8_smooth|w8a8_static|w8a16|w4a8|w4a16_g64[+CLASS...]|auto|FILE",
+              metavar="fp32|bf16[_all]|fp16[_all]|w8a8[_all]|w8a8_smooth|w8a8_static|w8a16|fp8|w4a8|w4a16_g64|auto|FILE",
               help="fp32 is exact; bf16, fp16 (for GPUs) and w8a8 hold weights and activations in that, with _all the "
-              "encoder's too; w8a8_smooth (even channels), w8a8_static (constant steps) and w4 (g: 32, 64 or 128 "
-              "inputs share a step) choose steps and weights by planning; +hidden, +attention and +latents hold values "
-              "between calls in bf16, too; auto chooses for each product what plans "
-              "best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
+              "encoder's too; fp8 likewise, but saves no time; w8a8_smooth (even channels), w8a8_static (constant "
+              "steps) and w4 (g: 32, 64 or 128 inputs share a step) choose steps and weights by planning; +hidden, "
+              "+attention, +latents hold values between calls in bf16, too; auto chooses for each product what "
+              "plans best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
 @click.option("--calibration", type=PATH,
               help="Recorded data for w8a8_smooth, _static, w4 and auto, as of validate --data.")  # fmt: skip
 @planner_options
@@ -132,6 +131,9 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
         with progress_bar() as progress:
             result = distill_proposal(model, training=training, progress=progress, **kept)
         return result, proposal_line(result), 0
+    training |= {"mixed": True} if options.pop("mixed") else {}
+    if (terms := options.pop("losses")) is not None:
+        options["terms"] = terms
     options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}
     with progress_bar() as progress:
         result = distilled(model, progress=progress, notice=lambda text: click.echo(text, err=True), **options)

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from .errors import EdgewmError
-from .options import AUTO, RECIPES, SLO, TRAINED, is_named
+from .options import AUTO, PLACES, RECIPES, SLO, TRAINED, is_named
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -106,11 +106,18 @@ DISTILL: dict[str, dict[str, Any]] = {
         "and in fp32 before bf16 before w8a8. Those of 4 bits save no time: for fidelity alone.",
     },
     "--threads": {"type": COUNT, "help": "Threads that plan.  [default: the mode's cores]"},
+    "--place": {
+        "type": click.Choice(PLACES), "default": AUTO, "show_default": True,
+        "help": "What plans; auto takes of each candidate the smaller estimate.",
+    },
     "--measured": {"type": PATH, "help": "Facts that `targets probe --out` wrote on such a machine."},
     "--data": {"type": PATH, "help": "Recorded data, as of validate.  [default: the model's own]"},
     "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
-    "--without": {"type": Listed(), "default": "", "metavar": "LOSS[,...]", "help": "Losses to leave out."},
+    "--losses": {
+        "type": Listed(), "metavar": "LOSS[,...]", "help": "Of encode, latent, counterfactual, cost, rank, elite, "
+        "probe and features, those that teach it.  [default: the first three: others added nothing]",
+    },
     "--episodes": {
         "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",
     },
@@ -124,6 +131,7 @@ DISTILL: dict[str, dict[str, Any]] = {
         "type": PATH, "help": "Journal of the trials, in a folder that all who join see.  [default: in OUT]",
     },
     "--join": {"is_flag": True, "help": "Take trials of the study that was begun elsewhere, and train nothing else."},
+    "--mixed": {"is_flag": True, "help": "Train with products in bf16: sooner, on a CPU that has instructions for it."},
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
 }  # fmt: skip

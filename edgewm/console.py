@@ -111,9 +111,10 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 def distill_table(result: Result) -> Table:
     """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
     sizes_of = {"width": "width", "mlp_dim": "within", "depth": "layers", "window": "window", "jump": "jump"}
-    columns = ("", *sizes_of.values(), "precision", "planner", "from", "regret", "ms", "at most", "bound by")
+    columns = ["", *sizes_of.values(), "precision", "planner", "from", "regret", "ms", "at most", "bound by"]
+    has_gpu = any(found["place"] == "gpu" for found in result["considered"])
     tried = [(row["figures"] or {}).get("value") for row in result.get("trials") or ()]
-    made = table("considered", *columns, *(["rank, tried"] if tried else []))
+    made = table("considered", *columns, *(["on"] if has_gpu else []), *(["rank, tried"] if tried else []))
     for i, found in enumerate(result["considered"]):
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
         sizes = [str(shape[key]) for key in sizes_of] if shape else ["model", *[""] * (len(sizes_of) - 1)]
@@ -121,7 +122,7 @@ def distill_table(result: Result) -> Table:
             "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
             f"{planner['samples']} x {planner['iterations']}", "proposal" if planner["proposal"] else "zero",
             number(regret_of(result, found), digits=2), number(tick["point"]), number(tick["high"]), found["bound"],
-            *([number(tried[i])] if tried else []),
+            *([found["place"].upper()] if has_gpu else []), *([number(tried[i])] if tried else []),
         )  # fmt: skip
     if result["chosen"]["shape"] is None:
         is_trained = result["proposal"] is not None and result["chosen"]["planner"]["proposal"]
@@ -150,6 +151,7 @@ def _build_of(result: Result) -> str:
     asked, best = result["asked"], result["chosen"]
     settings = asked["planner"] | search_of(result)
     flags = [f"--{key} {asked[key]}" for key in ("target", "mode", "threads")]
+    flags += [f"--place {asked['place']}"] if asked["place"] != "auto" else []
     flags += [f"--precision {best['precision']}", *(_flag(field, value) for field, value in settings.items())]
     return f"edgewm build {asked['teacher']} {' '.join(flags)}"
 

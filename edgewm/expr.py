@@ -59,7 +59,7 @@ less, less_equal, equal = _binary("lt"), _binary("le"), _binary("eq")
 bit_and, bit_or, xor, shl, shr, mulhi = (_binary(op) for op in ("and", "or", "xor", "shl", "shr", "mulhi"))
 neg, absolute, sqrt, rint, floor = (_unary(op) for op in ("neg", "abs", "sqrt", "rint", "floor"))
 exp, log, erf, tanh, gelu = (_unary(op) for op in ("exp", "log", "erf", "tanh", "gelu"))
-sin2pi, cos2pi = _unary("sin2pi"), _unary("cos2pi")
+sin2pi, cos2pi, e4m3 = _unary("sin2pi"), _unary("cos2pi"), _unary("e4m3")
 
 
 def fma(a: Node, b: Value, c: Value) -> Node:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 SUITES = ("plan", "physics", "causality", "horizon", "general", "closed-loop")
 PRECISIONS = ("fp32", "bf16", "bf16_all", "w8a8", "w8a8_all")  # recipes by name; with _all the encoder's products too
-FURTHER = ("fp16", "fp16_all", "w8a16")  # recipes that save no time on a CPU, and round less than a student is off
+FURTHER = ("fp16", "fp16_all", "w8a16", "fp8")  # recipes that save no time on a CPU: no student is trained for them
 AUTO = "auto"  # the recipe is chosen by planning and by the clock
 # recipes that need something to plan from
 CALIBRATED = ("w8a8_smooth", "w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")
@@ -16,6 +16,7 @@ RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)
 VALUES = ("hidden", "attention", "latents")
 WITH = "+"  # ahead of each
 TRAINED = (*PRECISIONS, "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that a student is trained for
+PLACES = (AUTO, "cpu", "gpu")  # what plans
 NATIVE = "native"
 BACKENDS = (NATIVE, "onnxruntime", "tensorrt")  # edgewm's own kernels, or a file in edgewm/backends
 PRESETS = ("strict", "default", "explore", "student")  # of the judge's gates

@@ -14,6 +14,7 @@ UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 # A number's change, relative to itself, where its rounding turns over.
 BF16_STEP, FP16_STEP = (float(finfo(NUMPY[name]).eps) for name in ("bf16", "f16"))
 TENSOR_STEPS = {"product_bf16": BF16_STEP, "product_fp16": FP16_STEP}  # where a GPU adds in an order of its own
+E4M3_STEP = 2.0**-3  # beside what follows such a product, as bf16 and half do
 TRANSCENDENTAL_ULP = 8  # of one evaluation of an op that stands for a polynomial, as bounded in edgewm/arithmetic.py
 
 
@@ -34,7 +35,9 @@ def tensor_rounding(graph: Graph) -> float:
     """
 
     def turned(node: Node) -> float:
-        return TENSOR_STEPS.get(node["family"], 0.0) if node.op == "kernel" else 0.0
+        if node.op == "kernel":
+            return TENSOR_STEPS.get(node["family"], 0.0)
+        return E4M3_STEP if node.op == "e4m3" else 0.0
 
     def left(node: Node) -> float:
         return BF16_STEP if node.op == "kernel" and node.dtype == "bf16" else 0.0

@@ -28,7 +28,7 @@ def student_for(
     from .distill import distill
 
     out = Path(options["out"])
-    same = ("rate_hz", "target", "mode", "precision", "threads", "seed")
+    same = ("rate_hz", "target", "mode", "precision", "threads", "place", "seed")
     found = distill(
         model, planner=planner, out=out.with_name(f"{out.name}-student"), resume=True, progress=progress, notice=notice,
         **{key: options[key] for key in same},

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from edgewm import arithmetic
@@ -46,6 +47,17 @@ def build(isa: str, folder: Path, kernels: Path = KERNELS, features: Sequence[st
     out = folder / "-".join(("cases", isa, *features))
     texts = {source.name: header + source.read_text() for source in sorted(SOURCES.glob("*.cc"))}
     return compile_program(texts, [RUNTIME, kernels, SOURCES], flags=flags, out=out)
+
+
+def e4m3_numbers() -> np.ndarray:
+    """f32 that are hard to round to E4M3: all it has, the middles between them and their neighbours, ends, NaN."""
+    held = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    finite = np.sort(held[np.isfinite(held)])
+    middles = (finite[1:] + finite[:-1]) / np.float32(2)
+    edges = np.float32([464, 480, 512, 65504, 2.0**-11, 2.0**-126, 2.0**-149, 0])
+    beside = [np.nextafter(m, np.float32(to)) for m in (middles, edges) for to in (-1e30, 1e30)]
+    ends = np.float32([np.finfo(np.float32).max, np.inf])
+    return np.concatenate([held, middles, edges, -edges, *beside, ends, -ends])
 
 
 class Case:

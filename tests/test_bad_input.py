@@ -152,7 +152,7 @@ def test_a_checkpoint_that_does_not_fit_builds_nothing(
     [
         ("tiny:lewm --target moon", "no target is named 'moon'"),
         ("tiny:lewm --target orin --mode 60W", "has no power mode '60W'"),
-        ("tiny:lewm --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
+        ("tiny:lewm --precision fp7", "'fp7' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
         ("tiny:lewm --backend tvm", "'tvm' is not one of 'native', 'onnxruntime', 'tensorrt'"),
         ("tiny:lewm --backend onnxruntime --isa avx2", "onnxruntime runs its own kernels"),
         ("tiny:lewm --backend onnxruntime --precision bf16", "onnxruntime does not take bf16"),

@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("build reference --target orinn", "no target is named 'orinn'"),
         ("build reference --target orin --mode 60W", "has no power mode '60W'"),
         ("build reference --target orin --isa avx2", "cannot run 'avx2' kernels"),
-        ("build reference --precision fp8", "'fp8' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
+        ("build reference --precision fp7", "'fp7' is not one of 'fp32', 'bf16', 'bf16_all', 'w8a8'"),
         ("build reference --place gpu", "host has no GPU that kernels can be compiled for"),
         ("build reference --place dla", "'dla' is not one of 'auto', 'cpu', 'gpu'"),
         ("build reference --samples 0", "0 is not in the range x>=1"),

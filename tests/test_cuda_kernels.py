@@ -10,6 +10,7 @@ import numpy as np
 import programs
 import pytest
 from cuda_cpu import BLOCK_BARRIER, LATE_WAIT, WARP_BARRIER, WRONG_LANE, Bundle, LaunchError
+from kernel_cases import e4m3_numbers
 
 from edgewm import expr as e
 from edgewm import interp
@@ -108,6 +109,7 @@ ATTENDED = [  # the last is as large as any
     (35, 3, 64, 2, 64),
 ]  # fmt: skip
 FOLDS = [(1, 1, 1), (3, 33, 5), (2, 300, 19), (9, 5, 193)]
+E4M3 = e4m3_numbers()[:, None]
 EDGES = np.float32([0.0, -0.0, np.nan, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf])
 GRAPHS = (
     {f"product_{form}{i}": product(*shape, form)
@@ -118,12 +120,14 @@ GRAPHS = (
     | {f"attended{i}": attended(*shape) for i, shape in enumerate(ATTENDED)}
     | {f"{kind}{i}": folded(kind, *shape) for kind in ("sum", "max") for i, shape in enumerate(FOLDS)}
     | {f"map{i}": arithmetic(*shape) for i, shape in enumerate([(1, 1, 1), (2, 33, 7), (3, 17, 300)])}
-    | {"clamped": clamped((0.0, -0.0, 1.0))}
+    | {"clamped": clamped((0.0, -0.0, 1.0)), "rounded": Graph({"y": e.e4m3(e.input("e4m3", E4M3.shape))})}
     | {f"best{i}": best(*shape) for i, shape in enumerate([(1, 1), (5, 2), (300, 30), (300, 300), (513, 40)])}
 )  # fmt: skip
 PRECISIONS = ("fp32", "w8a8", "w8s", "bf16", "fp16")  # w8s: w8a8_static; names are short
 FORMS = {"w8s": "w8a8_static"}
-UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # of the largest rounding, where tensor cores add in an order of their own
+IN_E4M3 = "product_norm24"  # by the kernels of bf16: what stands before and behind them differs
+# of the largest rounding, where tensor cores add in an order of their own
+UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-4}
 
 
 def precisions_of(name: str) -> tuple[str, ...]:
@@ -132,6 +136,8 @@ def precisions_of(name: str) -> tuple[str, ...]:
         return PRECISIONS[1:]
     if not name.startswith("product"):
         return ("fp32",)
+    if name == IN_E4M3:
+        return (*PRECISIONS, "fp8")
     return PRECISIONS if "norm" in name or "wide" in name else ("fp32", "w8a8", "bf16")
 
 
@@ -170,7 +176,8 @@ def named(part: str, precision: str = "") -> list[str]:
 
 
 def inputs_of(graph: Graph) -> dict[str, np.ndarray]:
-    return programs.inputs_of(graph) | ({"edges": EDGES[:, None]} if "edges" in graph.inputs() else {})
+    odd = {"edges": EDGES[:, None], "e4m3": E4M3}
+    return programs.inputs_of(graph) | {name: odd[name] for name in odd.keys() & graph.inputs().keys()}
 
 
 def differing(name: str, whole: Program, found: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> list[str]:
@@ -196,7 +203,10 @@ def differences(bundle: Bundle, whole: Program, name: str, seed: int) -> list[st
     return differing(name, whole, bundle.run(name, **inputs), inputs)
 
 
-@pytest.mark.parametrize("part", ["product", "attention", "attended", "sum", "max", "map", "clamped", "best"])
+PARTS = ("product", "attention", "attended", "sum", "max", "map", "clamped", "rounded", "best")
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_kernels_are_the_oracle(part: str, bundle: Bundle, whole: Program) -> None:
     """Whatever the schedule; no race, no stray access, nothing used before it is there."""
     found = {}

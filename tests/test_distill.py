@@ -23,6 +23,7 @@ from distill_world import LATENT, PLANNER, SIDE, Spot, contexts, make, rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from edgewm import expr as e
 from edgewm import interp
@@ -97,7 +98,8 @@ def seen(seed: int, contexts: int = 2, each: int = 9, horizon: int = 3) -> losse
     g = torch.Generator().manual_seed(seed)
     goals, futures = (torch.randn(s, generator=g) for s in ((contexts, 4), (contexts, 2, each, horizon, 4)))
     costs = (futures[..., -1, :] - goals[:, None, None]).square().mean(-1)
-    return losses.Seen(torch.randn(5, 4, generator=g), torch.randn(contexts, 4, generator=g), goals, futures, costs)
+    pictures, starts = torch.randn(5, 4, generator=g), torch.randn(contexts, 4, generator=g)
+    return losses.Seen(pictures, starts, goals, futures, costs, torch.randn(futures.shape, generator=g))
 
 
 FACTS = losses.Facts(torch.tensor(4.0), 3, torch.ones(4, 2))
@@ -127,6 +129,22 @@ def test_what_all_candidates_share_is_no_counterfactual():
     t = seen(0)
     shifted = replace(t, futures=t.futures + 3.0)
     assert float(losses.counterfactual(shifted, t, FACTS)) < 1e-6 < float(losses.latent(shifted, t, FACTS))
+
+
+def test_features_are_what_comes_before_a_latent_and_of_students_alike():
+    """A student that is its teacher has the same; one that is narrower, or jumps, has none to compare."""
+    teacher, shape = lewm_teacher(depth=2)
+    module, starts = teacher.model.torch, torch.randn(2, 16)
+    futures, features = train.rolled(module, starts, torch.randn(2, 3, 4, PLANNER.horizon, 2))
+    assert futures.shape == features.shape == (2, 3, 4, PLANNER.horizon, 16)
+    *first, last = module.pred_proj
+    hidden = torch.nn.Sequential(*first)(features.flatten(0, -2))
+    rounding = 2 * torch.finfo(torch.float32).eps * (16 + 32) * (hidden.abs() @ last.weight.abs().T + last.bias.abs())
+    assert ((last(hidden) - futures.flatten(0, -2)).abs() <= rounding).all() and not module.predictor._forward_hooks
+    asked = small(shape=shape, weights=losses.weighing(["features"]))
+    for other in (replace(shape, width=8, heads=1), replace(shape, window=1, jump=2)):
+        with pytest.raises(EdgewmError, match="no features like its"):
+            train.begun(replace(asked, shape=other), teacher, None)
 
 
 def test_terms_without_weight_are_left_out():
@@ -340,7 +358,7 @@ def test_channels_that_stay_make_up_for_those_that_go_as_far_as_they_tell():
     assert off[0] < 0.01 < 0.1 < off[1]
 
 
-@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16"])
+@pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16_g32", "bf16", "fp8"])
 def test_a_layer_is_rounded_in_training_as_the_oracle_says(form):
     layer, x = torch.nn.Linear(64, 5), torch.randn(7, 3, 64)
     exact = layer(x)
@@ -395,7 +413,7 @@ def test_weights_on_their_levels_need_nothing_to_plan_from():
         w = layer.weight.detach().numpy().T
         assert is_on_levels(w, form) and not np.array_equal(w, before.numpy().T)
         first = HOLD[form].hold(w, None)
-        second = HOLD[form].hold(value_of(first), None)
+        second = HOLD[form].hold(value_of(first, form), None)
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         program = Program({"score": Graph({"y": e.matmul(e.input("x", (1, 64)), e.weight("w", w.shape))})}, {"w": w})
         named = program.with_(recipe={"w": form})
@@ -548,6 +566,19 @@ def test_the_seed_matters_and_so_would_a_forgotten_moment(tmp_path, straight, ca
     assert sha(tmp_path / "a") != sha(straight)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_products_in_bf16_learn_and_go_on_in_the_same_bits(tmp_path, cache, precision):
+    mixed, out = small(mixed=True, precision=precision, steps=12), tmp_path / "mixed"
+    train.train(mixed, spot(), out, cache=cache, stop_after=6)
+    history = train.train(mixed, spot(), out, cache=cache, resume=True)["history"]
+    whole = train.train(mixed, spot(), tmp_path / "whole", cache=cache)["history"]
+    assert history == whole and sha(out) == sha(tmp_path / "whole")
+    exact = train.train(small(precision=precision, steps=12), spot(), tmp_path / "exact", cache=cache)["history"]
+    off, left = (abs(h[-1]["loss_latent"] - exact[-1]["loss_latent"]) for h in (history, [exact[0]]))
+    assert 0 < off < left  # rounding takes less than a round of learning brings
+    assert all(x.dtype == np.float32 for x in load_file(out / "weights.safetensors").values())
+
+
 def test_it_learns_and_is_a_checkpoint(straight):
     history = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
     assert history[-1]["loss_encode"] < history[0]["loss_encode"]
@@ -695,8 +726,9 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     ("options", "what"),
     [
         ({"precision": "fp16"}, "no student is trained for 'fp16'"),
-        ({"without": ["sharpness"]}, "no loss 'sharpness'"),
-        ({"without": list(losses.TERMS)}, "no loss is left"),
+        ({"precision": "fp8"}, "no student is trained for 'fp8'"),
+        ({"terms": ["sharpness"]}, "no loss 'sharpness'"),
+        ({"terms": []}, "no loss is given"),
         ({"training": {"learning_rate": -1.0}}, "learning_rate is -1"),
         ({"training": {"learning_rate": float("nan")}}, "learning_rate is nan"),
     ],
@@ -708,7 +740,7 @@ def test_options_that_make_no_run(options, what):
 
 def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeypatch):
     asked = {"rate_hz": 20.0, "precision": "auto", "dry_run": False, "out": "out"}
-    asked |= dict.fromkeys(("target", "mode", "threads", "seed"))
+    asked |= dict.fromkeys(("target", "mode", "threads", "place", "seed"))
     assert student_for("reference", "folder", {"samples": 3}, asked, None, print) == ("folder", {"samples": 3}, "auto")
     with pytest.raises(EdgewmError, match="no rate to distil for"):
         student_for("reference", "auto", {}, {**asked, "rate_hz": None}, None, print)
@@ -731,7 +763,20 @@ def test_smaller_planners_have_fewer_samples_first():
 
 @pytest.fixture(scope="module")
 def orin():
-    return board_of("orin", None, 1, None)
+    return board_of("orin", None, 1, None, "cpu")
+
+
+def test_a_plan_is_priced_where_it_is_sooner(small_lewm):
+    """One thread of a processor may be slower than a GPU, many are not, for a model this small."""
+    places = {place: board_of("orin", None, 1, None, place) for place in ("auto", "cpu", "gpu")}
+    found = {place: tick(None, PLANNER, "w8a8", small_lewm.model, board) for place, board in places.items()}
+    assert found["auto"] == min(found["cpu"], found["gpu"], key=lambda c: c.tick_ms["point"])
+    assert (found["cpu"].place, found["gpu"].place) == ("cpu", "gpu") and found["cpu"].tick_ms != found["gpu"].tick_ms
+    assert candidate_of(json.loads(json.dumps(found["gpu"].as_json()))) == found["gpu"]
+    with pytest.raises(EdgewmError, match="host has no GPU that kernels can be compiled for"):
+        board_of("host", None, 1, None, "gpu")
+    with pytest.raises(EdgewmError, match="clocks in 120W are not known"):
+        board_of("thor", "120W", 1, None, "gpu")
 
 
 @pytest.fixture(scope="module")

@@ -40,14 +40,15 @@ def merged(outputs: dict[str, Node], kind: str | None = None) -> tuple[Program, 
     return program, after
 
 
-@pytest.mark.parametrize("kind", [None, "w8a8", "bf16"])
+@pytest.mark.parametrize("kind", [None, "w8a8", "bf16", "fp8"])
 def test_products_of_one_row_are_one_with_their_biases(kind: str | None) -> None:
     x = e.normalised(X, 1e-5, -1)
     _, after = merged({n: linear(n, x, width) for n, width in (("q", 3), ("k", 4), ("v", 5))}, kind)
     (product,) = (n for n in after.entries["f"].order() if n.op == "matmul")
     assert product.shape == (5, 12)
     (kernel,) = (n for n in run(after, (fuse_kernels,)).entries["f"].order() if n.op == "kernel" and n.shape == (5, 12))
-    assert kernel["family"] == {None: "product", "w8a8": "product_i8", "bf16": "product_bf16"}[kind]
+    families = {None: "product", "w8a8": "product_i8", "bf16": "product_bf16", "fp8": "product_bf16"}
+    assert kernel["family"] == families[kind]
     assert kernel in {n.sources[0] for n in run(after, (fuse_kernels,)).entries["f"].outputs.values()}  # slices of it
 
 

@@ -21,7 +21,8 @@ from edgewm.program import Program
 # Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
 NAMES = (
     "product_direct23", "product_gathered23", "product_norm23", "product_norm24", "product_of_each1", "attention1",
-    "attention3", "attention6", "attention7", "attended0", "sum2", "max2", "map1", "clamped", "best2", "best4",
+    "attention3", "attention6", "attention7", "attended0", "sum2", "max2", "map1", "clamped", "rounded", "best2",
+    "best4",
 )  # fmt: skip
 
 
@@ -41,8 +42,8 @@ def differences(name: str) -> list[str]:
     return cases.differing(name, program(), bundle().run(name, **inputs), inputs)
 
 
-@pytest.mark.parametrize("part", ["fp32_product", "w8a8", "w8s", "bf16", "fp16", "fp32_attention", "fp32_sum",
-                                  "fp32_max", "fp32_map", "fp32_clamped", "fp32_best"])  # fmt: skip
+@pytest.mark.parametrize("part", ["fp32_product", "w8a8", "w8s", "bf16", "fp16", "fp8", "fp32_attention", "fp32_sum",
+                                  "fp32_max", "fp32_map", "fp32_clamped", "fp32_rounded", "fp32_best"])  # fmt: skip
 def test_compiled_kernels_are_the_oracle(part):
     found = {name: differences(name) for name in program().entries if name.startswith(part)}
     assert found and {n: d for n, d in found.items() if d} == {}

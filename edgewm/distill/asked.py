@@ -41,14 +41,14 @@ def asked_for(name: str, model: Model, given: Mapping[str, Any]) -> Model:
     return asked
 
 
-def check(precision: str, without: Sequence[str], training: Mapping[str, Any]) -> None:
+def check(precision: str, terms: Sequence[str], training: Mapping[str, Any]) -> None:
     if precision not in (AUTO, *TRAINED):
         names = ", ".join((AUTO, *TRAINED))
         raise EdgewmError(f"no student is trained for {precision!r}", "--precision", f"use {names}")
-    unknown = [name for name in without if name not in losses.TERMS]
-    if unknown or not any(weight for name, weight in losses.WEIGHTS.items() if name not in without):
-        what = f"no loss {unknown[0]!r}" if unknown else "no loss is left"
-        raise EdgewmError(what, "--without", f"leave out some of {', '.join(losses.TERMS)}")
+    unknown = [name for name in terms if name not in losses.TERMS]
+    if unknown or not terms:
+        what = f"no loss {unknown[0]!r}" if unknown else "no loss is given"
+        raise EdgewmError(what, "--losses", f"give some of {', '.join(losses.TERMS)}")
     check_training(training)
 
 

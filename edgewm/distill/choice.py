@@ -7,7 +7,7 @@ student at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +15,15 @@ from typing import Any
 
 import torch
 
+from ..build import check_place, has_gpu
+from ..cuda.schedule import schedule_gpu
 from ..emit import schedule_program
 from ..errors import EdgewmError
 from ..estimate.counts import plan_counts
 from ..estimate.cpu import price_plan
-from ..estimate.machine import Machine
+from ..estimate.gpu import check_mode, has_clocks
+from ..estimate.machine import Machine, gpu_of
+from ..estimate.placed import price_gpu
 from ..estimate.verb import machine_or_refusal
 from ..models import Model, capture_model, torch_world
 from ..models.proposal import Proposal
@@ -39,13 +43,14 @@ Triple = tuple[Shape | None, Planner, str]  # a shape, None for the model itself
 @dataclass(frozen=True)
 class Candidate:
     """A student's shape (None: the model itself, as it is), precision and planner; what a plan takes on the target,
-    `tick_ms` {point, low, high}, and its `bound`."""
+    `tick_ms` {point, low, high}, its `bound`, and the `place` where that is, cpu or gpu."""
 
     shape: Shape | None
     precision: str
     planner: Planner
     tick_ms: dict[str, float]
     bound: str
+    place: str = "cpu"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,35 +64,53 @@ def candidate_of(found: dict[str, Any]) -> Candidate:
 
 @dataclass(frozen=True)
 class Board:
-    """Where a student is to run: what `target.resolve` gave, the machine's prices, and the threads that plan."""
+    """Where a student is to run: what `target.resolve` gave, the threads that plan and their prices (None: plans do not
+    run there), and, where plans may run on its GPU, what was measured of that (empty: nothing was)."""
 
     target: Target
     mode: Mode
-    machine: Machine
     threads: int
+    machine: Machine | None
+    gpu: Mapping[str, Any] | None = None
 
 
-def board_of(target: str, mode: str | None, threads: int | None, measured: Path | None) -> Board:
-    """EdgewmError for an unknown target, and for one of which nothing is known of how fast it is."""
+def board_of(target: str, mode: str | None, threads: int | None, measured: Path | None, place: str = "auto") -> Board:
+    """EdgewmError for an unknown target, for one of which nothing is known of how fast it is, and for `place` gpu on a
+    board without one, or in a mode whose clocks nobody has confirmed."""
     board, power = resolve(target, mode)
     cores = threads or power.cpu_cores or board.cpu.cores
-    return Board(board, power, machine_or_refusal(board, power, cores, measured), cores)
+    machine = None if place == "gpu" else machine_or_refusal(board, power, cores, measured)
+    if place == "gpu":
+        check_place(board, place)
+        check_mode(board, power)
+    may_plan = place == "gpu" or (place == "auto" and has_gpu(board) and has_clocks(power))
+    return Board(board, power, cores, machine, (gpu_of(board, power) or {}) if may_plan else None)
 
 
 # ------------------------------------------------------------------------------------------------------- the tick
 
 
 def tick(shape: Shape | None, planner: Planner, precision: str, model: Model, board: Board) -> Candidate:
-    """What `edgewm estimate` would say of it; a student's weights do not matter."""
-    found = price_plan(_counts(shape, planner, precision, model, board.target), board.machine, board.threads)
-    return Candidate(shape, precision, planner, found["plan_ms"], found["bound"])
+    """What `edgewm estimate` would say of it where it is sooner; a student's weights do not matter."""
+    asked, found = (shape, planner, precision, model, board.target), {}
+    if board.machine is not None:
+        found["cpu"] = price_plan(_counts(*asked), board.machine, board.threads)
+    if board.gpu is not None:
+        found["gpu"] = price_gpu(schedule_gpu(_lowered(*asked)), board.target, board.mode, board.gpu or None)[0]
+    place = min(found, key=lambda where: found[where]["plan_ms"]["point"])
+    return Candidate(shape, precision, planner, found[place]["plan_ms"], found[place]["bound"], place)
 
 
 @lru_cache(maxsize=256)
 def _counts(
     shape: Shape | None, planner: Planner, precision: str, model: Model, target: Target
 ) -> dict[str, Any]:  # fmt: skip
-    return counts_in(precision, _exact(shape, planner, model), target)
+    return _counted(_lowered(shape, planner, precision, model, target), target)
+
+
+@lru_cache(maxsize=1)
+def _lowered(shape: Shape | None, planner: Planner, precision: str, model: Model, target: Target) -> Program:
+    return lowered_in(precision, _exact(shape, planner, model), target)
 
 
 @lru_cache(maxsize=32)
@@ -102,8 +125,16 @@ def exact(model: Model, planner: Planner) -> Program:
 
 def counts_in(precision: str, program: Program, target: Target) -> dict[str, Any]:
     """What a plan of an `exact` program in that precision does, for `price_plan`."""
+    return _counted(lowered_in(precision, program, target), target)
+
+
+def lowered_in(precision: str, program: Program, target: Target) -> Program:
+    """The plan of an `exact` program in that precision, as kernels run it."""
     recipe, planned = recipe_of(program, precision), {"plan": program.entries["plan"]}
-    program = run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
+    return run(program.with_(entries=planned, recipe=recipe, target=target), LOWERING)
+
+
+def _counted(program: Program, target: Target) -> dict[str, Any]:
     return plan_counts(schedule_program(program, target.isa), target.isa)
 
 
@@ -244,8 +275,8 @@ def chosen(candidates: Sequence[Candidate], rate_hz: float, board: Board) -> Can
         rate = 1e3 / best.tick_ms["high"]
         raise EdgewmError(
             f"no student plans {rate_hz:g} times a second: the fastest, in {best.precision}, takes "
-            f"{best.tick_ms['high']:.3g} ms (estimated, upper end), bound by {best.bound}",
+            f"{best.tick_ms['high']:.3g} ms on the {best.place.upper()} (estimated, upper end), bound by {best.bound}",
             f"--rate-hz {rate_hz:g} on {board.target.name}, mode {board.mode.name}, {board.threads} threads",
-            f"ask for at most {rate:.3g} Hz, or give a faster mode, more threads or --precision auto",
+            f"ask for at most {rate:.3g} Hz, or give a faster mode, more threads, --precision auto or --place auto",
         )  # fmt: skip
     return held[0]

@@ -50,11 +50,11 @@ def rounded(module: nn.Module, formats: Formats) -> Iterator[None]:
 
 def _rounding(layer: nn.Linear, form: str):
     parts = HOLD[form].hold(_matrix(layer), None)
-    held = torch.from_numpy(value_of(parts).T)
+    held = torch.from_numpy(value_of(parts, form).T)
     weight = layer.weight + (held - layer.weight).detach()
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
         graph = _product(form, len(rows), *_matrix(layer).shape)
         found = values_of(graph, {"x": rows}, dict(zip(HOLD[form].parts, parts, strict=True)))[graph.outputs["y"]]
         exact = F.linear(x, weight)
@@ -76,9 +76,9 @@ def on_levels(module: nn.Module, formats: Formats) -> None:
     """Set weights of 16 levels to them, so that who builds the module in that format finds nothing left to choose."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear) and name in formats and HOLD[formats[name]].by == "moments":
-            hold = HOLD[formats[name]].hold
-            once = value_of(hold(_matrix(layer), None))  # to bf16, steps may move by its rounding: then no more
-            layer.weight.data.copy_(torch.from_numpy(value_of(hold(once, None)).T))
+            form = formats[name]
+            once = value_of(HOLD[form].hold(_matrix(layer), None), form)  # to bf16, steps may move by it: then no more
+            layer.weight.data.copy_(torch.from_numpy(value_of(HOLD[form].hold(once, None), form).T))
 
 
 def _matrix(layer: nn.Linear):

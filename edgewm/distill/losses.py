@@ -6,7 +6,7 @@ those that match ranks count differences of costs in units of their group's spre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,15 @@ LEAST = 1e-12
 @dataclass(frozen=True)
 class Seen:
     """What one side says of a batch: `frames` (N, D); `starts` and `goals` (B, D); `futures` (B, G, K, H, D) of
-    candidates from the start, and `costs` (B, G, K)."""
+    candidates from the start, and `costs` (B, G, K); what its predictor's last layer says for each of the futures,
+    `features` (B, G, K, H, D), None where nobody asks."""
 
     frames: Tensor
     starts: Tensor
     goals: Tensor
     futures: Tensor
     costs: Tensor
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ def probe(s: Seen, t: Seen, facts: Facts) -> Tensor:
     return torch.cat(off).matmul(facts.probe).square().mean()
 
 
+def features(s: Seen, t: Seen, facts: Facts) -> Tensor:
+    """What the last layer says (FitNets: Romero et al. 2015, https://arxiv.org/abs/1412.6550)."""
+    spread = t.features.flatten(0, -2).var(0, correction=0).sum() + LEAST
+    return (s.features - t.features).square().sum(-1).mean() / spread
+
+
 def _entropy(logits: Tensor) -> Tensor:
     """What the cross-entropy of a target with itself is, so that a perfect student's loss is 0."""
     return F.binary_cross_entropy_with_logits(logits, torch.sigmoid(logits))
@@ -102,14 +110,19 @@ def _entropy(logits: Tensor) -> Tensor:
 
 TERMS: Mapping[str, Callable[[Seen, Seen, Facts], Tensor]] = {
     "encode": encode, "latent": latent, "counterfactual": counterfactual, "cost": cost, "rank": rank, "elite": elite,
-    "probe": probe,
+    "probe": probe, "features": features,
 }  # fmt: skip
-# Terms without a weight added nothing: `python benchmarks/losses.py`, where they had that of MEASURED_WITH.
-# Those that compare costs took from it: fewer elites, and episodes lost.
-MEASURED_WITH: Mapping[str, float] = {"cost": 0.1, "rank": 0.5, "elite": 0.1, "probe": 0.3}
 WEIGHTS: Mapping[str, float] = {
-    "encode": 1.0, "latent": 1.0, "counterfactual": 0.3, "cost": 0.0, "rank": 0.0, "elite": 0.0, "probe": 0.0,
+    "encode": 1.0, "latent": 1.0, "counterfactual": 0.3, "cost": 0.1, "rank": 0.5, "elite": 0.1, "probe": 0.3,
+    "features": 0.3,
 }  # fmt: skip
+# The others added nothing, by `python benchmarks/losses.py`; those that compare costs lost elites and episodes.
+DEFAULT = ("encode", "latent", "counterfactual")
+
+
+def weighing(names: Collection[str]) -> dict[str, float]:
+    """Every term's weight, 0 but for these."""
+    return {name: weight if name in names else 0.0 for name, weight in WEIGHTS.items()}
 
 
 def total(s: Seen, t: Seen, facts: Facts, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -33,13 +33,15 @@ class Settings:
     `round_steps`; a step takes `step_contexts`, half of each, and `step_frames` pictures more. The learning rate goes
     from the first number to the second along half a cosine. `average` is what the running average of weights, which is
     the student, keeps of itself in a step. Without a better rank for `patience` rounds the run ends. `proposal` says
-    how one is trained for the student, where its planner begins at one.
+    how one is trained for the student, where its planner begins at one. `mixed`: the student's products are done in
+    bf16 while it learns, its weights, losses and moments stay float32 (Micikevicius et al. 2018,
+    https://arxiv.org/abs/1710.03740; bf16 needs no loss scaling).
     """
 
     shape: Shape
     planner: Planner
     precision: str = "fp32"
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(losses.WEIGHTS))
+    weights: Mapping[str, float] = field(default_factory=lambda: losses.weighing(losses.DEFAULT))
     proposal: beginning.Settings | None = None
     start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
     steps: int = 4000
@@ -57,6 +59,7 @@ class Settings:
     step_contexts: int = 16
     step_frames: int = 64
     patience: int = 3
+    mixed: bool = False
     seed: int = 0
 
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,31 @@ def answers(batch: Arrays, frames_: Arrays, space: Space, side: int) -> tuple[di
     return given, losses.Seen(latents, mapped["latent"], mapped["goal_latent"], mapped["futures"], costs)
 
 
+def rolled(module: torch.nn.Module, starts: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents (B, G, K, H, D) of candidates from each start, and what the predictor's last layer says for each; one
+    that jumps says it once a call."""
+    said: list[Tensor] = []
+    contexts, groups, each, *_ = candidates.shape
+    handle = module.predictor.register_forward_hook(lambda layers, given, out: said.append(out[:, -1]))
+    try:
+        futures = module.rollout(starts.repeat_interleave(groups * each, 0)[:, None], candidates.flatten(0, 2))[:, 1:]
+    finally:
+        handle.remove()
+    return tuple(x.unflatten(0, (contexts, groups, each)) for x in (futures, torch.stack(said, 1)))
+
+
 def imagined(
     module: torch.nn.Module, given: Mapping[str, Tensor], theirs: losses.Seen, sees_alike: bool
 ) -> losses.Seen:
     """What the student says of the same; where it has its teacher's encoder, it sees what its teacher sees."""
-    candidates = given["candidates"]
-    contexts, groups, each, *_ = candidates.shape
+    contexts = len(given["candidates"])
     seen, starts, goals = theirs.frames, theirs.starts, theirs.goals
     if not sees_alike:
         z = module.encode(normalise(given["pictures"])[:, None])[:, 0]
         seen, starts, goals = z.split([len(seen), contexts, contexts])
-    flat = candidates.flatten(0, 2)
-    rolled = module.rollout(starts.repeat_interleave(groups * each, 0)[:, None], flat)[:, 1:]
-    futures = rolled.unflatten(0, (contexts, groups, each))
+    futures, features = rolled(module, starts, given["candidates"])
     costs = (futures[..., -1, :] - goals[:, None, None]).square().mean(-1)
-    return losses.Seen(seen, starts, goals, futures, costs)
+    return losses.Seen(seen, starts, goals, futures, costs, features)
 
 
 def rate_at(settings: Settings, step: int) -> float:
@@ -152,6 +162,11 @@ class Run:
 
 def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     """A fresh student."""
+    if settings.weights.get("features") and not prune.begins_as(settings.shape, teacher.model):
+        raise EdgewmError(
+            "a student that is narrower than its teacher, or jumps, has no features like its", "--losses features",
+            "leave it out",
+        )  # fmt: skip
     torch.manual_seed(settings.seed)
     module = build(config_of(settings.shape, teacher.model)).eval()
     facts: dict[str, Any] = {"step": 0, "best_rank": -math.inf, "best_round": 0, "elapsed_s": 0.0, "history": []}
@@ -265,8 +280,13 @@ def _step(
     side = teacher.model.ports_of("observation")[0].shape[1]
     batch, seen = drawn(settings, step, made, fresh, share)
     given, theirs = answers(batch, seen, made.space, side)
-    with rounded(run.module, run.formats):
+    with rounded(run.module, run.formats), torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
         ours = imagined(run.module, given, theirs, run.sees_alike)
+    ours = losses.Seen(*(x.float() for x in vars(ours).values()))
+    if settings.weights.get("features"):
+        with torch.no_grad():
+            told = rolled(teacher.model.torch, torch.from_numpy(np.array(batch["latent"])), given["candidates"])[1]
+        theirs = replace(theirs, features=told)
     loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -28,7 +28,7 @@ from .train import train
 
 FOLDER, JOURNAL = "trials", "study.log"
 STEPS = 400  # of a trial
-KEYS = ("teacher_sha256", "rate_hz", "precision", "planner", "without", "training", "seed", "data", "trial_steps")
+KEYS = ("teacher_sha256", "rate_hz", "precision", "planner", "losses", "training", "seed", "data", "trial_steps")
 
 
 def begin(

@@ -45,9 +45,10 @@ FIGURES = ("spearman_min", "elite_overlap", "regret")
 
 def distill(
     model: str, *, rate_hz: float, target: str = "host", mode: str | None = None, precision: str = AUTO,
-    planner: Mapping[str, Any] | None = None, threads: int | None = None, measured: Path | None = None,
-    out: Path = Path("student"), data: Path | None = None, cache: Path | None = None, cache_mib: int = 2048,
-    without: Sequence[str] = (), training: Mapping[str, Any] | None = None, judged: int | None = None,
+    planner: Mapping[str, Any] | None = None, threads: int | None = None, place: str = AUTO,
+    measured: Path | None = None, out: Path = Path("student"), data: Path | None = None,
+    cache: Path | None = None, cache_mib: int = 2048,
+    terms: Sequence[str] = losses.DEFAULT, training: Mapping[str, Any] | None = None, judged: int | None = None,
     episodes: int | None = None, resume: bool = False, dry_run: bool = False, seed: int = 0,
     trials: int | None = None, trial_steps: int = trying.STEPS, study: Path | None = None, join: bool = False,
     progress: Progress | None = None, notice: Notice | None = None,
@@ -56,12 +57,13 @@ def distill(
 
     Where the model itself holds the rate, in another precision or with a smaller planner, no student is trained: the
     `chosen` shape is None. Nothing is written then, unless that planner begins at a proposal that was trained for it:
-    OUT is MODEL with both. The target's time is what `edgewm estimate` says (the upper end), `measured` as there.
-    `precision` auto chooses that, too. `planner` holds fields of `program.Planner`; where any is given, that planner is
-    kept, but for `proposal` alone: all planners begin at one, or none. `without` names terms of `losses.TERMS` to leave
-    out; `training` fields of `material.Settings`, its `contexts` those of a proposal, too. Targets in `cache` (in OUT,
-    where left out) take at most `cache_mib`. `judged` are the judge's contexts, `episodes` the most pairs in which both
-    models are let loose in the teacher's world, None for none.
+    OUT is MODEL with both. The target's time is what `edgewm estimate` says (the upper end), `measured` as there, of
+    its CPU or its GPU (`place`; auto: of each plan the sooner). `precision` auto chooses that, too. `planner` holds
+    fields of `program.Planner`; where any is given, that planner is kept, but for `proposal` alone: all planners begin
+    at one, or none. It learns `terms` of `losses.TERMS`; `training` are fields of `material.Settings`, its `contexts`
+    those of a proposal, too. Targets in `cache` (in OUT, where left out) take at most `cache_mib`. `judged` are the
+    judge's contexts, `episodes` the most pairs in which both models are let loose in the teacher's world, None for
+    none.
 
     With `trials` the first so many students that hold the rate are trained for `trial_steps`, and the one that ranks
     best is trained in full; who else knows the journal `study` (in OUT, where left out) takes some of them with `join`,
@@ -73,16 +75,16 @@ def distill(
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
     if data is not None and not data.is_file():
         raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
-    board, full = board_of(target, mode, threads, measured), load(model)
+    board, full = board_of(target, mode, threads, measured, place), load(model)
     given = {k: v for k, v in (planner or {}).items() if v is not None}
     asked = {
         "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
-        "threads": board.threads, "rate_hz": rate_hz, "precision": precision, "planner": given,
-        "begins_at_proposal": full.planner.proposal, "without": list(without), "training": dict(training or {}),
+        "threads": board.threads, "place": place, "rate_hz": rate_hz, "precision": precision, "planner": given,
+        "begins_at_proposal": full.planner.proposal, "losses": list(terms), "training": dict(training or {}),
         "seed": seed, "data": None if data is None else sha256(data)[data.name], "trials": trials,
         "trial_steps": trial_steps if trials or join else None,
     }  # fmt: skip
-    check(precision, without, training or {})
+    check(precision, terms, training or {})
     full = asked_for(model, full, given)
     is_study, journal = bool(trials or join), study or out / trying.JOURNAL
     answers = cache or (None if dry_run else out / (trying.FOLDER if is_study else RUN) / "cache")
@@ -126,7 +128,7 @@ def distill(
             return teacher_of(model, whole, planner, source, asked["data"])
 
         def settings_for(candidate: Candidate) -> Settings:
-            return settings_of(candidate, full, without, training or {}, beginning, seed)
+            return settings_of(candidate, full, terms, training or {}, beginning, seed)
 
         def shortly(candidate: Candidate) -> Settings:
             return replace(settings_for(candidate), steps=trial_steps, round_steps=-(-trial_steps // 2))
@@ -213,13 +215,13 @@ def _told(asked: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def settings_of(
-    best: Candidate, full: Model, without: Sequence[str], training: Mapping[str, Any], beginning: Beginning, seed: int
+    best: Candidate, full: Model, terms: Sequence[str], training: Mapping[str, Any], beginning: Beginning, seed: int
 ) -> Settings:
-    weights = {name: 0.0 if name in without else weight for name, weight in losses.WEIGHTS.items()}
     given = {"learning_rate": TUNING if begins_as(best.shape, full) else LEARNING, **training}
     if isinstance(first := given.get("learning_rate"), (int, float)):
         given["learning_rate"] = (first, first / 100)
     proposal = beginning if best.planner.proposal else None
+    weights = losses.weighing(terms)
     return replace(Settings(best.shape, best.planner, best.precision, weights, proposal, seed=seed), **given)
 
 

@@ -94,6 +94,11 @@ def precision_of(name: str, board: Target) -> Precision:
     return found
 
 
+def has_clocks(mode: Mode) -> bool:
+    """Whether it is known how fast a GPU and its memory are in the mode."""
+    return bool(mode.sm and mode.gpu_mhz and mode.dram_gbps)
+
+
 def check_mode(board: Target, mode: Mode) -> None:
     """EdgewmError where the board has no GPU, or nobody has confirmed what it does in this mode."""
     if board.gpu is None:
@@ -102,8 +107,8 @@ def check_mode(board: Target, mode: Mode) -> None:
             "--target",
             "name a board with a GPU, for example --target orin; for a CPU give a MODEL or a bundle",
         )
-    if not (mode.sm and mode.gpu_mhz and mode.dram_gbps):
-        known = [m.name for m in board.mode if m.sm and m.gpu_mhz and m.dram_gbps]
+    if not has_clocks(mode):
+        known = [m.name for m in board.mode if has_clocks(m)]
         raise EdgewmError(
             f"{board.name}'s clocks in {mode.name} are not known", f"--mode {mode.name}", f"use {' or '.join(known)}"
         )

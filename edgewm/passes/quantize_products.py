@@ -4,7 +4,8 @@
 as they are. `w4a8`: as w8a8, but weights have 16 levels. `w4a16_g64`: as bf16, but weights first have 16 levels, with a
 step for each group of 64 inputs. `w8a16`: likewise in 255 levels, with a step an output channel. `w8a8_static`: as
 w8a8, but activations are in constant steps of one range, which calibration found. `w8a8_smooth`: as w8a8, but channels
-of activations are shifted and scaled first, as calibration found. `fp16`: as bf16, to IEEE half.
+of activations are shifted and scaled first, as calibration found. `fp16`: as bf16, to IEEE half. `fp8`: both rounded to
+E4M3, with a scale an output channel and a scale a row, found at run time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import expr as e
+from .. import interp
+from ..arithmetic import E4M3_LARGEST
 from ..errors import EdgewmError
 from ..kernel import load
 from ..layout import dtype_of
@@ -154,6 +157,15 @@ def _digest(value: np.ndarray) -> str:
     return hashlib.sha256(value.tobytes()).hexdigest()[:16]
 
 
+def _in_e4m3(x: Node, w: Node, scale: Node) -> Node:
+    """Each row is multiplied by what takes its largest magnitude to the largest of E4M3. Products of two such numbers
+    are exact in f32, and bf16 holds each of them: so the family of bf16 multiplies them."""
+    largest = e.maximum(SMALLEST_STEP, e.reduce_max(e.absolute(x), -1))
+    inverse = e.div(E4M3_LARGEST, largest)
+    product = load("product_bf16").reference(e.e4m3(e.mul(x, inverse)), w)
+    return e.mul(product, e.div(scale, inverse))
+
+
 def _in_constant_steps(x: Node, w: Node, scale: Node, shift: Node, inverse: Node, offset: Node) -> Node:
     return e.fma(load("product_rounded").reference(e.fma(x, inverse, offset), w), scale, shift)
 
@@ -222,15 +234,26 @@ def halve_weight(w: np.ndarray, moments: np.ndarray | None = None) -> tuple[np.n
     return (w.astype(NUMPY["f16"]),)
 
 
-def value_of(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+def quantize_e4m3(w: np.ndarray, seen: None = None) -> tuple[np.ndarray, np.ndarray]:
+    """`w` (..., in, out) f32 in E4M3 by output channel: bf16 of that shape, which holds each of its numbers, and f32
+    scale (..., 1, out). The largest of a channel takes the largest number."""
+    largest = np.abs(w).max(-2, keepdims=True)
+    scale = np.maximum(largest / np.float32(E4M3_LARGEST), np.float32(SMALLEST_STEP))
+    graph = Graph({"y": e.e4m3(e.input("x", w.shape))})
+    return interp.run(graph, {"x": w / scale}, {})["y"].astype(NUMPY["bf16"]), scale
+
+
+def value_of(parts: tuple[np.ndarray, ...], kind: str) -> np.ndarray:
     """The weight that these leaves stand for, f32: levels times their steps, or the numbers as they are rounded."""
+    scale = dict(zip(HOLD[kind].parts, parts, strict=True)).get("scale")
     held = parts[0].astype(np.float32)
-    return held * parts[1] if parts[0].dtype == np.int8 else held
+    return held if scale is None else held * scale
 
 
 def is_on_levels(w: np.ndarray, kind: str) -> bool:
     """Whether a weight is held in the format as it is, but for rounding of f32: trained so, it needs no calibration."""
-    return w.ndim == 2 and np.allclose(value_of(HOLD[kind].hold(w, None)), w, rtol=4 * np.finfo(np.float32).eps, atol=0)
+    held = value_of(HOLD[kind].hold(w, None), kind)
+    return w.ndim == 2 and np.allclose(held, w, rtol=4 * np.finfo(np.float32).eps, atol=0)
 
 
 class Form(NamedTuple):
@@ -248,6 +271,7 @@ HOLD: dict[str, Form] = {
     "w8a8": Form(_of("product_i8"), ("i8", "scale", "sum"), quantize_weight),
     "bf16": Form(_of("product_bf16"), ("bf16",), round_weight),
     "fp16": Form(_of("product_fp16"), ("f16",), halve_weight),
+    "fp8": Form(_in_e4m3, ("bf16", "scale"), quantize_e4m3),
     "w8a16": Form(_of("product_bf16"), ("bf16",), functools.partial(quantize_groups, bits=8)),
     "w8a8_static": Form(
         _in_constant_steps, ("i8", "scale", "shift", "inverse", "offset"), quantize_constant, by="range"

@@ -44,6 +44,11 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     bf16, so bytes and time are those of w8a8 and bf16. So it is with `w8a16`, whose weights have 255 levels, a step an
     output channel, and are read as bf16.
 
+    `fp8` has weights in E4M3 with a scale an output channel, and activations in E4M3 with a scale that each row finds
+    for itself, and holds straits in bf16. It, too, is fidelity only, on every target: bf16 holds each such number, so
+    the kernels of bf16 multiply them, to the bit. What a row is multiplied by takes a pass over it, so time is more
+    than bf16's. Units for fp8 that would pay (Thor has them) are reached by tcgen05 alone, which kernels do not use.
+
     `+hidden`, `+attention` and `+latents` behind a name hold values in bf16 that candidates leave between calls (see
     `passes/narrow_values.py`): what a product or an attention makes for products alone; queries, keys and values; and
     all other results of products, latents among them.
