@@ -1,6 +1,7 @@
 """What each method of quantization adds over rounding to the nearest, on trained weights, in compiled arithmetic.
 
-    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,fp8,w4a16,w4a8] [--json FILE]
+    python benchmarks/methods.py [--model reference] [--contexts 100] [--widths w8a8,fp8,w4a16,w4a8,values]
+                                 [--json FILE]
 
 Each row holds the products that `w8a8` has in eight bits in a form of its own, straits in bf16, and compiles the entry
 `score`. With it all candidates of the fp32 bundle's own searches from held-out contexts are scored; then it searches
@@ -16,6 +17,9 @@ scaled        channels divided by a power of their deviation that loses least (S
 clipped       steps of weights shrunk where that loses least, by the magnitude of channels (as in AWQ)
 compensated   GPTQ (Frantar et al., 2023)
 bias          what the mean of all inputs loses by rounded weights, added (Nagel et al., 2019)
+
+Of the width `values`, a table of its own, products are those of w8a8, and classes of what stands between calls are held
+in bf16 (`passes/narrow_values.py`); elites are beside those of w8a8.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from edgewm.host import host
 from edgewm.judge.sides import Search, elites_of, search, upstream
 from edgewm.judge.sources import source_of
 from edgewm.kernel import load
+from edgewm.options import VALUES, WITH
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.passes.quantize_products import (
     HOLD,
@@ -55,7 +60,7 @@ from edgewm.passes.quantize_products import (
     round_weight,
 )  # fmt: skip
 from edgewm.program import Program
-from edgewm.quantize import recipe_of, straits
+from edgewm.quantize import STORED, recipe_of, straits
 from edgewm.quantize.calibrate import searched, second_moments, smooth_of
 from edgewm.quantize.compensate import rounded
 from edgewm.quantize.smooth import POWERS, Smooth
@@ -67,10 +72,11 @@ Hold = Callable[..., tuple[Array, ...]]
 
 
 class Method(NamedTuple):
-    """A form, and what it is told of a product's inputs: an index into `Bench.seen`."""
+    """A form, what it is told of a product's inputs (an index into `Bench.seen`), and classes of values in bf16."""
 
     form: Form
     seen: str = ""
+    values: tuple[str, ...] = ()
 
 
 def blind(hold: Hold) -> Hold:
@@ -160,6 +166,10 @@ METHODS: dict[str, Method] = {
     "w4a8 nearest": Method(FEW),
     "w4a8 compensated, bias: w4a8": Method(FOUR, "moments"),
 }
+METHODS |= {
+    f"values {WITH.join(('w8a8', *own))}": Method(EIGHT, values=own)
+    for own in ((), *((one,) for one in VALUES), VALUES)
+}
 
 
 class Context(NamedTuple):
@@ -213,7 +223,7 @@ class Bench:
             parts = method.form.hold(weights[product], seen)
             weights |= {f"{product}/{part}": value for part, value in zip(method.form.parts, parts, strict=True)}
             recipe[product] = name
-        recipe |= dict.fromkeys(self.straits, "bf16")
+        recipe |= dict.fromkeys(self.straits, "bf16") | {WITH + values: STORED for values in method.values}
         return self.program.with_(weights=weights, recipe=recipe)
 
     def row(self, name: str, method: Method) -> tuple[dict[str, Any], Array]:
@@ -262,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--contexts", type=int, default=100)
-    parser.add_argument("--widths", default="w8a8,fp8,w4a16,w4a8")
+    parser.add_argument("--widths", default="w8a8,fp8,w4a16,w4a8,values")
     add_flags(parser)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -276,7 +286,8 @@ def main() -> int:
                 nearest = shared if nearest is None else nearest
                 apart = shared - nearest
                 more = f"{apart.mean():+.4f} ± {apart.std(ddof=1) / len(apart) ** 0.5:.4f}" if apart.any() else None
-                row = {"table": "methods", "name": f"{given.model}: {name}", **figures, "elites more": more}
+                table, shown = ("values", name.removeprefix("values ")) if width == "values" else ("methods", name)
+                row = {"table": table, "name": f"{given.model}: {shown}", **figures, "elites more": more}
                 print({key: value for key, value in row.items() if key != "table"}, flush=True)
                 rows.append({**row, "command": command})
     finish(rows, given)

@@ -32,7 +32,7 @@ from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
 from .golden import Answers, answers, record
 from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
-from .options import AUTO, CALIBRATED, NATIVE, RECIPES, Progress, part
+from .options import AUTO, CALIBRATED, NATIVE, Progress, is_named, part
 from .passes import EXACT, LOWERING, run
 from .planner import settled
 from .program import Graph, Planner, Port, Program
@@ -72,7 +72,8 @@ def build(
     """Compile MODEL for a board into the directory `out`; returns what `build --json` prints.
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
-    of `options.RECIPES`, `auto`, or a JSON file of one's own recipe; `calibration` is a file of recorded data to choose
+    of `options.RECIPES` (`+CLASS` behind it, of `options.VALUES`, holds what candidates leave between calls in bf16),
+    `auto`, or a JSON file of one's own recipe; `calibration` is a file of recorded data to choose
     steps, weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
     one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
     run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
@@ -116,7 +117,7 @@ def build(
             f"nothing of {precision} is calibrated", f"--calibration {calibration}",
             f"leave it out, or build {', '.join((*CALIBRATED, AUTO))}",
         )  # fmt: skip
-    if precision not in (*RECIPES, AUTO):
+    if precision != AUTO and not is_named(precision):
         precision = "recipe"  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
     if not dry_run:

@@ -64,8 +64,9 @@ def cli() -> None:
               metavar="fp32|bf16[_all]|fp16[_all]|w8a8[_all]|w8a8_smooth|w8a8_static|w8a16|fp8|w4a8|w4a16_g64|auto|FILE",
               help="fp32 is exact; bf16, fp16 (for GPUs) and w8a8 hold weights and activations in that, with _all the "
               "encoder's too; fp8 likewise, but saves no time; w8a8_smooth (even channels), w8a8_static (constant "
-              "steps) and w4 (g: 32, 64 or 128 inputs share a step) choose steps and weights by planning; auto chooses "
-              "for each product what plans best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
+              "steps) and w4 (g: 32, 64 or 128 inputs share a step) choose steps and weights by planning; +hidden, "
+              "+attention, +latents hold values between calls in bf16, too; auto chooses for each product what "
+              "plans best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
 @click.option("--calibration", type=PATH,
               help="Recorded data for w8a8_smooth, _static, w4 and auto, as of validate --data.")  # fmt: skip
 @planner_options

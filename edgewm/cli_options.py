@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from .errors import EdgewmError
-from .options import AUTO, PLACES, RECIPES, SLO, TRAINED
+from .options import AUTO, PLACES, RECIPES, SLO, TRAINED, is_named
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -188,7 +188,7 @@ def check_cpus(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 def check_precision(ctx: click.Context, param: click.Parameter, value: str) -> str:
     names = (*RECIPES, AUTO)
-    if value not in names and not Path(value).is_file():
+    if value != AUTO and not is_named(value) and not Path(value).is_file():
         raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, names))}, nor a recipe's file.")
     return value
 

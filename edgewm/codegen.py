@@ -15,8 +15,15 @@ from .ops import TABLE, const_value
 from .paths import KERNELS, RUNTIME
 from .program import Graph, Node, order
 
-C_TYPE = {"f32": "float", "i32": "int32_t", "u32": "uint32_t", "i8": "int8_t", "u8": "uint8_t", "bool": "int32_t"}
-REGISTER = {"f32": "f32v", "i32": "i32v", "u32": "u32v", "i8": "i32v", "u8": "i32v", "bool": "i32v"}
+C_TYPE = {
+    "f32": "float", "bf16": "Bf16", "i32": "int32_t", "u32": "uint32_t", "i8": "int8_t", "u8": "uint8_t",
+    "bool": "int32_t",
+}  # fmt: skip
+# A bf16 is the float that it stands for.
+REGISTER = {
+    "f32": "f32v", "bf16": "f32v", "i32": "i32v", "u32": "u32v", "i8": "i32v", "u8": "i32v", "bool": "i32v"
+}  # fmt: skip
+CASTS = {"f32": "to_f32", "bf16": "to_bf16", "u32": "to_u32"}  # to_i32: all others, which live as that
 # A bitcast, where a lane is a part of a vector; where it is a number of its own, see kernels/gpu/lanes_cuda.h.
 BITCASTS = "\n".join(f"template <class V> inline {v} as_{d}(V x) {{ return ({v})x; }}"
                      for d, v in (("f32", "f32v"), ("i32", "i32v"), ("u32", "u32v")))  # fmt: skip
@@ -49,7 +56,7 @@ def _call(node: Node, arguments: str) -> str:
             return f"splat({value.hex()}f)"
         return f"splat(({C_TYPE[node.dtype]}){int(value)}{'u' if node.dtype == 'u32' else ''})"
     if node.op == "cast":
-        return f"to_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"
+        return f"{CASTS.get(node.dtype, 'to_i32')}({arguments})"
     if node.op == "bitcast":
         return f"as_{ {'f32': 'f32', 'u32': 'u32'}.get(node.dtype, 'i32') }({arguments})"
     return f"op_{node.op}({arguments})"

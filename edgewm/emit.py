@@ -11,7 +11,7 @@ import numpy as np
 from . import format as ewm
 from .arena import bytes_of, place
 from .call_work import call_work
-from .codegen import Functor, Source, fold_functor, run_functor, score_functor, store_functor, value_functor
+from .codegen import C_TYPE, Functor, Source, fold_functor, run_functor, score_functor, store_functor, value_functor
 from .errors import EdgewmError
 from .expr import input as input_leaf
 from .kernel import load
@@ -321,7 +321,8 @@ def instantiate(source: Source, call: Call) -> tuple[int, list[Operand]]:
         return source.kernel(call.family, prologue, ending), [*bound["left"], *packed, *bound["epilogue"], out]
     score = source.functor(score_functor(Functor(node["score"], modes["score"], "i")))
     shared = ["false" if o.mode == "V" else "true" for o in packed]
+    held = [C_TYPE[o.buffer.dtype] for o in packed]
     return (
-        source.kernel("attention", prologue, score, ending, "op_exp", *shared),
+        source.kernel("attention", prologue, score, ending, "op_exp", *shared, *held),
         [*bound["left"], *packed, *bound["score"], *bound["epilogue"], out],
     )

@@ -21,7 +21,7 @@ MAX_OPERANDS = 32
 NONE = 0xFFFFFFFF  # an index that points nowhere
 
 KINDS = {"observation": 0, "goal": 1, "action": 2, "noise": 3, "state": 4, "result": 5}
-DTYPES = {"f32": 0, "i32": 1, "u32": 2, "i8": 3, "u8": 4}
+DTYPES = {"f32": 0, "i32": 1, "u32": 2, "i8": 3, "u8": 4, "bf16": 5}
 CONTROLS = {"position": 0, "velocity": 1, "torque": 2}
 REGION, REPEAT, END = 0, 1, 2
 ARENA, SCRATCH, WEIGHTS = 0, 1, 2

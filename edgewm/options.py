@@ -12,6 +12,9 @@ AUTO = "auto"  # the recipe is chosen by planning and by the clock
 # recipes that need something to plan from
 CALIBRATED = ("w8a8_smooth", "w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)
+# Classes of values that candidates leave between calls; a recipe may hold each in bf16: `w8a8+hidden`.
+VALUES = ("hidden", "attention", "latents")
+WITH = "+"  # ahead of each
 TRAINED = (*PRECISIONS, "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")  # recipes that a student is trained for
 PLACES = (AUTO, "cpu", "gpu")  # what plans
 NATIVE = "native"
@@ -20,6 +23,11 @@ PRESETS = ("strict", "default", "explore", "student")  # of the judge's gates
 SLO = re.compile(r"(?P<which>p50|p99|p99\.?9|max)=(?P<value>\d+(\.\d+)?)(?P<unit>us|ms|s)")
 
 Progress = Callable[[str, float], None]  # what is being done, and the share that is done, 0 to 1
+
+
+def is_named(precision: str) -> bool:
+    """Whether it is a recipe's name, with classes of values or without; else it is a file."""
+    return precision.partition(WITH)[0] in RECIPES
 
 
 def part(progress: Progress | None, start: float, share: float, name: str = "") -> Progress | None:

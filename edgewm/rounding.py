@@ -30,16 +30,21 @@ def tensor_rounding(graph: Graph) -> float:
     """How far apart two evaluations may be, as a fraction of the largest magnitude, that add the products of bf16 and
     half in different orders; 0 where there are none.
 
-    Sums differ by their roundings, and what a product reads may be rounded to the neighbouring number then.
+    Sums differ by their roundings, and what a product reads, or a call leaves in bf16, may be rounded to the
+    neighbouring number then.
     """
 
-    def steps(node: Node) -> float:
+    def turned(node: Node) -> float:
         if node.op == "kernel":
             return TENSOR_STEPS.get(node["family"], 0.0)
         return E4M3_STEP if node.op == "e4m3" else 0.0
 
-    turned = _longest(graph, steps)
-    return turned + rounding_steps(graph) * UNIT_ROUNDOFF if turned else 0.0
+    def left(node: Node) -> float:
+        return BF16_STEP if node.op == "kernel" and node.dtype == "bf16" else 0.0
+
+    if not _longest(graph, turned):
+        return 0.0
+    return _longest(graph, lambda node: turned(node) + left(node)) + rounding_steps(graph) * UNIT_ROUNDOFF
 
 
 def nodes_of(graph: Graph) -> Iterator[Node]:

@@ -1,5 +1,6 @@
-// attention<P, S, E, EXP>: scores, their softmax and the weighted values, in one call; every sum in the order of the CPU's
-// attention.cc, so the same bits. See attention.py for the formula.
+// attention<P, S, E, EXP, K, W>: scores, their softmax and the weighted values, in one call; every sum in the order of
+// the CPU's attention.cc, so the same bits. See attention.py for the formula. Keys are read as K, values as W: float or
+// bf16.
 //
 // A block does up to QUERIES queries of 32 lanes: lanes are candidates with keys of their own, or queries that share them
 // (an operand's strides say which). Its eight warps split the keys, then the width. Queries and scores lie in shared
@@ -16,7 +17,7 @@ constexpr uint32_t WARPS = THREADS / 32, ROW = 32;
 
 // sink(n, sums[i][n...]): the chains over k of fma(x[i][k], y[n][k]), `each` of this warp's n < rows at a time; those of
 // i >= count and n >= rows are no one's. x(i, a query there is, k).
-template <uint32_t most, uint32_t each, class X, class Sink>
+template <class T, uint32_t most, uint32_t each, class X, class Sink>
 inline void multiply_lanes(X x, uint32_t count, const char* y, int64_t by_n, int64_t by_k, uint32_t rows, uint32_t depth,
                            Sink sink) {
   for (uint32_t n0 = thread_index() / 32 * each; n0 < rows; n0 += WARPS * each) {
@@ -30,7 +31,7 @@ inline void multiply_lanes(X x, uint32_t count, const char* y, int64_t by_n, int
 #pragma unroll
       for (uint32_t i = 0; i < most; i++) a[i] = x(i, i < count ? i : count - 1, k);
 #pragma unroll
-      for (uint32_t n = 0; n < each; n++) b[n] = *reinterpret_cast<const float*>(at[n] + k * by_k);
+      for (uint32_t n = 0; n < each; n++) b[n] = *reinterpret_cast<const T*>(at[n] + k * by_k);
 #pragma unroll
       for (uint32_t i = 0; i < most; i++)
 #pragma unroll
@@ -48,7 +49,7 @@ struct Seen {
 
 // The scores of one block's `count` queries, at most `most` of them, their softmax and the weighted values. q(i, d): a
 // query's number, there for all threads. A thread's sums of scores are `each` keys'.
-template <uint32_t most, uint32_t each, class S, class E, f32v (*EXP)(f32v), class Q>
+template <uint32_t most, uint32_t each, class S, class E, f32v (*EXP)(f32v), class K, class W, class Q>
 inline void attend(const Call& c, const Operand* score, const Frame& f, const Index& index, uint32_t i0, uint32_t count,
                    uint32_t own_lane, Q q, const Seen& seen, float* scores) {
   const Operand* const epilogue = score + S::inputs;
@@ -56,7 +57,7 @@ inline void attend(const Call& c, const Operand* score, const Frame& f, const In
   const uint32_t keys = c.dim[along_j], depth = c.dim[rank - 2], width = c.dim[along_v];
   const uint32_t lane = own_lane < c.lanes ? own_lane : c.lanes - 1, l = thread_index() % 32;
   const uint32_t warp = thread_index() / 32;
-  multiply_lanes<most, each>([&](uint32_t, uint32_t i, uint32_t d) { return q(i, d); }, count, seen.key.at, seen.key.step,
+  multiply_lanes<K, most, each>([&](uint32_t, uint32_t i, uint32_t d) { return q(i, d); }, count, seen.key.at, seen.key.step,
                              seen.along_key, keys, depth, [&](uint32_t n0, const float (*sum)[each]) {
 #pragma unroll
                                for (uint32_t i = 0; i < most; i++)
@@ -99,7 +100,7 @@ inline void attend(const Call& c, const Operand* score, const Frame& f, const In
     inverse[i] = quotient(1.0f, sum);
   }
 
-  multiply_lanes<most, KEYS>([&](uint32_t own, uint32_t i, uint32_t j) { return scores[(i * keys + j) * ROW + l] * inverse[own]; },
+  multiply_lanes<W, most, KEYS>([&](uint32_t own, uint32_t i, uint32_t j) { return scores[(i * keys + j) * ROW + l] * inverse[own]; },
                              count, seen.value.at, seen.value.step, seen.to_value, width, keys,
                              [&](uint32_t n0, const float (*sum)[KEYS]) {
                                if (own_lane >= c.lanes) return;
@@ -115,7 +116,7 @@ inline void attend(const Call& c, const Operand* score, const Frame& f, const In
 }
 
 // The same where queries, keys and values are read from memory.
-template <uint32_t most, class P, class S, class E, f32v (*EXP)(f32v)>
+template <uint32_t most, class P, class S, class E, f32v (*EXP)(f32v), class K, class W>
 inline void attend_in_memory(const Call& c, const Operand* o, const Frame& f, const Index& index, uint32_t i0,
                              uint32_t count, uint32_t own_lane, float* q, float* scores) {
   const Operand *key = o + P::inputs, *value = key + 1;
@@ -129,13 +130,13 @@ inline void attend_in_memory(const Call& c, const Operand* o, const Frame& f, co
   }
   block_sync();
   const Seen seen = {view(*key, f, index, lane, along_j), view(*value, f, index, lane, along_v),
-                     int64_t(key->stride[along_d]) * 4, int64_t(value->stride[along_j]) * 4};
-  attend<most, KEYS, S, E, EXP>(
+                     int64_t(key->stride[along_d] * sizeof(K)), int64_t(value->stride[along_j] * sizeof(W))};
+  attend<most, KEYS, S, E, EXP, K, W>(
       c, value + 1, f, index, i0, count, own_lane, [&](uint32_t i, uint32_t d) { return q[(i * depth + d) * ROW + l]; }, seen,
       scores);
 }
 
-template <class P, class S, class E, f32v (*EXP)(f32v)>
+template <class P, class S, class E, f32v (*EXP)(f32v), class K, class W>
 inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const int outer = static_cast<int>(c.rank) - 4;
   const uint32_t queries = c.dim[outer], keys = c.dim[outer + 1], depth = c.dim[outer + 2];
@@ -153,9 +154,9 @@ inline void attention(const Call& c, const Operand* o, const Frame& f, uint32_t 
     const uint32_t lane = tile % lane_tiles * ROW + thread_index() % 32;
     const Index index = index_at(c, outer, tile / lane_tiles / query_tiles);
     if (count == 1) {
-      attend_in_memory<1, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
+      attend_in_memory<1, P, S, E, EXP, K, W>(c, o, f, index, i0, count, lane, q, scores);
     } else {
-      attend_in_memory<QUERIES, P, S, E, EXP>(c, o, f, index, i0, count, lane, q, scores);
+      attend_in_memory<QUERIES, P, S, E, EXP, K, W>(c, o, f, index, i0, count, lane, q, scores);
     }
   }
 }

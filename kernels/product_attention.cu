@@ -1,11 +1,12 @@
-// product_attention<M, E, inputs, P, S, A, EXP>: a product whose results are the queries, keys and values of an attention
+// product_attention<M, E, inputs, P, S, A, EXP, K>: a product whose results are the queries, keys and values of an attention
 // over few tokens, and that attention, or some of its queries, in one launch: what stands between the two is never
 // written to memory. Every number is computed as by the two apart (tensor.h, attention.cu), so the same bits.
 //
 // A block does one outer index of the attention for 32 lanes: a row is a lane at a token, a column a number of a query, a
 // key or a value. It multiplies SIDE columns at a time, up to BAND rows; all results lie in shared memory, [column][row],
 // and scores behind them. The call is the attention's; the product's stands before it, and has rounded its rows. Where the
-// product would write says which of its columns the attention's operands are (edgewm/cuda/schedule.py: `can_attend`).
+// product would write, as K, says which of its columns the attention's operands are (edgewm/cuda/schedule.py:
+// `can_attend`).
 #pragma once
 #include "attention.cu"
 #include "tensor.h"
@@ -29,7 +30,7 @@ struct Place {
   }
 };
 
-template <class M, class E, int inputs, class P, class S, class A, f32v (*EXP)(f32v)>
+template <class M, class E, int inputs, class P, class S, class A, f32v (*EXP)(f32v), class K>
 inline void product_attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Call& made = *(&c - 1);
   const Operand* const all = o - c.first_operand;
@@ -46,6 +47,7 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
 
   const Rows rows(made, weights);
   constexpr int along_n = 1;  // behind the tokens
+  constexpr uint32_t upper = sizeof(float) - sizeof(K);  // here each is a float: of a bf16 this is the upper half
   const uint32_t bytes = row_bytes(made.dim[along_n + 1], M::size);
   int query = 0;  // which of the operands of P
 #pragma unroll
@@ -89,9 +91,11 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
       const uint32_t place = t / BAND * count + i;
       if (first + place >= columns) break;
       float* const result = tile + place * step + mine;  // in the place of its sum
-      e.v[E::operands - 1].at = reinterpret_cast<char*>(result);
+      e.v[E::operands - 1].at = reinterpret_cast<char*>(result) + upper;
       const uint32_t n = column_at(first + place);
-      E::store(e.v, n, 0, ONE_LANE, end.value(*reinterpret_cast<const Sum*>(result), own_views.v, n));
+      const f32v y = end.value(*reinterpret_cast<const Sum*>(result), own_views.v, n);
+      if (upper) *result = 0.0f;
+      E::store(e.v, n, 0, ONE_LANE, y);
     }
   }
   block_sync();
@@ -101,14 +105,14 @@ inline void product_attention(const Call& c, const Operand* o, const Frame& f, u
   for (uint32_t i = 0; i < queries; i++) {
     Views<P::inputs> p(o, f, index, lane, outer + 2, outer, i);
     float* const q = first_query + i * ROW;
-    p.v[query] = {reinterpret_cast<char*>(q), step * 4, 0};
+    p.v[query] = {reinterpret_cast<char*>(q) + upper, step * 4, 0};
     for (uint32_t d = t / ROW; d < depth; d += WARPS) q[d * step] = P::value(p.v, d, 0, ONE_LANE);
   }
   block_sync();
   char *const k = reinterpret_cast<char*>(numbers + depth * step + l), *const v = k + depth * step * 4;
   const Seen seen = {{k, ROW * 4, 0}, {v, step * 4, 0}, step * 4, ROW * 4};
   auto q = [&](uint32_t i, uint32_t d) { return first_query[d * step + i * ROW]; };
-  attend<QUERIES, 1, S, A, EXP>(c, value + 1, f, index, 0, queries, own_lane, q, seen, numbers + columns * step);
+  attend<QUERIES, 1, S, A, EXP, float, float>(c, value + 1, f, index, 0, queries, own_lane, q, seen, numbers + columns * step);
 }
 
 }  // namespace ewm

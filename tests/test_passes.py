@@ -237,7 +237,7 @@ def test_a_step_that_fails_leaves_the_last_good_program_to_read() -> None:
 
 
 def test_the_log_tells_what_each_step_changed(before: dict[str, Program]) -> None:
-    log = run(before["fuse_kernels"], LOWERING[-1:]).log
+    log = run(before[LOWERING[-1].__name__], LOWERING[-1:]).log
     assert [line.step for line in log] == [step.__name__ for step in PIPELINE]
     for kind in ("nodes", "weight_bytes", "flops"):
         pairs = [getattr(line, kind) for line in log]

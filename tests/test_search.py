@@ -18,6 +18,7 @@ from edgewm.console import build_table
 from edgewm.errors import EdgewmError
 from edgewm.estimate.machine import machine_of
 from edgewm.models import Model
+from edgewm.options import VALUES
 from edgewm.passes import EXACT, run
 from edgewm.program import Program
 from edgewm.quantize import recipe_of
@@ -56,7 +57,7 @@ def found_for(program: Program, name: str, rate_hz: float, seed: int = 0) -> dic
 # ---------------------------------------------------------------------------------------------- values and costs
 
 
-@pytest.mark.parametrize("precision", ("fp32", "bf16", "w8a8"))
+@pytest.mark.parametrize("precision", ("fp32", "bf16", "w8a8", "w8a8+hidden+attention+latents"))
 def test_fast_values_are_those_of_the_oracle(exact: Program, precision: str) -> None:
     held_ = quantized(exact, recipe_of(exact, precision))
     graph, rng = held_.entries["score"], np.random.default_rng(0)
@@ -192,6 +193,9 @@ def test_formats_for_a_gpu_are_chosen_by_its_times(tmp_path: Path, monkeypatch: 
     assert found["place"] == "gpu" and found["why"] == "formats are chosen by times on the GPU: asked for: --place gpu"
     forms = {form for node in found["auto"]["nodes"] for form in node["products"]}
     assert forms == set(ON_GPU.forms)
+    points = {point["name"]: point for point in (*found["auto"]["front"], *found["auto"]["beaten"])}
+    values = points["w8a8+hidden+attention+latents"]["recipe"]
+    assert values.items() >= {f"+{name}": "bf16" for name in VALUES}.items() and len(values) > len(VALUES)
     assert found["estimate_ms"]["point"] == pytest.approx(
         found["auto"]["front"][found["auto"]["chosen"]]["plan_ms"]["point"], rel=1e-3)  # fmt: skip
 

@@ -146,7 +146,7 @@ def _region(source: Source, kernels: tuple[int, ...]) -> list[Phase]:
     if family == "attention" and end:
         product, (prologue, epilogue) = _split(table[kernels[-2]])
         matrices = [MATRICES[product], epilogue, _constant(source, prologue, "inputs")]
-        attends = _instance(ATTENDED, *matrices, *arguments[:4])
+        attends = _instance(ATTENDED, *matrices, *arguments[:4], arguments[-1])
         return [*_region(source, kernels[:-1])[:-1], Phase(attends, [attends], end)]
     *before, last = (_phases(source, *_split(table[k])) for k in kernels)
     if not before:
@@ -162,7 +162,7 @@ def _region(source: Source, kernels: tuple[int, ...]) -> list[Phase]:
 def _phases(source: Source, family: str, arguments: list[str]) -> list[str]:
     """What a kernel of the bundle's table is on a GPU, phase by phase."""
     if family == "attention":
-        return [_instance(family, *arguments[:4])]  # strides say whether keys and values are shared
+        return [_instance(family, *arguments[:4], *arguments[6:])]  # strides say whether keys and values are shared
     if family == "map":
         return [_instance(family, *arguments, _steps(source, arguments[0]))]
     if not family.startswith("product"):

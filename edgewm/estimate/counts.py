@@ -62,6 +62,7 @@ COUNTS = {
 }  # fmt: skip
 OPERATIONS = {"mul": "multiply", "fma": "multiply", "div": "divide", "sqrt": "divide", "mulhi": "wide"}
 LANES = 16  # of one vector
+TO_BF16 = 8  # operations of a cast to bf16
 ROUNDED = {"product_rounded": 6, "product_fp16": 4}  # operations of a number on its way into a panel, where no count is
 CHAIN = 24  # operations one after another whose latency a core hides behind the next rounds of its loop
 READS = {"V": "load", "B": "spread", "G": "gather"}
@@ -164,7 +165,7 @@ def operations_of(roots: Iterable[Node]) -> Counter[str]:
         if row.expand is not None:
             found.update(_expanded(node.op))
         elif row.kind == "elementwise" and node.op != "bitcast":
-            found[OPERATIONS.get(node.op, "op")] += 1
+            found[OPERATIONS.get(node.op, "op")] += TO_BF16 if (node.op, node.dtype) == ("cast", "bf16") else 1
     return found
 
 

@@ -13,6 +13,7 @@ from ..cuda.bound import coefficients
 from ..cuda.compile import sees_calls
 from ..cuda.schedule import Launched, launched
 from ..errors import EdgewmError
+from ..ops import BYTES
 from ..schedule import Call, EntrySchedule, Region, Schedule, Step
 from ..target import Mode, Target
 from .cpu import bound_of, interval
@@ -136,7 +137,7 @@ def _priced(
     for region in regions:
         each: Counter[str] = Counter()
         for call in region.calls:
-            each.update(busy_us(kernel_of(call), board, mode, HELD.get(call.family, HELD["product"]), reached))
+            each.update(busy_us(kernel_of(call), board, mode, held_by(call), reached))
         begun = launches_us(region.launches, region.nodes if persistent else region.launches, mode, with_)
         each["latency"] += max(0.0, least_us(region.launches, mode) - sum(each.values()))
         each.update({"launch": begun["nodes"], "sync": begun["barriers"]})
@@ -157,6 +158,14 @@ def _priced(
         "shares": {limit: spent / us for limit, spent in whole.most_common() if spent},
         "kernels": sorted(kernels, key=lambda row: -row["ms"]),
     }  # fmt: skip
+
+
+def held_by(call: Call) -> Precision:
+    """The formats of a call's numbers; activations that are in bf16 take fewer bytes."""
+    values = [o.buffer.dtype for o in call.operands() if o.buffer.space != "weights"]
+    narrow = values.count("bf16") / len(values)
+    held = HELD.get(call.family, HELD["product"])
+    return replace(held, activation_bytes=(1 - narrow) * held.activation_bytes + narrow * BYTES["bf16"])
 
 
 def kernel_of(call: Call) -> Kernel:

@@ -23,6 +23,7 @@ from .fuse_kernels import fuse_kernels
 from .hoist_invariants import hoist_invariants
 from .lift_reshapes import lift_reshapes
 from .merge_products import merge_products
+from .narrow_values import narrow_values
 from .prune_rows import prune_rows
 from .quantize_products import quantize_products
 from .reuse_prefixes import reuse_prefixes
@@ -41,9 +42,10 @@ EXACT: tuple[Step, ...] = (
     prune_rows,  # what nobody reads: all but the last token of the last block, all but the CLS token of an encoder's
 )
 LOWERING: tuple[Step, ...] = (
-    quantize_products,  # by the recipe; the only step that changes values
+    quantize_products,  # by the recipe; this step and the last one change values
     merge_products,  # products of one value in one: columns side by side
     fuse_kernels,  # cores from kernels/, neighbours absorbed
+    narrow_values,  # what is left between calls, by the recipe
 )
 PIPELINE: tuple[Step, ...] = EXACT + LOWERING
 

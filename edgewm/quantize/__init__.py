@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import EdgewmError
 from ..ops import flops
-from ..options import PRECISIONS, RECIPES
+from ..options import PRECISIONS, RECIPES, VALUES, WITH, is_named
 from ..program import Graph, Node, Program, walk_graphs
 
 WHOLE = "_all"  # ends the name of a recipe that takes the encoder too
@@ -18,6 +18,7 @@ FORMATS = tuple(name for name in RECIPES if not name.endswith(WHOLE))
 ROUNDED = ("bf16", "fp16")  # formats without steps: as accurate for a small number as for a large one
 SMALLEST_K = 64  # a product of fewer inputs costs nothing worth the rounding of its few activations
 ONCE = ("encode", "propose")  # entries that run once a plan
+STORED = "bf16"  # what a class of values can be held in
 STRAIT_SHARE = 0.1  # of the work on a candidate: in bf16 that takes a tenth more time, a third where a CPU has none
 
 
@@ -48,19 +49,27 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     the kernels of bf16 multiply them, to the bit. What a row is multiplied by takes a pass over it, so time is more
     than bf16's. Units for fp8 that would pay (Thor has them) are reached by tcgen05 alone, which kernels do not use.
 
+    `+hidden`, `+attention` and `+latents` behind a name hold values in bf16 that candidates leave between calls (see
+    `passes/narrow_values.py`): what a product or an attention makes for products alone; queries, keys and values; and
+    all other results of products, latents among them.
+
     A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
     """
-    if precision == "fp32":
-        return {}
-    if precision in RECIPES:
-        form, whole, _ = precision.partition(WHOLE)
-        taken = set().union(*map(products_of, program.entries.values()))
-        if not whole:
-            taken -= set().union(*(products_of(g) for name, g in program.entries.items() if name in ONCE))
-        taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
-        narrow = straits(program) if form not in ROUNDED else frozenset()
-        return {name: "bf16" if name in narrow else form for name in sorted(taken)}
-    return _from_file(program, Path(precision))
+    if not is_named(precision):
+        return _from_file(program, Path(precision))
+    base, *classes = precision.split(WITH)
+    for name in classes:
+        _check_class(name, f"--precision {precision}")
+    values = {WITH + name: STORED for name in classes}
+    if base == "fp32":
+        return values
+    form, whole, _ = base.partition(WHOLE)
+    taken = set().union(*map(products_of, program.entries.values()))
+    if not whole:
+        taken -= set().union(*(products_of(g) for name, g in program.entries.items() if name in ONCE))
+    taken = {name for name in taken if program.weights[name].shape[-2] >= SMALLEST_K}
+    narrow = straits(program) if form not in ROUNDED else frozenset()
+    return {name: "bf16" if name in narrow else form for name in sorted(taken)} | values
 
 
 def straits(program: Program) -> frozenset[str]:
@@ -111,6 +120,13 @@ def products_of(graph: Graph) -> set[str]:
     return {name for g in walk_graphs(graph) for node in g.order() if (name := weight_of(node)) is not None}
 
 
+def _check_class(name: str, where: str) -> None:
+    if name not in VALUES:
+        raise EdgewmError(
+            f"no class of values is called {name!r}", where, f"use {', '.join(WITH + known for known in VALUES)}"
+        )
+
+
 def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise EdgewmError(
@@ -126,6 +142,11 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
         raise EdgewmError(f"the recipe is a {type(recipe).__name__}", str(path), 'write {"weight name": "w8a8", ...}')
     products = set().union(*map(products_of, program.entries.values()))
     for name, kind in recipe.items():
+        if name.startswith(WITH):
+            _check_class(name[len(WITH) :], str(path))
+            if kind not in (STORED, "fp32"):
+                raise EdgewmError(f"values {name!r} are to be {kind!r}", str(path), f"use {STORED} or fp32")
+            continue
         if name not in products:
             raise EdgewmError(
                 f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them"

@@ -7,6 +7,7 @@ there on; what it does not reach stays as the full model has it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 
 from .. import statistics
 from ..judge.sides import elites_of, search
+from ..options import WITH
+from ..passes import LOWERING
 from ..passes.quantize_products import quantize_products
 from ..program import Graph, Planner, Program
 from .calibrate import searches
@@ -56,8 +59,11 @@ def gathered(
 
 
 def quantized(program: Program, recipe: Recipe) -> Program:
-    """The entry `score` alone, its products held as the recipe says."""
-    return quantize_products(Program({"score": program.entries["score"]}, program.weights, recipe=dict(recipe)))
+    """The entry `score` alone, its products held as the recipe says; and lowered, where it says more than that."""
+    one = Program({"score": program.entries["score"]}, program.weights, recipe=dict(recipe))
+    if not any(name.startswith(WITH) for name in recipe):
+        return quantize_products(one)
+    return functools.reduce(lambda held, step: step(held), LOWERING, one)
 
 
 def cost_of(program: Program, given: Mapping[str, Array], candidates: Array) -> Array:

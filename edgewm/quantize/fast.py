@@ -25,7 +25,7 @@ def values_of(
 ) -> dict[Node, Array]:
     """Values of all nodes under the graph's outputs, but of those `known` and of what only these need.
 
-    Graphs without loops and kernels: an entry `score` before it is lowered."""
+    Graphs without loops, such as an entry `score`."""
     known = {} if known is None else known
     found: dict[Node, Array] = {}
     for node in order(graph.outputs.values(), known):
@@ -41,6 +41,9 @@ def _value(node: Node, sources: list[Array]) -> Array:
     row, attrs = TABLE[node.op], dict(node.attrs)
     if node.op == "matmul":
         return _product(*sources)
+    if node.op == "kernel":
+        body = node["body"]
+        return values_of(body, {f"p{i}": s for i, s in enumerate(sources)}, {})[body.outputs["y"]]
     if node.op == "reduce_max":
         return sources[0].max(attrs["axis"], keepdims=True)
     if row.expand is not None:

@@ -16,6 +16,7 @@ from ..estimate.counts import plan_counts
 from ..estimate.cpu import Machine, price_plan
 from ..estimate.machine import gpu_of
 from ..estimate.placed import price_gpu
+from ..options import VALUES
 from ..passes import LOWERING, run
 from ..program import Program
 from ..target import Mode, Target
@@ -38,6 +39,11 @@ class Clock:
         """The formats that products may be faster in, each rounding more away than the one before. Halves are stored
         and multiplied as float32 by a CPU; weights of 4 bits are read as int8 or bf16 by both and gain no time."""
         return ("bf16", FASTEST) if self.machine else ("fp16", "bf16", FASTEST)
+
+    @property
+    def values(self) -> tuple[tuple[str, ...], ...]:
+        """Classes of values between calls that may be faster in bf16: a CPU's stay in its caches."""
+        return () if self.machine else (VALUES[:-1], VALUES)
 
 
 def priced(program: Program, recipe: Mapping[str, str], clock: Clock, entry: str = "plan") -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import EdgewmError
 from ..ops import graph_flops
-from ..options import Progress
+from ..options import WITH, Progress
 from ..program import Program
 from ..target import Target
 from . import SMALLEST_K, products_of, recipe_of
@@ -80,7 +80,8 @@ def chosen(
 
     budget_ms = program.planner.commit_steps * 1e3 / rate_hz
     say("precision: points", 0.5)
-    points = _offered(program, recipes, clock.forms, price, budget_ms)
+    named = [*clock.forms, *(WITH.join((clock.forms[-1], *classes)) for classes in clock.values)]
+    points = _offered(program, recipes, named, price, budget_ms)
     if held(points, budget_ms) is None:
         _refuse(min(point["plan_ms"]["high"] for point in points), clock.board, budget_ms, rate_hz)
     bank = gathered(program, model, data, CONTEXTS, np.random.default_rng([_JUDGED, seed]))
@@ -157,7 +158,7 @@ def recipes_of(program: Program, names: Sequence[str], steps: Sequence[Step]) ->
 
 
 def _offered(
-    program: Program, recipes: Sequence[Recipe], forms: Sequence[str], price: Any, budget_ms: float
+    program: Program, recipes: Sequence[Recipe], named: Sequence[str], price: Any, budget_ms: float
 ) -> list[dict[str, Any]]:
     """Points to judge, priced: some of the recipes evenly, the most faithful one that holds the budget, named ones."""
     last = len(recipes) - 1
@@ -173,8 +174,8 @@ def _offered(
         for i in sorted(kept)
     ]
     inside = products_of(program.entries["plan"])
-    for name in forms:
-        recipe = {n: form for n, form in recipe_of(program, name).items() if n in inside}
+    for name in named:
+        recipe = {n: form for n, form in recipe_of(program, name).items() if n in inside or n.startswith(WITH)}
         if all(recipe != point["recipe"] for point in points):
             points.append({"name": name, "recipe": recipe, "plan_ms": price(recipe)})
     return points

@@ -43,7 +43,7 @@ struct Sizes {
 static_assert(sizeof(Sizes) == 48, "");
 
 enum PortKind : uint8_t { OBSERVATION = 0, GOAL = 1, ACTION = 2, NOISE = 3, STATE = 4, RESULT = 5 };
-enum DType : uint8_t { F32 = 0, I32 = 1, U32 = 2, I8 = 3, U8 = 4 };
+enum DType : uint8_t { F32 = 0, I32 = 1, U32 = 2, I8 = 3, U8 = 4, BF16 = 5 };  // BF16: no port's
 enum Control : uint8_t { POSITION = 0, VELOCITY = 1, TORQUE = 2 };
 
 // Section "ports": what callers hand over or fetch, dense row-major at `offset` of the arena. Copied in before an entry
@@ -102,7 +102,7 @@ struct Operand {
   uint8_t gathered;  // lanes are read and written one by one, real ones only: not aligned, nothing beyond them touched
   uint32_t bytes;   // extent from `offset` that this operand may touch: at least what strides x dims reach, inside its
                     // space (packed weights and workspaces reach further than their strides say)
-  uint64_t offset;  // bytes, aligned to 64 where lane_stride is 1 and lanes are not gathered
+  uint64_t offset;  // bytes, aligned to 16 numbers where lane_stride is 1 and lanes are not gathered
   int32_t lane_stride;
   int32_t stride[MAX_RANK];
   uint32_t reserved2;

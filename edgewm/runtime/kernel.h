@@ -16,7 +16,7 @@ struct Tile {
 
 using Kernel = void (*)(const Call& call, const Operand* operands, const Frame& frame, Tile tile);
 
-constexpr uint32_t SIZE[] = {4, 4, 4, 1, 1};  // bytes, by DType
+constexpr uint32_t SIZE[] = {4, 4, 4, 1, 1, 2};  // bytes, by DType
 
 // One operand at the current outer index, lane 0 of the tile; strides in bytes.
 struct View {

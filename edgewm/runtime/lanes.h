@@ -16,18 +16,47 @@ typedef uint64_t u64v __attribute__((vector_size(128)));
 typedef double f64v __attribute__((vector_size(128)));
 typedef int8_t i8v __attribute__((vector_size(16)));
 typedef uint8_t u8v __attribute__((vector_size(16)));
+typedef uint16_t u16v __attribute__((vector_size(32)));
 
-// i8, u8 live widened to i32v in registers; a bool is an i32v of 0 and -1.
+// A bfloat16 in memory: the upper half of a float whose lower half is zero. `to_bf16` makes such a float of any.
+struct Bf16 {
+  uint16_t bits;
+  Bf16() = default;
+  explicit Bf16(float x) {
+    uint32_t word;
+    memcpy(&word, &x, sizeof(word));
+    bits = static_cast<uint16_t>(word >> 16);
+  }
+  operator float() const {
+    const uint32_t word = static_cast<uint32_t>(bits) << 16;
+    float x;
+    memcpy(&x, &word, sizeof(x));
+    return x;
+  }
+};
+
+// i8, u8 live widened to i32v in registers, bf16 to f32v; a bool is an i32v of 0 and -1.
 template <class T> struct Wide { typedef i32v type; };
 template <> struct Wide<float> { typedef f32v type; };
+template <> struct Wide<Bf16> { typedef f32v type; };
 template <> struct Wide<uint32_t> { typedef u32v type; };
 
 template <class T> struct Narrow;
 template <> struct Narrow<float> { typedef f32v type; };
+template <> struct Narrow<Bf16> { typedef u16v type; };
 template <> struct Narrow<int32_t> { typedef i32v type; };
 template <> struct Narrow<uint32_t> { typedef u32v type; };
 template <> struct Narrow<int8_t> { typedef i8v type; };
 template <> struct Narrow<uint8_t> { typedef u8v type; };
+
+template <class T> inline typename Wide<T>::type widen(typename Narrow<T>::type x) {
+  return __builtin_convertvector(x, typename Wide<T>::type);
+}
+template <> inline f32v widen<Bf16>(u16v x) { return (f32v)(__builtin_convertvector(x, u32v) << 16); }
+template <class T> inline typename Narrow<T>::type narrow(typename Wide<T>::type x) {
+  return __builtin_convertvector(x, typename Narrow<T>::type);
+}
+template <> inline u16v narrow<Bf16>(f32v x) { return __builtin_convertvector((u32v)x >> 16, u16v); }
 
 // Sixteen copies. Not `{} + x`: that would turn -0 into 0, and cost an addition.
 #define EWM_SPLAT(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
@@ -37,13 +66,14 @@ inline u32v splat(uint32_t x) { return u32v EWM_SPLAT(x); }
 #undef EWM_SPLAT
 inline i32v splat(int8_t x) { return splat(static_cast<int32_t>(x)); }
 inline i32v splat(uint8_t x) { return splat(static_cast<int32_t>(x)); }
+inline f32v splat(Bf16 x) { return splat(static_cast<float>(x)); }
 
 // Loads at step i of the innermost loop, vector r of the tile. V: lanes are neighbours in memory; B: one number for all
 // lanes; G: lanes `lane` bytes apart, clamped to the real ones.
 template <class T> inline typename Wide<T>::type load_v(const View& v, int64_t i, int r) {
   typename Narrow<T>::type x;
   memcpy(&x, v.at + i * v.step + r * LANES * sizeof(T), sizeof(x));
-  return __builtin_convertvector(x, typename Wide<T>::type);
+  return widen<T>(x);
 }
 template <class T> inline typename Wide<T>::type load_b(const View& v, int64_t i, int) {
   T x;
@@ -62,7 +92,7 @@ template <class T> inline typename Wide<T>::type load_g(const View& v, int64_t i
   return out;
 }
 template <class T> inline void store_v(const View& v, int64_t i, int r, typename Wide<T>::type x) {
-  typename Narrow<T>::type y = __builtin_convertvector(x, typename Narrow<T>::type);
+  const typename Narrow<T>::type y = narrow<T>(x);
   memcpy(v.at + i * v.step + r * LANES * sizeof(T), &y, sizeof(y));
 }
 template <class T> inline void store_g(const View& v, int64_t i, int r, Tile t, typename Wide<T>::type x) {
@@ -126,6 +156,7 @@ inline u32v op_mulhi(u32v a, u32v b) {
   return __builtin_convertvector(wide >> 32, u32v);
 }
 // Casts between register types; a float out of an integer's range is undefined in C and never made by our formulas.
+inline f32v to_f32(f32v a) { return a; }
 inline f32v to_f32(i32v a) { return __builtin_convertvector(a, f32v); }
 inline f32v to_f32(u32v a) { return __builtin_convertvector(a, f32v); }
 inline i32v to_i32(f32v a) { return __builtin_convertvector(a, i32v); }
@@ -133,5 +164,10 @@ inline i32v to_i32(i32v a) { return a; }
 inline i32v to_i32(u32v a) { return (i32v)a; }
 inline u32v to_u32(i32v a) { return (u32v)a; }
 inline u32v to_u32(f32v a) { return __builtin_convertvector(a, u32v); }
+// To nearest even; NaN stays NaN. In integers, so that denormals are numbers like others on every machine.
+inline f32v to_bf16(f32v a) {
+  const u32v bits = (u32v)a, even = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (f32v)(op_where(op_eq(a, a), even, bits | 0x400000u) & 0xffff0000u);
+}
 
 }  // namespace ewm

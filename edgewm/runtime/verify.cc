@@ -89,12 +89,12 @@ int verify_ports(const ewm_model& m, ewm_fault* fault) {
 int verify_operand(const ewm_model& m, const Call& c, const Step& s, uint32_t call, uint32_t index, ewm_fault* fault) {
   const Operand& o = m.operands[c.first_operand + index];
   Text where("call %u, operand %u", call, index);
-  EXPECT(o.space <= WEIGHTS && o.dtype <= U8 && o.is_output <= 1 && o.gathered <= 1 && o.reserved2 == 0, where,
+  EXPECT(o.space <= WEIGHTS && o.dtype <= BF16 && o.is_output <= 1 && o.gathered <= 1 && o.reserved2 == 0, where,
          Text("space %u, dtype %u, is_output %u, gathered %u", o.space, o.dtype, o.is_output, o.gathered),
-         "space <= 2, dtype <= 4, is_output and gathered <= 1");
+         "space <= 2, dtype <= 5, is_output and gathered <= 1");
   EXPECT(!(o.is_output && o.space == WEIGHTS), where, "an output in the weights", "arena or scratch");
   const bool neighbours = o.lane_stride == 1 && !o.gathered;
-  uint32_t align = neighbours ? 64 : SIZE[o.dtype];
+  uint32_t align = (neighbours ? 16 : 1) * SIZE[o.dtype];
   EXPECT(o.offset % align == 0, where, Text("offset %llu", (ull)o.offset), Text("a multiple of %u", align));
   // Farthest lane touched: whole tiles where lanes are neighbours, real ones through a gather.
   uint64_t padded = (uint64_t(s.lanes) + s.tile - 1) / s.tile * s.tile;

@@ -15,9 +15,18 @@ typedef float f32v;
 typedef int32_t i32v;
 typedef uint32_t u32v;
 
-// i8, u8 live widened to i32v in registers; a bool is an i32v of 0 and -1.
+// A bfloat16 in memory: the upper half of a float whose lower half is zero. `to_bf16` makes such a float of any.
+struct Bf16 {
+  uint16_t bits;
+  Bf16() = default;
+  explicit Bf16(float x) : bits(static_cast<uint16_t>(float_bits(x) >> 16)) {}
+  operator float() const { return bits_float(static_cast<u32v>(bits) << 16); }
+};
+
+// i8, u8 live widened to i32v in registers, bf16 to f32v; a bool is an i32v of 0 and -1.
 template <class T> struct Wide { typedef i32v type; };
 template <> struct Wide<float> { typedef f32v type; };
+template <> struct Wide<Bf16> { typedef f32v type; };
 template <> struct Wide<uint32_t> { typedef u32v type; };
 
 inline f32v splat(float x) { return x; }
@@ -79,6 +88,7 @@ inline u32v op_shr(u32v a, u32v b) { return a >> b; }
 template <class V> inline V op_where(i32v c, V a, V b) { return c ? a : b; }
 inline f32v op_fma(f32v a, f32v b, f32v c) { return fused(a, b, c); }
 inline u32v op_mulhi(u32v a, u32v b) { return static_cast<u32v>((static_cast<uint64_t>(a) * b) >> 32); }
+inline f32v to_f32(f32v a) { return a; }
 inline f32v to_f32(i32v a) { return static_cast<f32v>(a); }
 inline f32v to_f32(u32v a) { return static_cast<f32v>(a); }
 inline i32v to_i32(f32v a) { return static_cast<i32v>(a); }
@@ -86,6 +96,10 @@ inline i32v to_i32(i32v a) { return a; }
 inline i32v to_i32(u32v a) { return static_cast<i32v>(a); }
 inline u32v to_u32(i32v a) { return static_cast<u32v>(a); }
 inline u32v to_u32(f32v a) { return static_cast<u32v>(a); }
+inline f32v to_bf16(f32v a) {  // to nearest even; NaN stays NaN
+  const u32v bits = as_u32(a), even = bits + 0x7fffu + (bits >> 16 & 1u);
+  return as_f32((a == a ? even : bits | 0x400000u) & 0xffff0000u);
+}
 
 // ------------------------------------------------------------------------------------------------ where operands lie
 
@@ -93,7 +107,7 @@ static_assert(TILE == 32, "a tile of lanes is a warp");
 constexpr Tile ONE_LANE = {0, 1, 1};  // what functors are handed
 
 inline uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
-inline uint32_t bytes_of(const Operand& o) { return o.dtype < I8 ? 4 : 1; }
+inline uint32_t bytes_of(const Operand& o) { return o.dtype < I8 ? 4 : o.dtype == BF16 ? 2 : 1; }
 
 inline char* begin_of(const Operand& o, const Frame& f) {
   return (o.space == ARENA ? f.base[ARENA] : o.space == SCRATCH ? f.base[SCRATCH] : f.base[WEIGHTS]) + o.offset;
