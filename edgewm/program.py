@@ -63,17 +63,17 @@ def order(roots: Node | Iterable[Node], known: Container[Node] = ()) -> list[Nod
     """Every node the roots need, sources before users, in one deterministic order; without `known` ones and what these
     need."""
     done: dict[Node, None] = {}
-    ends = (roots,) if isinstance(roots, Node) else tuple(roots)
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(ends)]
+    stack = [roots] if isinstance(roots, Node) else [*roots][::-1]
     while stack:
-        node, expanded = stack.pop()
+        node = stack.pop()
         if node in done or node in known:
             continue
-        if expanded:
-            done[node] = None
+        missing = [s for s in node.sources if s not in done and s not in known]
+        if missing:
+            stack.append(node)
+            stack += missing[::-1]
         else:
-            stack.append((node, True))
-            stack.extend((s, False) for s in reversed(node.sources) if s not in done)
+            done[node] = None
     return list(done)
 
 

@@ -13,7 +13,6 @@ from .errors import EdgewmError
 from .ops import NUMPY, TABLE
 from .program import Graph, Node, Program, walk_graphs
 
-
 _sound: weakref.WeakSet[Graph] = weakref.WeakSet()  # whose nodes keep the table's rules, which nothing can change
 
 

@@ -46,7 +46,7 @@ COMPILE = (
     *("-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fno-sanitize=all", "-ffunction-sections"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-psabi"),
 )
-# zig's own support libraries, which nothing here calls, are compiled for each target before the first link: for seconds.
+# Without the support libraries that zig compiles for each target before its first link, in seconds: nothing calls them.
 SYSTEM = ("-nostdlib", "-lc", "-lm")
 LINK = ("-s", "-Wl,-z,defs", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,--as-needed")
 

@@ -41,6 +41,8 @@ def spread_last(node: Node) -> Node:
     """op(expand(x)) as expand(op(x)); the node itself where that is no less work."""
     if node.op == "expand" and node.sources[0].op == "expand":
         return e.expand(node.sources[0].sources[0], node.shape)
+    if all(s.op != "expand" for s in node.sources):  # nothing was: see `is_spread`
+        return node
     axes = [a for a, length in enumerate(node.shape) if length > 1 and is_spread(node, a)]
     if not axes:
         return node
