@@ -29,6 +29,7 @@ from .errors import EdgewmError
 from .estimate.counts import plan_counts
 from .estimate.placed import Placement, choose, estimate_gpu, parts_of
 from .estimate.verb import SECTION, estimate_ms, machine_or_refusal
+from .garbage import uncollected
 from .golden import Answers, answers, record
 from .manifest import BACKEND_MANIFEST, read_manifest
 from .ops import graph_flops
@@ -160,6 +161,7 @@ def build(
 # ---------------------------------------------------------------------------------------------- steps
 
 
+@uncollected()
 def capture(
     model: str, overrides: Mapping[str, Any], rate_hz: float | None, heads: list[str] | None,
     board: Target | None = None,
@@ -218,6 +220,7 @@ def plan_of(program: Program) -> Graph:
     return program.entries.get("plan") or next(iter(program.entries.values()))
 
 
+@uncollected()
 def place_program(
     program: Program, board: Target, power: Mode, place: str, threads: int
 ) -> tuple[Schedule, dict[str, Any] | None, Placement]:

@@ -76,7 +76,7 @@ def capture(
 
 
 def _export(module: torch.nn.Module, examples: tuple, call: Callable) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), _eval(module):
+    with warnings.catch_warnings(), torch.no_grad(), _eval(module), _without_traces(), _uncompiled():
         warnings.simplefilter("ignore")
         try:
             exported = torch.export.export(_Entry(module, call), examples, strict=False)
@@ -90,6 +90,29 @@ def _export(module: torch.nn.Module, examples: tuple, call: Callable) -> torch.e
                 f"{type(module).__name__}, inputs {[tuple(x.shape) for x in examples]}",
                 "avoid control flow that depends on values; every shape must follow from the inputs' shapes",
             ) from fault
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """No Python stack for each operator, which nobody reads: `_where` says which module it was called in."""
+    config, name = torch.fx.config, "do_not_emit_stack_traces"  # which newer releases of torch know
+    before = getattr(config, name, None)
+    if before is not None:
+        setattr(config, name, True)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    """The Python that torch writes for each graph on its way is not compiled before somebody runs it: nobody does."""
+    try:
+        from torch.fx._lazy_graph_module import _use_lazy_graph_module  # torch's own; without it capture takes longer
+    except ImportError:
+        return contextlib.nullcontext()
+    return _use_lazy_graph_module(True)
 
 
 def _needs_lowering(exported: torch.export.ExportedProgram) -> bool:

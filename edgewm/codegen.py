@@ -29,6 +29,8 @@ BITCASTS = "\n".join(f"template <class V> inline {v} as_{d}(V x) {{ return ({v})
                      for d, v in (("f32", "f32v"), ("i32", "i32v"), ("u32", "u32v")))  # fmt: skip
 EXPANDED = tuple(name for name, row in TABLE.items() if row.expand is not None)
 
+DIRECT = "  static constexpr bool direct = true;\n"  # of a prologue whose one operand is read in place
+
 Mode = str  # "V", "B" or "G"
 
 
@@ -111,10 +113,16 @@ def store(dtype: str, mode: Mode, operand: int, at: str, value: str) -> str:
     return f"store_{mode.lower()}<{C_TYPE[dtype]}>(v[{operand}], {at}, r{tile}, {value});"
 
 
+def functors_text(functors: Mapping[str, str]) -> str:
+    """Functors (text -> name) as structs, and what they call."""
+    structs = "\n".join(f"struct {name} {{\n{text}}};" for text, name in functors.items())
+    return f"{expanded_functions()}\n{structs}\n"
+
+
 def value_functor(functor: Functor, direct: bool = False) -> str:
     """`P`: element i of the inner loop."""
     lines, result = functor.body()
-    flag = "  static constexpr bool direct = true;\n" if direct else ""
+    flag = DIRECT if direct else ""
     return (
         f"  static constexpr int inputs = {len(functor.inputs)};\n{flag}"
         f"  static inline f32v value(const View* v, int64_t i, int r, Tile t) {{\n"
@@ -213,17 +221,12 @@ class Source:
         instance = f"{family}<{', '.join(arguments)}>" if arguments else family
         return self.kernels.setdefault(instance, len(self.kernels))
 
-    def functors_text(self) -> str:
-        """Every functor as a struct, and what they call."""
-        functors = "\n".join(f"struct {name} {{\n{text}}};" for text, name in self.functors.items())
-        return f"{expanded_functions()}\n{functors}\n"
-
     def kernels_text(self) -> str:
         """The translation unit of the kernels. Nothing in it depends on weights or on how many candidates there are, so
         that bundles of models alike are compiled once."""
         includes = "\n".join(f'#include "{family}.cc"' for family in sorted(self.families))
         table = f"extern const Kernel kernels[] = {{{', '.join(self.kernels)}}};\n{self._names_text()}"
-        body = f"{BITCASTS}\n{self.functors_text()}{table}"
+        body = f"{BITCASTS}\n{functors_text(self.functors)}{table}"
         return f'#include "lanes.h"\n{includes}\nnamespace ewm {{\n{body}}}  // namespace ewm\n'
 
     def names_text(self) -> str:

@@ -14,6 +14,7 @@ from .call_work import call_work
 from .codegen import C_TYPE, Functor, Source, fold_functor, run_functor, score_functor, store_functor, value_functor
 from .errors import EdgewmError
 from .expr import input as input_leaf
+from .garbage import uncollected
 from .kernel import load
 from .layout import Buffer, Layout
 from .lower import Lowering
@@ -25,6 +26,7 @@ SPACES = {"arena": ewm.ARENA, "scratch": ewm.SCRATCH, "weights": ewm.WEIGHTS}
 ALIGN = 64
 
 
+@uncollected()
 def schedule_program(program: Program, isa: str) -> Schedule:
     """Every entry of a fused program as steps with placed buffers, for one CPU instruction set."""
     product = load("product")
@@ -83,6 +85,7 @@ class Tables:
     port_of: dict[Buffer, int] = field(default_factory=dict)
 
 
+@uncollected()
 def emit(program: Program, schedule: Schedule, manifest: Mapping) -> tuple[dict[str, bytes], Source]:
     """Sections of the file by name, and the source of the kernels that its calls index."""
     tables = Tables(schedule.tile)

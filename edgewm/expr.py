@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .ops import make
+from .ops import make, remade
 from .program import Graph, Node
 
 Value = Node | float | int
@@ -191,5 +191,5 @@ def inline(graph: Graph, bindings: dict[str, Node]) -> dict[str, Node]:
     return rewrite(
         graph.outputs,
         lambda node, sources: bindings.get(node["name"], node) if node.op == "input"
-        else make(node.op, *sources, **dict(node.attrs)),
+        else remade(node, sources),
     )

@@ -26,10 +26,11 @@ from . import format as ewm
 from .binding import Runtime
 from .bundle import compile_bundle, pack
 from .emit import schedule_program
+from .identity import code_identity, program_identity
 from .ops import NUMPY
 from .program import Graph, Program
 from .rounding import nodes_of, tensor_rounding
-from .target import Target, resolve
+from .target import Target, compile_flags, resolve
 from .toolchain import cache_folder
 
 ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
@@ -38,23 +39,25 @@ ENTRIES = ("encode", "predict", "score", "plan")  # and every decoder
 Answers = list[tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]  # entry, its inputs, its outputs
 
 
-def answers(program: Program, seed: int, folder: Path | None = None) -> Answers:
-    """Of each entry worth replaying, by this machine's processor: by the bundle in `folder`, or by one built for it,
-    whose answers are kept by the SHA-256 of its file and library."""
-    if folder is None:
-        here, _ = resolve("host")
+def answers(program: Program, seed: int) -> Answers:
+    """Of each entry worth replaying, by a bundle for this machine's processor; kept by the digest of all that they come
+    from: the program, the seed, edgewm's own sources, and what they are compiled for."""
+    here, _ = resolve("host")
+    made_from = (program_identity(program), code_identity(), here.isa, *compile_flags(here), str(seed))
+    kept = cache_folder() / "answers" / f"{hashlib.sha256(chr(0).join(made_from).encode()).hexdigest()}.npz"
+    found = _kept(kept)
+    if found is None:
         with tempfile.TemporaryDirectory(prefix="edgewm-golden-") as scratch:
             folder = Path(scratch)
             made, own = compile_bundle(program, schedule_program(program, here.isa), {}, here, folder)
-            data = pack(made, here, own)
-            (folder / "model.ewm").write_bytes(data)
-            identity = hashlib.sha256(data + (folder / "libedgewm.so").read_bytes() + str(seed).encode())
-            kept = cache_folder() / "answers" / f"{identity.hexdigest()}.npz"
-            found = _kept(kept)
-            if found is None:
-                found = answers(program, seed, folder)
-                _keep(kept, found)
-            return found
+            (folder / "model.ewm").write_bytes(pack(made, here, own))
+            found = asked(program, seed, folder)
+        _keep(kept, found)
+    return found
+
+
+def asked(program: Program, seed: int, folder: Path) -> Answers:
+    """The answers of the bundle in `folder`."""
     found = []
     with Runtime(folder) as runtime:
         for name in (n for n in program.entries if n in ENTRIES or n.startswith("decode_")):
@@ -64,7 +67,7 @@ def answers(program: Program, seed: int, folder: Path | None = None) -> Answers:
 
 
 def _kept(path: Path) -> Answers | None:
-    """What the same library said of the same file before; None where that is not known or damaged."""
+    """What was said of the same before; None where that is not known or damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             found: dict[str, tuple[dict, dict]] = {}
@@ -96,7 +99,7 @@ def record(
     if answered is None and board.machine == here.machine and paths["place"] == "cpu":
         folder = Path(paths["folder"])
         (folder / "model.ewm").write_bytes(pack(sections, board, paths))
-        answered = answers(program, seed, folder)
+        answered = asked(program, seed, folder)
     elif answered is None:
         answered = answers(program, seed)
     golden = b"".join(ewm.golden_record(n, by_port(sections, n, i, o)) for n, i, o in answered)

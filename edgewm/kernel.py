@@ -41,12 +41,14 @@ def features(families: Iterable[str]) -> tuple[str, ...]:
 def match(family: str, root: Node) -> dict[str, Node] | None:
     """What each leaf of the family's reference is bound to, if `root` is that reference; else None."""
     reference = load(family).reference
-    names = tuple(inspect.signature(reference).parameters)
     for template in _templates(family, len(root.shape)):
         if template.op != root.op:
             continue
         bound: dict[str, Node] = {}
-        if not _unify(template, root, bound) or set(bound) != set(names):
+        if not _unify(template, root, bound):
+            continue
+        names = tuple(inspect.signature(reference).parameters)
+        if set(bound) != set(names):
             continue
         try:
             rebuilt = reference(*(bound[n] for n in names))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -67,7 +68,7 @@ def make(op: str, *sources: Node, **attrs: Any) -> Node:
         raise EdgewmError(
             f"no op named {op!r}", "the op table", "write it with the ops of edgewm/ops.py or add a row there"
         )
-    frozen = tuple(sorted(attrs.items()))
+    frozen = tuple(sorted(attrs.items())) if attrs else ()
     try:
         shape, dtype = row.rule(attrs, *sources)
     except (ValueError, IndexError, TypeError) as fault:
@@ -76,7 +77,16 @@ def make(op: str, *sources: Node, **attrs: Any) -> Node:
             f"rule of {op}: {fault}",
             "make shapes and dtypes agree before this op",
         ) from fault
-    return intern(op, sources, frozen, tuple(int(d) for d in shape), dtype)
+    return intern(op, sources, frozen, tuple(map(int, shape)), dtype)
+
+
+def remade(node: Node, sources: tuple[Node, ...], inner: Callable[[Graph], Graph] | None = None) -> Node:
+    """`node` on other sources, and with `inner` of the graphs in its attributes; itself where these are its own."""
+    attrs = node.attrs
+    if inner is not None:
+        attrs = tuple((name, inner(value) if isinstance(value, Graph) else value) for name, value in attrs)
+    same = sources == node.sources and attrs == node.attrs
+    return node if same else make(node.op, *sources, **dict(attrs))
 
 
 # ---------------------------------------------------------------------------------------------- exact arithmetic
@@ -166,7 +176,13 @@ def _mulhi(attrs: dict, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _broadcast(*sources: Node) -> Shape:
-    return np.broadcast_shapes(*(s.shape for s in sources))
+    return _broadcast_shapes(*(s.shape for s in sources))
+
+
+def _broadcast_shapes(*shapes: Shape) -> Shape:
+    """numpy's, which takes longer to say that shapes are alike than everything else about a node."""
+    distinct = {shape for shape in shapes if shape}
+    return next(iter(distinct), ()) if len(distinct) < 2 else np.broadcast_shapes(*distinct)
 
 
 def _same(attrs: dict, *sources: Node) -> Typed:
@@ -209,12 +225,12 @@ def _matmul_rule(attrs: dict, a: Node, b: Node) -> Typed:
         raise ValueError("needs (..., m, k) and (..., k, n) of one dtype")
     if a.dtype not in ("f32", "bf16", "f16", "i8"):
         raise ValueError("needs f32, bf16, f16 or i8")
-    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shape = (*_broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     return shape, "i32" if a.dtype == "i8" else "f32"
 
 
 def _reshape_rule(attrs: dict, x: Node) -> Typed:
-    if np.prod(attrs["shape"], dtype=np.int64) != x.size:
+    if prod(attrs["shape"]) != x.size:
         raise ValueError("number of elements differs")
     return attrs["shape"], x.dtype
 
@@ -226,7 +242,7 @@ def _permute_rule(attrs: dict, x: Node) -> Typed:
 
 
 def _expand_rule(attrs: dict, x: Node) -> Typed:
-    if np.broadcast_shapes(x.shape, attrs["shape"]) != tuple(attrs["shape"]):
+    if _broadcast_shapes(x.shape, attrs["shape"]) != tuple(attrs["shape"]):
         raise ValueError("shape is not a broadcast of the source")
     return attrs["shape"], x.dtype
 

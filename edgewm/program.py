@@ -8,6 +8,7 @@ expression twice gives the same object, so equality of graphs is identity and ma
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ class Node:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.dtype}{list(self.shape)}>"
@@ -62,17 +63,17 @@ def order(roots: Node | Iterable[Node], known: Container[Node] = ()) -> list[Nod
     """Every node the roots need, sources before users, in one deterministic order; without `known` ones and what these
     need."""
     done: dict[Node, None] = {}
-    ends = (roots,) if isinstance(roots, Node) else tuple(roots)
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(ends)]
+    stack = [roots] if isinstance(roots, Node) else [*roots][::-1]
     while stack:
-        node, expanded = stack.pop()
+        node = stack.pop()
         if node in done or node in known:
             continue
-        if expanded:
-            done[node] = None
+        missing = [s for s in node.sources if s not in done and s not in known]
+        if missing:
+            stack.append(node)
+            stack += missing[::-1]
         else:
-            stack.append((node, True))
-            stack.extend((s, False) for s in reversed(node.sources) if s not in done)
+            done[node] = None
     return list(done)
 
 
@@ -105,24 +106,38 @@ class Graph:
     def _order(self) -> tuple[Node, ...]:
         return tuple(order(self.outputs.values()))
 
+    @functools.cached_property
+    def nested(self) -> tuple[Graph, ...]:
+        """The graphs in its nodes' attributes, of `repeat` and `kernel`, in order."""
+        return tuple(value for node in self._order for _, value in node.attrs if isinstance(value, Graph))
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Node, ...]:
+        """The nodes without sources, in order of first use."""
+        return tuple(node for node in self._order if not node.sources)
+
     def order(self) -> list[Node]:
         """Every node, sources before users; found once."""
         return list(self._order)
 
     def inputs(self) -> dict[str, Node]:
         """The `input` leaves by name, in order of first use."""
-        return {n["name"]: n for n in self.order() if n.op == "input"}
+        return {n["name"]: n for n in self.leaves if n.op == "input"}
 
     def weights(self) -> list[str]:
         """Names of the weights read here and in the bodies of `repeat` and `kernel` nodes."""
+        return list(self._weights)
+
+    @functools.cached_property
+    def _weights(self) -> tuple[str, ...]:
         names: dict[str, None] = {}
-        for node in self.order():
+        for node in self._order:
             if node.op == "weight":
                 names[node["name"]] = None
             for _, value in node.attrs:
                 if isinstance(value, Graph):
                     names.update(dict.fromkeys(value.weights()))
-        return list(names)
+        return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -249,7 +264,5 @@ def rewrite(roots: Mapping[str, Node], rule) -> dict[str, Node]:
 def walk_graphs(graph: Graph) -> Iterator[Graph]:
     """The graph and every graph nested in its nodes' attributes."""
     yield graph
-    for node in graph.order():
-        for _, value in node.attrs:
-            if isinstance(value, Graph):
-                yield from walk_graphs(value)
+    for inner in graph.nested:
+        yield from walk_graphs(inner)

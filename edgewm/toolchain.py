@@ -46,6 +46,8 @@ COMPILE = (
     *("-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fno-sanitize=all", "-ffunction-sections"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-psabi"),
 )
+# Without the support libraries that zig compiles for each target before its first link, in seconds: nothing calls them.
+SYSTEM = ("-nostdlib", "-lc", "-lm")
 LINK = ("-s", "-Wl,-z,defs", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,--as-needed")
 
 Unit = tuple[str, str, Sequence[str]]  # file name, C++ text, flags
@@ -124,17 +126,19 @@ def _build(
     units: Sequence[Unit], include_dirs: Sequence[Path], link: Sequence[str], out: Path, libraries: Sequence[Path] = ()
 ) -> Path:
     folders = [Path(p).resolve() for p in include_dirs]
+    checked = any(word.startswith("-fsanitize=") for word in link)  # by code in those libraries
+    link = [*link, *(() if checked else SYSTEM), *LINK]
     with _cache() as cache:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda unit: _object(*unit, folders, cache), units))
 
         def linked(scratch: Path) -> Path:
             paths = [str(path) for path in (*objects, *(p.resolve() for p in libraries))]
-            _zig([*paths, *link, *LINK, "-o", out.name], scratch, cache, f"linking {out.name}")
+            _zig([*paths, *link, "-o", out.name], scratch, cache, f"linking {out.name}")
             return scratch / out.name
 
         read = [hashlib.sha256(p.read_bytes()).hexdigest() for p in libraries]
-        identity = [str(_zig_binary()), *link, *LINK, *(path.stem for path in objects), *read, out.name]
+        identity = [str(_zig_binary()), *link, *(path.stem for path in objects), *read, out.name]
         made = _kept(cache, identity, linked)
         beside = out.with_name(f".{out.name}.{os.getpid()}")
         shutil.copy(made, beside)

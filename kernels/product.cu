@@ -1,7 +1,7 @@
 // product: out[n] = E(sum over k of P(k) * w[k][n]), the sum one chain of fma in ascending k from 0, as on the CPU.
 //
 // product_fill<P> writes P for every row to the workspace, [K][rows, padded to 32], where P is more than a load.
-// product_multiply<E, inputs, direct> multiplies tiles of 64 rows by 64 columns: a thread has 4 x 4 sums in registers.
+// product_multiply<E, direct> multiplies tiles of 64 rows by 64 columns: a thread has 4 x 4 sums in registers.
 // Weights are packed as [K][columns padded to 64]; edgewm/cuda/launches.py.
 // dims [outer..., N, K]; operands: P's inputs (along K), packed weights, E's (along N), workspace unless P is direct.
 #pragma once
@@ -39,9 +39,9 @@ template <class P> inline void product_fill(const Call& c, const Operand* o, con
   }
 }
 
-template <class E, int inputs, bool direct>
+template <class E, bool direct>
 inline void product_multiply(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  const Operand &weights = o[inputs], *epilogue = o + inputs + 1;
+  const Operand &weights = weights_of(c, o, E::operands + !direct), *epilogue = &weights + 1;
   const Rows rows(c, weights);
   const int along_n = rows.outer, along_k = rows.outer + 1;
   const uint32_t width = c.dim[along_n], depth = c.dim[along_k], t = thread_index();

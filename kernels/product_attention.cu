@@ -1,4 +1,4 @@
-// product_attention<M, E, inputs, P, S, A, EXP, K>: a product whose results are the queries, keys and values of an attention
+// product_attention<M, E, P, S, A, EXP, K>: a product whose results are the queries, keys and values of an attention
 // over few tokens, and that attention, or some of its queries, in one launch: what stands between the two is never
 // written to memory. Every number is computed as by the two apart (tensor.h, attention.cu), so the same bits.
 //
@@ -30,13 +30,14 @@ struct Place {
   }
 };
 
-template <class M, class E, int inputs, class P, class S, class A, f32v (*EXP)(f32v), class K>
+template <class M, class E, class P, class S, class A, f32v (*EXP)(f32v), class K>
 inline void product_attention(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
   const Call& made = *(&c - 1);
   const Operand* const all = o - c.first_operand;
   touch_operands(made, c, all);
   const Operand* const from = all + made.first_operand;
-  const Operand &weights = from[inputs], *beside = from + inputs + 1, *epilogue = beside + M::operands;
+  const Operand& weights = weights_of(made, from, M::operands + E::operands + 1);
+  const Operand *const beside = &weights + 1, *const epilogue = beside + M::operands;
   const Operand &whole = epilogue[E::operands - 1], *key = o + P::inputs, *value = key + 1;
   const int outer = static_cast<int>(c.rank) - 4;
   const uint32_t queries = c.dim[outer], tokens = c.dim[outer + 1], depth = c.dim[outer + 2];

@@ -1,6 +1,6 @@
 // product_bf16: the product with bf16 weights and lanes rounded to bf16 as they come in, sums in f32.
 //
-// product_bf16_round<P> writes each row to the workspace, k innermost; product_bf16_multiply<E, inputs> is the product on
+// product_bf16_round<P> writes each row to the workspace, k innermost; product_bf16_multiply<E> is the product on
 // tensor cores, whose order of additions is their own: within a tolerance of the CPU, not to the bit.
 // dims [outer..., N, K]; operands: P's inputs (along K), packed weights, E's (along N), workspace.
 #pragma once
@@ -34,9 +34,9 @@ struct Halves {
   };
 };
 
-template <class E, int inputs>
+template <class E>
 inline void product_bf16_multiply(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  multiply_rows<Halves, E, inputs>(c, o, f, block);
+  multiply_rows<Halves, E>(c, o, f, block);
 }
 
 }  // namespace ewm

@@ -1,7 +1,7 @@
 // product_i8: the product with int8 weights (one scale for each output) and lanes quantized as they come in.
 //
 // product_i8_quantize<P> writes to the workspace, for each row, its bytes with k innermost; behind all rows what a step is
-// worth, and the middle of the range. product_i8_multiply<E, inputs> is the product. See product.py for the formula.
+// worth, and the middle of the range. product_i8_multiply<E> is the product. See product.py for the formula.
 // dims [outer..., N, K]; operands: P's inputs (along K), packed weights, their scales and column sums f32 (along N), E's
 // (along N), workspace.
 #pragma once
@@ -90,9 +90,9 @@ struct Eighths {
   };
 };
 
-template <class E, int inputs>
+template <class E>
 inline void product_i8_multiply(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  multiply_rows<Eighths, E, inputs>(c, o, f, block);
+  multiply_rows<Eighths, E>(c, o, f, block);
 }
 
 }  // namespace ewm

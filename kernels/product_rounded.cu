@@ -1,6 +1,6 @@
 // product_rounded: the product with int8 weights and lanes rounded to integers, -127 to 127, as they come in.
 //
-// product_rounded_round<P> writes each row to the workspace, k innermost; product_rounded_multiply<E, inputs> is the product.
+// product_rounded_round<P> writes each row to the workspace, k innermost; product_rounded_multiply<E> is the product.
 // See product_rounded.py for the formula.
 // dims [outer..., N, K]; operands: P's inputs (along K), packed weights, E's (along N), workspace.
 #pragma once
@@ -28,9 +28,9 @@ struct Integers {
   };
 };
 
-template <class E, int inputs>
+template <class E>
 inline void product_rounded_multiply(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  multiply_rows<Integers, E, inputs>(c, o, f, block);
+  multiply_rows<Integers, E>(c, o, f, block);
 }
 
 }  // namespace ewm

@@ -10,6 +10,8 @@ import test_cuda_kernels as cases
 from edgewm import expr as e
 from edgewm.cuda.launches import MOST_BYTES, attended_bytes
 from edgewm.cuda.schedule import launched, schedule_gpu
+from edgewm.cuda.source import OWN, launch_rows
+from edgewm.emit import emit
 from edgewm.passes import EXACT, LOWERING, run
 from edgewm.program import Graph, Node
 
@@ -97,3 +99,27 @@ def test_what_is_held_is_not_counted_as_memory() -> None:
     buffers = [b for b in schedule.buffers.values() if b.held]
     samples, tokens, _, heads, depth = SHAPE
     assert [(b.elements, b.lanes) for b in buffers] == [(tokens * 3 * heads * depth, samples)]
+
+
+def stored(x: Node, how: str, scale: float) -> Graph:
+    """A product of rows, and a neighbour that is read for each lane, or once for all."""
+    rows, width = x.shape[0], 4
+    beside = {"V": e.input("u", (rows, width)), "B": e.input("u", (1, width))}
+    return Graph({"y": e.add(e.mul(e.matmul(x, e.weight("w", (x.shape[1], width))), e.const(scale)), beside[how])})
+
+
+def test_a_function_does_for_calls_that_differ_in_how_lanes_lie() -> None:
+    x = e.input("x", (33, 5))
+
+    def functions(*graphs: Graph) -> tuple[int, int]:
+        """Kernels on a CPU and functions on a GPU."""
+        whole = programs.program_of({f"g{i}": g for i, g in enumerate(graphs)})
+        whole = run(run(whole, EXACT), LOWERING)
+        sections, source = emit(whole, schedule_gpu(whole), {})
+        names, rows = launch_rows(sections, source)
+        assert set(rows["function"]) == set(range(len(OWN), len(names)))
+        return len(source.kernels), len(names) - len(OWN)
+
+    kernels, one = functions(stored(x, "V", 2.0))
+    assert functions(stored(x, "V", 2.0), stored(x, "B", 2.0)) == (kernels + 1, one)
+    assert functions(stored(x, "V", 2.0), stored(x, "B", 3.0))[1] == one + 1  # another constant is another function

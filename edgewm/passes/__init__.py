@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import EdgewmError
+from ..garbage import uncollected
 from ..ops import graph_flops
 from ..program import LogLine, Program, walk_graphs
 from ..spec import verify
@@ -50,6 +51,7 @@ LOWERING: tuple[Step, ...] = (
 PIPELINE: tuple[Step, ...] = EXACT + LOWERING
 
 
+@uncollected()
 def run(program: Program, steps: Sequence[Step] = PIPELINE) -> Program:
     """The program after `steps`, with one log line each.
 
@@ -57,11 +59,12 @@ def run(program: Program, steps: Sequence[Step] = PIPELINE) -> Program:
     a step carries `last_program`: the path of a text of the program that went into it.
     """
     verify(program, "capture")
+    nodes, weight_bytes, flops = _nodes(program), _bytes(program), _flops(program)
     for step in steps:
         began = time.monotonic()
         try:
             after = step(program)
-            verify(after, step.__name__)
+            verify(after, step.__name__, program.weights)
         except EdgewmError:
             raise
         except Exception as fault:
@@ -69,9 +72,9 @@ def run(program: Program, steps: Sequence[Step] = PIPELINE) -> Program:
             raise
         line = LogLine(
             step=step.__name__,
-            nodes=(_nodes(program), _nodes(after)),
-            weight_bytes=(_bytes(program), _bytes(after)),
-            flops=(_flops(program), _flops(after)),
+            nodes=(nodes, nodes := _nodes(after)),
+            weight_bytes=(weight_bytes, weight_bytes := _bytes(after)),
+            flops=(flops, flops := _flops(after)),
             seconds=time.monotonic() - began,
         )
         program = after.with_(log=(*program.log, line))

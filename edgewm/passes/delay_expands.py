@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, make, remade
 from ..program import Graph, Node, Program, order
 from .prune_rows import same_axis
 
@@ -31,8 +31,8 @@ class Delay:
 
     def __call__(self, root: Node) -> Node:
         for node in order(root, self.new):
-            attrs = {k: _graph(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-            self.new[node] = made = spread_last(make(node.op, *(self.new[s] for s in node.sources), **attrs))
+            sources = tuple(self.new[s] for s in node.sources)
+            self.new[node] = made = spread_last(remade(node, sources, _graph))
             self.new[made] = made
         return self.new[root]
 
@@ -41,6 +41,8 @@ def spread_last(node: Node) -> Node:
     """op(expand(x)) as expand(op(x)); the node itself where that is no less work."""
     if node.op == "expand" and node.sources[0].op == "expand":
         return e.expand(node.sources[0].sources[0], node.shape)
+    if all(s.op != "expand" for s in node.sources):  # nothing was: see `is_spread`
+        return node
     axes = [a for a, length in enumerate(node.shape) if length > 1 and is_spread(node, a)]
     if not axes:
         return node

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .. import expr as e
 from ..kernel import match
-from ..ops import make
+from ..ops import remade
 from ..program import Graph, Node, Program, rewrite
 
 
@@ -18,8 +18,7 @@ def drop_single_keys(program: Program) -> Program:
 
 def _drop(graph: Graph) -> Graph:
     def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-        attrs = {k: _drop(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-        new = make(node.op, *sources, **attrs)
+        new = remade(node, sources, _drop)
         if new.op != "matmul" or new.sources[0].shape[-1] != 1:
             return new
         bound = match("attention", new)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import expr as e
 from ..interp import run
-from ..ops import TABLE, make
+from ..ops import TABLE, remade
 from ..program import Graph, Node, Program, rewrite
 
 FOLDABLE = ("elementwise", "reduction", "product", "concat")
@@ -22,8 +22,7 @@ def fold_constants(program: Program) -> Program:
         constant: dict[Node, bool] = {}
 
         def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-            attrs = {k: fold(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-            new = make(node.op, *sources, **attrs)
+            new = remade(node, sources, fold)
             row = TABLE[new.op]
             constant[new] = new.op in ("weight", "const", "iota") or (
                 row.kind in (*FOLDABLE, "view") and all(constant.get(s, False) for s in sources)
@@ -34,13 +33,12 @@ def fold_constants(program: Program) -> Program:
         replaced: dict[Node, Node] = {}
 
         def replace(node: Node, sources: tuple[Node, ...]) -> Node:
-            new = make(node.op, *sources, **dict(node.attrs))
             worth = (constant.get(node) and TABLE[node.op].kind in FOLDABLE) or node.op == "iota"
             if worth:
                 if node not in replaced:
                     replaced[node] = _as_weight(node, program.weights, weights)
                 return replaced[node]
-            return new
+            return remade(node, sources)
 
         return Graph(rewrite(outputs, replace))
 

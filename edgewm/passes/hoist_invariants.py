@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, make, remade
 from ..program import Graph, Node, Program, rewrite
 
 
@@ -18,8 +18,7 @@ def _hoist(graph: Graph) -> Graph:
     loops: dict[Node, Node] = {}
 
     def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-        attrs = {k: _hoist(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-        new = make(node.op, *sources, **attrs)
+        new = remade(node, sources, _hoist)
         if new.op == "repeat" and new not in loops:
             loops[new] = _lifted(new)
         return loops.get(new, new)
@@ -33,7 +32,7 @@ def _lifted(loop: Node) -> Node:
     carries = {name: bindings[name] for name in loop["carries"]}
     invariants = {name: bindings[name] for name in loop["invariants"]}
     leaves = _computed_once(loop["body"], set(invariants), {*names, *loop["body"].inputs()})
-    body = Graph(rewrite(loop["body"].outputs, lambda node, sources: leaves.get(node) or _made(node, sources)))
+    body = Graph(rewrite(loop["body"].outputs, lambda node, sources: leaves.get(node) or remade(node, sources)))
     named = {leaf["name"]: node for node, leaf in leaves.items()}
     for name in body.inputs():
         if name in named:
@@ -63,7 +62,3 @@ def _computed_once(body: Graph, invariants: set[str], taken: set[str]) -> dict[N
             if from_inputs[node] and kind not in ("leaf", "view", "concat"):
                 leaves[node] = e.input(next(names), node.shape, node.dtype)
     return leaves
-
-
-def _made(node: Node, sources: tuple[Node, ...]) -> Node:
-    return make(node.op, *sources, **dict(node.attrs))

@@ -8,7 +8,7 @@ so that one axis (candidates, tokens) can stay in vector lanes all the way.
 from __future__ import annotations
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, make, remade
 from ..program import Graph, Node, Program, rewrite
 
 
@@ -18,11 +18,10 @@ def lift_reshapes(program: Program) -> Program:
 
 def _lift(graph: Graph) -> Graph:
     def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-        attrs = {k: _lift(v) if isinstance(v, Graph) else v for k, v in node.attrs}
         if node.op == "reshape":
             return _reshape(sources[0], node.shape)
-        lifted = _row_wise(node, sources, attrs)
-        return lifted if lifted is not None else make(node.op, *sources, **attrs)
+        lifted = _row_wise(node, sources)
+        return lifted if lifted is not None else remade(node, sources, _lift)
 
     return Graph(rewrite(graph.outputs, rule))
 
@@ -33,12 +32,12 @@ def _reshape(x: Node, shape: tuple[int, ...]) -> Node:
     return e.reshape(x, shape)
 
 
-def _row_wise(node: Node, sources: tuple[Node, ...], attrs: dict) -> Node | None:
+def _row_wise(node: Node, sources: tuple[Node, ...]) -> Node | None:
     """The op before the reshape of its sources' leading dimensions, or None where it is not row-wise."""
     rank = len(node.shape)
     kind = TABLE[node.op].kind
     if kind == "reduction":
-        if attrs["axis"] != rank - 1:
+        if node["axis"] != rank - 1:
             return None
     elif node.op == "matmul":
         if len(sources[1].shape) != 2:
@@ -59,10 +58,8 @@ def _row_wise(node: Node, sources: tuple[Node, ...], attrs: dict) -> Node | None
             rows.append(e.reshape(source, source.shape[-1:]))
         else:
             return None
-    if kind == "reduction":
-        attrs = {**attrs, "axis": len(born)}
-    done = make(node.op, *rows, **attrs)
-    return e.reshape(done, node.shape)
+    attrs = {**dict(node.attrs), "axis": len(born)} if kind == "reduction" else dict(node.attrs)
+    return e.reshape(make(node.op, *rows, **attrs), node.shape)
 
 
 def _lead_reshape(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

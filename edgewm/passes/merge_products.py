@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, make, remade
 from ..program import Graph, Node, Program, rewrite, users
 
 
@@ -35,8 +35,7 @@ def _merged(graph: Graph, weights: dict[str, np.ndarray]) -> Graph:
             start = sum(r.shape[-1] for r in before)
             new = e.narrow(whole[roots], axis, start, start + node.shape[-1])
         else:
-            attrs = {k: _merged(v, weights) if isinstance(v, Graph) else v for k, v in node.attrs}
-            new = make(node.op, *sources, **attrs)
+            new = remade(node, sources, lambda inner: _merged(inner, weights))
         new_of[node] = new
         return new
 

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 
 from .. import expr as e
-from ..ops import TABLE, make
+from ..ops import TABLE, remade
 from ..program import Graph, Node, Program, rewrite
 
 
@@ -45,14 +45,13 @@ def _with_narrow_weights(graph: Graph, weights: dict[str, np.ndarray]) -> Graph:
     """Columns that a product reads of a weight as a weight of their own, which can be quantized and packed."""
 
     def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-        attrs = {k: _with_narrow_weights(v, weights) if isinstance(v, Graph) else v for k, v in node.attrs}
         if node.op == "matmul" and sources[1].op == "slice" and sources[1].sources[0].op == "weight":
             cut, whole = sources[1], sources[1].sources[0]
             if len(cut.shape) == 2 and cut["axis"] == 1:
                 name = f"{whole['name']}[{cut['start']}:{cut['stop']}]"
                 weights[name] = np.ascontiguousarray(weights[whole["name"]][:, cut["start"] : cut["stop"]])
                 sources = (sources[0], e.weight(name, cut.shape, cut.dtype))
-        return make(node.op, *sources, **attrs)
+        return remade(node, sources, lambda inner: _with_narrow_weights(inner, weights))
 
     return Graph(rewrite(graph.outputs, rule))
 
@@ -75,14 +74,13 @@ def prune(graph: Graph) -> Graph:
 
     for node in nodes:
         rows = demands[node]
-        attrs = {k: prune(v) if isinstance(v, Graph) else v for k, v in node.attrs}
         wanted = [_wanted(node, i, rows) for i in range(len(node.sources))] if _makes(node, rows) else None
         if wanted is None:  # made whole, then cut
-            whole = _rebuilt(node, [read(s, _wanted(node, i, None)) for i, s in enumerate(node.sources)], attrs, None)
+            whole = _rebuilt(node, [read(s, _wanted(node, i, None)) for i, s in enumerate(node.sources)], None)
             new[node] = whole if rows is None else e.narrow(whole, rows.axis, rows.start, rows.stop)
         else:
             sources = [read(s, w) for s, w in zip(node.sources, wanted, strict=True)]
-            new[node] = _rebuilt(node, sources, attrs, rows)
+            new[node] = _rebuilt(node, sources, rows)
     return Graph({name: new[node] for name, node in graph.outputs.items()})
 
 
@@ -177,11 +175,11 @@ def same_axis(node: Node, axis: int) -> int | None:
     return None
 
 
-def _rebuilt(node: Node, sources: list[Node], attrs: dict, rows: Demand) -> Node:
+def _rebuilt(node: Node, sources: list[Node], rows: Demand) -> Node:
     if node.op == "slice":  # the source was cut to what this slice wants
         return sources[0]
     if rows is not None and node.op in ("reshape", "expand"):
         shape = list(node.shape)
         shape[rows.axis] = rows.stop - rows.start
         return e.reshape(sources[0], shape) if node.op == "reshape" else e.expand(sources[0], shape)
-    return make(node.op, *sources, **attrs)
+    return remade(node, tuple(sources), prune)

@@ -24,7 +24,7 @@ from ..arithmetic import E4M3_LARGEST
 from ..errors import EdgewmError
 from ..kernel import load
 from ..layout import dtype_of
-from ..ops import NUMPY, make
+from ..ops import NUMPY, remade
 from ..program import Graph, Node, Program, order, rewrite
 from ..quantize.compensate import compensated, rounded
 from ..quantize.smooth import Smooth
@@ -58,8 +58,7 @@ def quantize_products(program: Program) -> Program:
 
     def quantized(graph: Graph) -> Graph:
         def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-            attrs = {k: quantized(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-            new = make(node.op, *sources, **attrs)
+            new = remade(node, sources, quantized)
             kind = program.recipe.get(sources[1]["name"]) if new.op == "matmul" and sources[1].op == "weight" else None
             if kind is None:
                 return _one_bias(new, shifted)

@@ -8,7 +8,7 @@ than the value has, a row-wise op is done on the whole value and its result is s
 from __future__ import annotations
 
 from .. import expr as e
-from ..ops import TABLE, graph_flops, make
+from ..ops import TABLE, graph_flops, make, remade
 from ..program import Graph, Node, Program, rewrite
 
 
@@ -25,8 +25,7 @@ def share(graph: Graph) -> Graph:
     worth = _overlapping(graph)
 
     def rule(node: Node, sources: tuple[Node, ...]) -> Node:
-        attrs = {k: share(v) if isinstance(v, Graph) else v for k, v in node.attrs}
-        new = make(node.op, *sources, **attrs)
+        new = remade(node, sources, share)
         if new.op == "slice" and (node.sources[0], node["axis"]) in worth:
             worth.add((new.sources[0], new["axis"]))
         lifted = _lifted(new, worth)

@@ -5,6 +5,11 @@
 
 namespace ewm {
 
+// The weights among a product's operands: `behind` of these stand after them.
+inline const Operand& weights_of(const Call& c, const Operand* o, int behind) {
+  return o[static_cast<int>(c.operands) - behind - 1];
+}
+
 struct Rows {
   int outer;                 // loops
   uint32_t batches, shared;  // indices that change the weights, and for each those that share them

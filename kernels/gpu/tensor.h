@@ -153,9 +153,10 @@ template <class T, class P> inline void round_rows(const Call& c, const Operand*
 
 // M: `Sum`, bytes of a number, `own` operands between weights and epilogue, and a row's end: Row(workspace, rows, row,
 // bytes) and end(sum, own operands, n).
-template <class M, class E, int inputs>
+template <class M, class E>
 inline void multiply_rows(const Call& c, const Operand* o, const Frame& f, uint32_t block) {
-  const Operand &weights = o[inputs], *own = o + inputs + 1, *epilogue = own + M::operands;
+  const Operand &weights = weights_of(c, o, M::operands + E::operands + 1), *own = &weights + 1;
+  const Operand* const epilogue = own + M::operands;
   const Rows rows(c, weights);
   const int along_n = rows.outer;
   const uint32_t width = c.dim[along_n], bytes = row_bytes(c.dim[along_n + 1], M::size), t = thread_index();
