@@ -66,7 +66,7 @@ def cli() -> None:
               "encoder's too; w8a8_smooth (even channels), w8a8_static (constant steps) and w4 (g: 32, 64 or 128 "
               "inputs share a step) choose steps and weights by planning; auto chooses for each product what plans "
               "best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
-@click.option("--calibration", type=PATH,
+@click.option("--calibration", type=PATH, metavar="PATH[#CAMERA]",
               help="Recorded data for w8a8_smooth, _static, w4 and auto, as of validate --data.")  # fmt: skip
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
@@ -183,7 +183,9 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
               help="How far each gate may go; FILE is JSON, a base and one's own limits.")
 @click.option("--episodes", type=COUNT, help="Pairs in closed loop, at most.  [default: enough to decide]")
 @click.option("--contexts", type=COUNT, help="Observations planned from.  [default: what the preset's claim takes]")
-@click.option("--data", type=PATH, help="Recorded observations, safetensors.  [default: those of the model]")
+@click.option("--data", type=PATH, metavar="PATH[#CAMERA]",
+              help="Recorded episodes (npz, HDF5, LeRobot), or arrays for this model, safetensors.  "
+                   "[default: those of the model]")  # fmt: skip
 @click.option("--env", help="Simulator: reference or module:function.  [default: the model's own]")
 @click.option("--latency", type=Listed(), default="", metavar="measured|estimated|FILE|MS[,...]",
               help="Also act with plans that come so late: success against latency.")
