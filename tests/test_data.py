@@ -201,6 +201,12 @@ def test_damaged_hdf5_is_told(tmp_path):
     with h5py.File(tmp_path / "expert.h5", "a") as file:
         del file["ep_len"]
     assert refused(tmp_path).what == "no 'ep_len': there are action, ep_offset, pixels, state"
+    with h5py.File(tmp_path / "expert.h5", "a") as file:
+        file["ep_len"], held = [7, 5, 9], file["pixels"][:]
+        del file["pixels"]
+        file.create_dataset("pixels", data=held, chunks=held.shape, compression=300, allow_unknown_filter=True)
+    fault = refused(tmp_path)
+    assert "HDF5 filter that is missing: number 300" in fault.what and fault.fix == "pip install hdf5plugin"
     (tmp_path / "expert.h5").write_bytes(b"no")
     assert "HDF5 file cannot be read" in refused(tmp_path).what
 
@@ -228,6 +234,12 @@ def test_damaged_lerobot_datasets_are_told(tmp_path):
     facts = json.loads(info.read_text())
     info.write_text(json.dumps({**facts, "data_path": "data/{nobody_knows}"}))
     assert "data_path is 'data/{nobody_knows}'" in refused(tmp_path).what
+    info.write_text(json.dumps({**facts, "features": {}}))
+    assert refused(tmp_path).what == "no 'action': there are none"
+    info.write_text(json.dumps({**facts, "fps": 0}))
+    assert refused(tmp_path).what == "info.json lacks features or fps"
+    info.write_text("[]")
+    assert "info.json is damaged" in refused(tmp_path).what
     info.write_text(json.dumps(facts))
     rows = tmp_path / "data" / "chunk-000" / "episode_000001.parquet"
     rows.write_bytes(rows.read_bytes()[:50])

@@ -17,7 +17,7 @@ from .pictures import rgb
 
 Array = np.ndarray
 ENDINGS = (".h5", ".hdf5")
-PLUGINS = "hdf5plugin"  # filters beyond HDF5's own: it registers them where it is imported
+PLUGINS = "hdf5plugin"  # compressions beyond HDF5's own, as stable-worldmodel's: importing it registers them
 
 
 def files(path: Path) -> list[Path]:
@@ -30,22 +30,31 @@ def files(path: Path) -> list[Path]:
 def open_file(file: Path) -> Iterator[Any]:
     """EdgewmError for a file that is none or is damaged, and without h5py."""
     h5py = needed("h5py", "an HDF5 file", str(file))
-    has_plugins = importlib.util.find_spec(PLUGINS) is not None
-    if has_plugins:
+    if importlib.util.find_spec(PLUGINS) is not None:
         importlib.import_module(PLUGINS)
     try:
         with h5py.File(file, "r") as found:
             yield found
     except OSError as fault:
-        fix = "copy or record it again"
-        if "filter" in str(fault) and not has_plugins:
-            fix = f"it is compressed by a filter that HDF5 does not bring: pip install {PLUGINS}"
-        raise EdgewmError(f"the HDF5 file cannot be read: {fault}", str(file), fix) from fault
+        what = f"the HDF5 file cannot be read: {fault}"
+        raise EdgewmError(what, str(file), "copy or record it again") from fault
 
 
 def arrays(group: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays in a group, by name."""
-    return {name: item.shape for name, item in group.items() if hasattr(item, "shape")}
+    """Shapes of the arrays in a group, by name; numbers by themselves are none."""
+    return {name: item.shape for name, item in getattr(group, "items", dict)() if getattr(item, "shape", ())}
+
+
+def rows(array: Any, start: int = 0, stop: int | None = None) -> Array:
+    """Rows of an array. EdgewmError where it is compressed in a way that nobody here undoes."""
+    import h5py
+
+    where, made = f"{array.file.filename}, {array.name}", array.id.get_create_plist()
+    for code, _, _, name in (made.get_filter(i) for i in range(made.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            told = name.decode(errors="replace") or f"number {code}"
+            raise EdgewmError(f"compressed by an HDF5 filter that is missing: {told}", where, f"pip install {PLUGINS}")
+    return np.asarray(array[start:stop])
 
 
 def pictures_of(file: Path, key: str, first: int = 0) -> Pictures:
@@ -53,6 +62,6 @@ def pictures_of(file: Path, key: str, first: int = 0) -> Pictures:
 
     def pictures(start: int, stop: int) -> Array:
         with open_file(file) as found:
-            return rgb(np.asarray(found[key][first + start : first + stop]), f"{file}, {key}")
+            return rgb(rows(found[key], first + start, first + stop), f"{file}, {key}")
 
     return pictures

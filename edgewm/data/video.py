@@ -21,7 +21,7 @@ def frames(file: Path, first: int, count: int, rate_hz: float) -> Array:
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
             container.seek(int(first / rate_hz / stream.time_base), stream=stream)  # to the key frame before
-            for frame in container.decode(stream):
+            for frame in (f for f in container.decode(stream) if f.pts is not None):
                 at = round(float(frame.pts * stream.time_base) * rate_hz)
                 if first <= at < first + count:
                     found[at] = frame.to_ndarray(format="rgb24")

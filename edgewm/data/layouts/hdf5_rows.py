@@ -33,16 +33,16 @@ def episodes(path: Path, camera: str | None) -> list[Episode]:
 
 def _episodes(file: Path, pixels: str) -> list[Episode]:
     where = str(file)
-    with hdf5.open_file(file) as rows:
-        there = hdf5.arrays(rows)
+    with hdf5.open_file(file) as held:
+        there = hdf5.arrays(held)
         for name in (pixels, ACTION):
             if name not in there:
                 raise lacking(name, there, where, "record it; other names of pictures by --data PATH#NAME")
-        starts, stops = _bounds(rows, there, where)
+        starts, stops = _bounds(held, there, where)
         n = there[pixels][0]
         if len(starts) and (starts.min() < 0 or (stops < starts).any() or stops.max() > n):
             raise EdgewmError(f"episodes reach beyond the {n} rows there are", where, "record the file again")
-        action, state = rows[ACTION][:], rows[STATE][:] if STATE in there else None
+        action, state = hdf5.rows(held[ACTION]), hdf5.rows(held[STATE]) if STATE in there else None
     for name, array in ((ACTION, action), (STATE, state)):
         if array is not None and len(array) != n:
             raise EdgewmError(f"{n} rows of {pixels!r} and {len(array)} of {name!r}", where, "record the file again")
@@ -55,15 +55,19 @@ def _episodes(file: Path, pixels: str) -> list[Episode]:
     ]  # fmt: skip
 
 
-def _bounds(rows: Any, there: dict[str, tuple[int, ...]], where: str) -> tuple[Array, Array]:
+def _bounds(held: Any, there: dict[str, tuple[int, ...]], where: str) -> tuple[Array, Array]:
     """The first row of each episode, and the row after its last."""
     if LENGTHS in there:
-        lengths = rows[LENGTHS][:].astype(np.int64).ravel()
-        starts = rows[OFFSETS][:].astype(np.int64).ravel() if OFFSETS in there else np.cumsum(lengths) - lengths
+        lengths = _counts(held[LENGTHS])
+        starts = _counts(held[OFFSETS]) if OFFSETS in there else np.cumsum(lengths) - lengths
         if len(starts) != len(lengths):
             raise EdgewmError(f"{len(lengths)} lengths and {len(starts)} offsets", where, "record the file again")
         return starts, starts + lengths
     if ENDS not in there:
         raise lacking(LENGTHS, there, where, f"say where episodes end: {LENGTHS} (and {OFFSETS}), or {ENDS}")
-    ends = rows[ENDS][:].astype(np.int64).ravel()
+    ends = _counts(held[ENDS])
     return np.concatenate([[0], ends[:-1]]).astype(np.int64), ends
+
+
+def _counts(array: Any) -> Array:
+    return hdf5.rows(array).astype(np.int64).ravel()

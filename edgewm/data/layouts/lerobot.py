@@ -48,9 +48,8 @@ def found(path: Path) -> bool:
 def episodes(path: Path, camera: str | None) -> list[Episode]:
     info = _info(path / INFO)
     features = info["features"]
-    for key in (ACTION, *(("fps",) if "fps" not in info else ())):
-        if key not in features:
-            raise lacking(key, features, str(path / INFO), AGAIN)
+    if ACTION not in features:
+        raise lacking(ACTION, features, str(path / INFO), AGAIN)
     cameras = [k for k, v in features.items() if v.get("dtype") in CAMERAS and not _is_depth(v)]
     camera = picked(camera, cameras, features, str(path / INFO))
     is_video = features[camera]["dtype"] == "video"
@@ -61,9 +60,9 @@ def episodes(path: Path, camera: str | None) -> list[Episode]:
     for one in listed:
         where, columns = f"{one.rows}, episode {one.index}", read(one.rows, tuple(names))
         at = np.flatnonzero(columns[EPISODE] == one.index)
-        if len(at) != one.length or not np.array_equal(columns[FRAME][at], np.arange(one.length)):
+        first, order = int(at[0]) if len(at) else 0, np.arange(one.length)
+        if not (np.array_equal(at, first + order) and np.array_equal(columns[FRAME][at], order)):
             raise EdgewmError(f"{len(at)} rows, {one.length} are listed, in order", where, AGAIN)
-        first = int(at[0]) if len(at) else 0
         seen = _from_video(one, rate_hz) if is_video else _from_rows(path, one, camera, first, pictures_in)
         state = columns[STATE][at] if STATE in columns else None
         made.append(episode(where, one.length, seen, columns[ACTION][at], state, rate_hz))
@@ -78,17 +77,18 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 def _info(file: Path) -> dict[str, Any]:
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
-        version = info.get("codebase_version")
-        usable = isinstance(info["features"], dict) and isinstance(info["data_path"], str)
-    except (ValueError, KeyError, AttributeError, OSError) as fault:
-        raise EdgewmError(f"info.json is damaged: {fault!r}", str(file), AGAIN) from fault
+        version = str(info.get("codebase_version"))
+    except (ValueError, AttributeError, OSError) as fault:
+        raise EdgewmError(f"info.json is damaged: {fault}", str(file), AGAIN) from fault
     if version not in _READ:
         raise EdgewmError(
             f"a LeRobot dataset of version {version}", str(file),
             f"convert it by LeRobot's own scripts: {', '.join(_READ)} are read",
         )  # fmt: skip
-    if not usable or not (isinstance(info.get("fps"), (int, float)) and info["fps"] > 0):
-        raise EdgewmError("info.json lacks features, data_path or fps", str(file), AGAIN)
+    features, rate_hz = info.get("features"), info.get("fps")
+    has_features = isinstance(features, dict) and all(isinstance(v, dict) for v in features.values())
+    if not has_features or not isinstance(rate_hz, (int, float)) or not rate_hz > 0:
+        raise EdgewmError("info.json lacks features or fps", str(file), AGAIN)
     return info
 
 
@@ -137,7 +137,7 @@ def _filled(path: Path, info: Mapping[str, Any], template: str, names: Mapping[s
     """A template of info.json with these names in it."""
     try:
         return path / info[template].format(**names)
-    except (KeyError, IndexError, ValueError, AttributeError) as fault:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as fault:
         raise EdgewmError(f"{template} is {info.get(template)!r}: {fault!r}", str(path / INFO), AGAIN) from fault
 
 

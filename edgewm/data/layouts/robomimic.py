@@ -33,7 +33,7 @@ def _episodes(file: Path, camera: str | None) -> list[Episode]:
     with hdf5.open_file(file) as there:
         if DATA not in there:
             raise lacking(DATA, there, str(file), "leave out files of other layouts")
-        for name in sorted(there[DATA], key=_number):
+        for name in sorted((k for k, demo in there[DATA].items() if hasattr(demo, "items")), key=_number):
             demo, where = there[DATA][name], f"{file}, {DATA}/{name}"
             for key in (OBSERVED, ACTIONS):
                 if key not in demo:
@@ -42,7 +42,7 @@ def _episodes(file: Path, camera: str | None) -> list[Episode]:
             cameras = [key for key, shape in seen.items() if len(shape) == PICTURES]
             key = picked(camera, cameras, seen, f"{where}/{OBSERVED}")
             pictures = hdf5.pictures_of(file, f"{DATA}/{name}/{OBSERVED}/{key}")
-            made.append(episode(where, seen[key][0], pictures, demo[ACTIONS][:]))
+            made.append(episode(where, seen[key][0], pictures, hdf5.rows(demo[ACTIONS])))
     return made
 
 
