@@ -128,6 +128,8 @@ def test_pictures_are_resized_to_the_camera(tmp_path):
 def test_a_recording_is_known_by_its_contents(tmp_path):
     as_npz(tmp_path / "a", recorded())
     as_npz(tmp_path / "b", recorded())
+    assert is_recording(tmp_path / "a.npz") and not is_recording(tmp_path / "a.safetensors")
+    assert len(opened(tmp_path / "a" / "0001.npz")) == 1
     (tmp_path / "b" / ".hidden").write_text("of a file manager")
     assert identity(tmp_path / "a") == identity(tmp_path / "b") != identity(Path(f"{tmp_path}/a#front"))
     as_npz(tmp_path / "b", recorded(seed=1))

@@ -14,14 +14,13 @@ from . import layouts
 from .episode import Episode, told
 
 NAMES_A_CAMERA = "#"
-FILES = (".npz", ".h5", ".hdf5")  # that are recordings by themselves
 BLOCK_BYTES = 1 << 22
 
 
 def is_recording(data: Path) -> bool:
     """Whether `data` are episodes, not arrays that were made for a model (`judge.recorded`)."""
     path, camera = _split(data)
-    return path.is_dir() or camera is not None or path.suffix in FILES
+    return path.is_dir() or camera is not None or any(path.suffix in layout.ENDINGS for layout in _layouts())
 
 
 def opened(data: Path) -> list[Episode]:

@@ -19,6 +19,7 @@ from . import robomimic
 
 Array = np.ndarray
 LOOKS_FOR = "*.h5 or *.hdf5 with pixels, action and ep_len (and ep_offset) or episode_ends"
+ENDINGS = hdf5.ENDINGS
 PIXELS, ACTION, STATE = "pixels", "action", "state"
 LENGTHS, OFFSETS, ENDS = "ep_len", "ep_offset", "episode_ends"
 

@@ -23,6 +23,7 @@ from ..video import frames
 
 Array = np.ndarray
 LOOKS_FOR = "meta/info.json with codebase_version v2.0, v2.1 or v3.0 (LeRobot)"
+ENDINGS = ()
 INFO, EPISODES = Path("meta/info.json"), Path("meta/episodes.jsonl")
 ACTION, STATE, EPISODE, FRAME = "action", "observation.state", "episode_index", "frame_index"
 CAMERAS = ("image", "video")

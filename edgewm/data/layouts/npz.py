@@ -15,12 +15,13 @@ from ..pictures import rgb
 
 Array = np.ndarray
 LOOKS_FOR = "*.npz, an episode each, with pixels (T, H, W, 3) uint8 and action (T, axes)"
+ENDINGS = (".npz",)
 PIXELS, ACTION, STATE = "pixels", "action", "state"
 KEPT = 4  # files in memory: an array in an archive is read whole
 
 
 def _files(path: Path) -> list[Path]:
-    return [p for p in ([path] if path.is_file() else sorted(path.iterdir())) if p.suffix == ".npz" and p.is_file()]
+    return [p for p in ([path] if path.is_file() else sorted(path.iterdir())) if p.suffix in ENDINGS and p.is_file()]
 
 
 def found(path: Path) -> bool:

@@ -12,6 +12,7 @@ from .. import hdf5
 from ..episode import Episode, episode, lacking, picked
 
 LOOKS_FOR = "*.hdf5 with data/demo_0/obs/<camera>_image and data/demo_0/actions (robomimic)"
+ENDINGS = hdf5.ENDINGS
 DATA, OBSERVED, ACTIONS = "data", "obs", "actions"
 PICTURES = 4  # axes
 
