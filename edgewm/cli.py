@@ -66,7 +66,7 @@ def cli() -> None:
               "encoder's too; w8a8_smooth (even channels), w8a8_static (constant steps) and w4 (g: 32, 64 or 128 "
               "inputs share a step) choose steps and weights by planning; auto chooses for each product what plans "
               "best and still holds --rate-hz; FILE is a recipe.")  # fmt: skip
-@click.option("--calibration", type=PATH, metavar="PATH[#CAMERA]",
+@click.option("--calibration", type=PATH,
               help="Recorded data for w8a8_smooth, _static, w4 and auto, as of validate --data.")  # fmt: skip
 @planner_options
 @click.option("--heads", type=Listed(), help="Decoders to keep, with commas.  [default: none]")
