@@ -185,7 +185,9 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
               help="How far each gate may go; FILE is JSON, a base and one's own limits.")
 @click.option("--episodes", type=COUNT, help="Pairs in closed loop, at most.  [default: enough to decide]")
 @click.option("--contexts", type=COUNT, help="Observations planned from.  [default: what the preset's claim takes]")
-@click.option("--data", type=PATH, help="Recorded observations, safetensors.  [default: those of the model]")
+@click.option("--data", type=PATH, metavar="PATH[#CAMERA]",
+              help="Recorded episodes (npz, HDF5, LeRobot), or arrays for this model, safetensors.  "
+                   "[default: those of the model]")  # fmt: skip
 @click.option("--env", help="Simulator: reference or module:function.  [default: the model's own]")
 @click.option("--latency", type=Listed(), default="", metavar="measured|estimated|FILE|MS[,...]",
               help="Also act with plans that come so late: success against latency.")

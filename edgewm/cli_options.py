@@ -111,7 +111,10 @@ DISTILL: dict[str, dict[str, Any]] = {
         "help": "What plans; auto takes of each candidate the smaller estimate.",
     },
     "--measured": {"type": PATH, "help": "Facts that `targets probe --out` wrote on such a machine."},
-    "--data": {"type": PATH, "help": "Recorded data, as of validate.  [default: the model's own]"},
+    "--data": {
+        "type": PATH, "metavar": "PATH[#CAMERA]",
+        "help": "Recorded episodes (npz, HDF5, LeRobot) or arrays, as of validate.  [default: the model's own]",
+    },
     "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--losses": {

@@ -45,8 +45,9 @@ def validate(
     Without `suite` every suite but closed-loop runs that there is evidence for, and `skipped` says why others did not.
     `preset` is strict, default, explore or a JSON file (`judge.gates.preset_of`). `contexts` counts pairs of
     observation and goal (default: what the preset's claim takes), `episodes` pairs of closed-loop episodes at most;
-    `latency` are those of the closed loop's curve (`judge.latency`). Recorded `data` (`judge.recorded`) and the
-    simulator `env` (as `act.run` takes it) come before the model's own. `notice` is told how long episodes will take.
+    `latency` are those of the closed loop's curve (`judge.latency`). Recorded `data` (`judge.recorded`,
+    `judge.episodes`) and the simulator `env` (as `act.run` takes it) come before the model's own. `notice` is told how
+    long episodes will take.
 
     Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a bundle for
     another machine.
@@ -203,7 +204,7 @@ def _key(suite: str) -> str:
 
 def lacking(suite: str, model: Any, source: Source) -> EdgewmError | None:
     """Why a suite cannot run; None where it can."""
-    record = "give --data FILE.safetensors with the arrays {}"
+    record = "give --data DIRECTORY of recorded episodes, or --data FILE.safetensors with the arrays {}"
     missing = {
         "plan": ("contexts", "contexts to plan in", record.format(wanted(model))),
         "physics": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import distill_world
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from safetensors.numpy import load_file
 from edgewm import expr as e
 from edgewm import interp
 from edgewm.console import distill_table
+from edgewm.data import identity
 from edgewm.distill import asked, budgets, choice, condition, losses, prune, states, targets, train, verb
 from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, considered, tick, untrained
 from edgewm.distill.fake_quant import formats_of, on_levels, rounded
@@ -887,7 +889,13 @@ def test_no_student_is_trained_where_the_model_itself_holds_the_rate(tmp_path, m
     assert "no student is needed: edgewm build distill_world:make --target jetson_agx_orin_64gb" in shown.getvalue()
 
 
-def test_the_whole_verb(tmp_path, monkeypatch):
+def test_the_whole_verb_from_recorded_episodes(tmp_path, monkeypatch):
+    data = tmp_path / "episodes"
+    data.mkdir()
+    for i, (pixels, action, state) in enumerate(rollouts(48, 8, 0)):
+        np.savez(data / f"{i:02d}.npz", pixels=pixels, action=action, state=state)
+    monkeypatch.setattr(distill_world, "contexts", None)
+    monkeypatch.setattr(distill_world, "rollouts", None)
     monkeypatch.setattr(choice, "shapes", lambda teacher: [replace(teacher, depth=1)])
     monkeypatch.setattr(choice, "jumping", lambda found, horizon: [replace(s, jump=horizon) for s in found])
     monkeypatch.setattr(choice, "numbers_of", lambda model: 2)  # its bundle tells actions in few numbers
@@ -899,13 +907,14 @@ def test_the_whole_verb(tmp_path, monkeypatch):
     )  # fmt: skip
     asked = {
         "target": "orin", "rate_hz": 20.0, "precision": "fp32", "out": tmp_path / "student", "judged": 4,
-        "training": TRAINING,
+        "training": TRAINING, "data": data,
     }  # fmt: skip
     dry = verb.distill("distill_world:make", dry_run=True, **asked)
     assert dry["student"] is None and not (tmp_path / "student").exists() and dry["chosen"] in dry["considered"]
     found = verb.distill("distill_world:make", progress=quiet, **asked)
-    assert found["verdict"]["plan"]["contexts"] == 4 and (tmp_path / "student" / "bundle" / "model.ewm").is_file()
     kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
+    assert kept["asked"]["data"] == identity(data) and found["verdict"]["plan"]["contexts"] == 4
+    assert (tmp_path / "student" / "bundle" / "model.ewm").is_file()
     stale = tmp_path / "begun" / verb.CONFIG
     stale.parent.mkdir()
     stale.write_text(json.dumps({**kept, "asked": {**kept["asked"], "seed": 7}}))  # of a run that never kept a state
@@ -923,6 +932,9 @@ def test_the_whole_verb(tmp_path, monkeypatch):
         verb.distill("distill_world:make", **asked)
     with pytest.raises(EdgewmError, match=r"the run to go on had rate_hz 20.0, this has 25.0"):
         verb.distill("distill_world:make", resume=True, **{**asked, "rate_hz": 25.0})
+    (data / "00.npz").unlink()
+    with pytest.raises(EdgewmError, match="the run to go on had data"):
+        verb.distill("distill_world:make", resume=True, **asked)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(EdgewmError, match=r"holds other files: thesis\.txt"):

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..data import identity
 from ..errors import EdgewmError
 from ..judge.sources import Source, source_of
 from ..models import Model, folder_of, load
-from ..models.checkpoint import read_object, sha256, weights_file
+from ..models.checkpoint import read_object, weights_file
 from ..models.robot import ROBOT
 from ..options import Progress
 from . import states
@@ -35,12 +36,11 @@ def distill_proposal(
     check_checkpoint(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EdgewmError("the output is no empty directory", str(out), "give -o an empty directory")
-    if data is not None and not data.is_file():
-        raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     check_training(training or {})
+    known = None if data is None else identity(data)
     full, settings = load(model), replace(Settings(seed=seed), **(training or {}))
-    known = None if data is None else sha256(data)[data.name]
-    begun, worth = with_trained(model, full, source_of(model, full, data), known, settings, cache, progress)
+    source = source_of(model, full, data, learning=True)
+    begun, worth = with_trained(model, full, source, known, settings, cache, progress)
     with states.disk(out):
         write_checkpoint(model, begun, {"proposal": True, "warm_start": False}, out)
     return {

@@ -52,7 +52,7 @@ def teacher_of(name: str, model: Model, planner: Planner, source: Source, data: 
         if getattr(source, kind) is None:
             raise EdgewmError(
                 f"nothing to learn from: the teacher brings no {kind}", name,
-                "give --data FILE.safetensors with contexts and trajectories (edgewm/judge/recorded.py)",
+                "give --data DIRECTORY of recorded episodes, or FILE.safetensors with contexts and trajectories",
             )  # fmt: skip
     side = upstream(model, replace(planner, proposal=True))  # `searched` tells whether it is asked to propose
     return Teacher(model, side, planner, source, name, data)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build
-from ..errors import EdgewmError
+from ..data import identity
 from ..judge.sources import Source, source_of
 from ..models import Model, folder_of, load
-from ..models.checkpoint import sha256
 from ..options import AUTO, Progress, part
 from ..program import Planner
 from ..student import regret_of
@@ -73,22 +72,20 @@ def distill(
     numbers, a full disk, another run in OUT.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    if data is not None and not data.is_file():
-        raise EdgewmError("no such file", str(data), "give recorded data, safetensors")
     board, full = board_of(target, mode, threads, measured, place), load(model)
     given = {k: v for k, v in (planner or {}).items() if v is not None}
     asked = {
         "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
         "threads": board.threads, "place": place, "rate_hz": rate_hz, "precision": precision, "planner": given,
         "begins_at_proposal": full.planner.proposal, "losses": list(terms), "training": dict(training or {}),
-        "seed": seed, "data": None if data is None else sha256(data)[data.name], "trials": trials,
+        "seed": seed, "data": None if data is None else identity(data), "trials": trials,
         "trial_steps": trial_steps if trials or join else None,
     }  # fmt: skip
     check(precision, terms, training or {})
     full = asked_for(model, full, given)
     is_study, journal = bool(trials or join), study or out / trying.JOURNAL
     answers = cache or (None if dry_run else out / (trying.FOLDER if is_study else RUN) / "cache")
-    source = source_of(model, full, data)
+    source = source_of(model, full, data, learning=True)
     beginning = replace(Beginning(seed=seed), **{k: v for k, v in (training or {}).items() if k == "contexts"})
 
     @remembered

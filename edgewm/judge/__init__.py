@@ -20,6 +20,7 @@ noise.py          the noise that a bundle's plans draw
 
 sources.py      where evidence comes from: contexts, futures, clips, simulators
 recorded.py       out of a file
+episodes.py       cut out of recorded episodes (edgewm/data)
 derived.py        made of recorded trajectories where nobody brought it
 picture.py      imagined futures beside real ones
 """

@@ -2,8 +2,8 @@
 
 The worlds that ship with edgewm bring everything (`reference.trials`). One's own model (`module:function`) may define,
 in that module, any of the functions of `Source` under their names. For any model, a checkpoint directory too, a
-safetensors file of recorded data serves (`recorded`). What is missing is derived where that can be done (`derived`); a
-suite leaves out what it still has no evidence for, and says so.
+safetensors file of recorded data serves (`recorded`), and so do recorded episodes (`episodes`). What is missing is
+derived where that can be done (`derived`); a suite leaves out what it still has no evidence for, and says so.
 """
 
 from __future__ import annotations
@@ -81,10 +81,13 @@ class Source:
         return replace(self, **{name: value for name, value in found.items() if value is not None})
 
 
-def source_of(against: str, model: Any, data: Path | None = None) -> Source:
-    """The source that belongs to MODEL; recorded `data` come before its own. EdgewmError for data that do not fit."""
+def source_of(against: str, model: Any, data: Path | None = None, learning: bool = False) -> Source:
+    """The source that belongs to MODEL; recorded `data` come before its own. To learn from, recorded episodes serve
+    several times each (`learning`). EdgewmError for data that do not fit."""
+    from ..data import is_recording
     from ..reference import trials
     from . import derived
+    from .episodes import evidence
     from .recorded import recorded
 
     world = trials.world_of(against)
@@ -94,7 +97,8 @@ def source_of(against: str, model: Any, data: Path | None = None) -> Source:
     elif ":" in against and not Path(against).exists():
         found = found.having(**_declared(module_of(against)))
     if data is not None:  # what belongs to the world that was not recorded would be another scene
-        found = replace(found, states=None, impossible=None, shifts=None).having(**recorded(data, model))
+        brought = evidence(data, model, learning) if is_recording(data) else recorded(data, model)
+        found = replace(found, states=None, impossible=None, shifts=None).having(**brought)
     return derived.completed(found, model)
 
 

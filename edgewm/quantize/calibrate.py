@@ -179,11 +179,11 @@ def searches(
     from ..judge.sources import source_of
 
     loaded = models.load(model)
-    contexts = source_of(model, loaded, data).contexts
+    contexts = source_of(model, loaded, data, learning=True).contexts
     if contexts is None:
         raise EdgewmError(
             f"{what} chosen on the planner's own candidates, and there is nothing to plan from", model,
-            "give recorded observations with --calibration FILE (the file that validate --data takes)",
+            "give recorded observations with --calibration (what validate --data takes)",
         )  # fmt: skip
     planner = replace(program.planner, iterations=min(program.planner.iterations, MOST_ITERATIONS))
     side, older = upstream(loaded, planner), planner.history - 1
