@@ -6,12 +6,13 @@ rates      what `edgewm distill --json RESULT.json` found at several rates: a st
            precision or with fewer candidates. Bundles of each are judged by the judge's own suites `plan` and
            `closed-loop` (pairs of episodes from the same starts, the full model with its own search; at most
            `--episodes`), and timed in one alternating run: the median, and the best round. What was judged is kept in
-           FOLDER, by the bundle's hash, so that another run only has to time.
+           FOLDER, by what a bundle computes, so that another run only has to time.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from timing import alternate
 from edgewm.binding import Runtime
 from edgewm.build import build
 from edgewm.distill.verb import name_of
+from edgewm.format import unpack
 from edgewm.judge.sides import named
 from edgewm.judge.sources import source_of
 from edgewm.models import load
@@ -53,7 +55,7 @@ def rates(given: argparse.Namespace) -> list[dict[str, Any]]:
         seconds = times(teacher, bundles, given.threads)
         rows = [row("the full model", "fp32", built[0], seconds[str(bundles[0])], {}, given.episodes)]
         for found, out, facts in zip(results, bundles[1:], built[1:], strict=True):
-            key = f"{facts['sha256']}-{given.episodes}"
+            key = f"{answers_sha256(out)}-{given.episodes}"
             told = remembered(given.kept, key, lambda out=out: judged(teacher, out, given))
             rate, best = f"{found['asked']['rate_hz']:g} Hz", name_of(found["chosen"])
             rows.append(row(rate, best, facts, seconds[str(out)], told, given.episodes))
@@ -77,6 +79,13 @@ def times(model: str, bundles: Sequence[Path], threads: int) -> dict[str, list[f
     finally:
         for runtime in runtimes:
             runtime.close()
+
+
+def answers_sha256(bundle: Path) -> str:
+    """Of all that a bundle computes, weights and golden answers among it, whatever its kernels are called."""
+    sections = unpack((bundle / "model.ewm").read_bytes())
+    kept = (name.encode() + sections[name] for name in sorted(sections) if name != "manifest")
+    return hashlib.sha256(b"".join(kept)).hexdigest()
 
 
 def remembered(folder: Path | None, key: str, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
