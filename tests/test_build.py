@@ -20,7 +20,8 @@ import pytest
 from edgewm import build as driver
 from edgewm import expr as e
 from edgewm import format as ewm
-from edgewm.build import build, schedule_program, write
+from edgewm.build import build, write
+from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
 from edgewm.golden import example_inputs
 from edgewm.passes import PIPELINE, run

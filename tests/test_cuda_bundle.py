@@ -27,7 +27,7 @@ from edgewm import build as build_module
 from edgewm import bundle as bundle_module
 from edgewm import format as ewm
 from edgewm.binding import Runtime
-from edgewm.build import build, place_program
+from edgewm.build import build
 from edgewm.bundle import compile_bundle, compile_gpu_bundle, pack
 from edgewm.cuda.compile import Compiled, KernelFacts
 from edgewm.cuda.schedule import calls_of, launched, schedule_gpu
@@ -40,6 +40,7 @@ from edgewm.golden import allowed_difference, example_inputs, record
 from edgewm.host import host
 from edgewm.manifest import read_manifest
 from edgewm.passes import LOWERING, run
+from edgewm.place import place_program
 from edgewm.program import Program
 from edgewm.quantize import recipe_of
 from edgewm.rounding import BF16_STEP, UNIT_ROUNDOFF, rounding_steps
@@ -201,7 +202,7 @@ def test_a_compiled_module_is_one_that_a_driver_takes(driver: Callable, tmp_path
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds without the compiler of the [gpu] extra."""
     monkeypatch.setattr(bundle_module, "compile_cuda", uncompiled)
-    monkeypatch.setattr(build_module, "check_tools", lambda tools: None)
+    monkeypatch.setattr("edgewm.place.check_tools", lambda tools: None)
 
 
 def test_the_verb_builds_for_a_gpu_and_says_so(named: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +329,7 @@ def test_without_its_compiler_both_ways_on_are_named(monkeypatch: pytest.MonkeyP
     def missing(tools: str) -> None:
         raise EdgewmError("kernels for a GPU need nvidia-cuda-nvrtc-cu12, which is not installed", "w", "f")
 
-    monkeypatch.setattr(build_module, "check_tools", missing)
+    monkeypatch.setattr("edgewm.place.check_tools", missing)
     for options in ({"place": "gpu"}, {"mode": "MAXN", "planner": {"samples": 20_000}}):
         with pytest.raises(EdgewmError) as said:
             build("tiny:lewm", target="orin", out=tmp_path / "out", **options)

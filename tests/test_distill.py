@@ -52,6 +52,7 @@ from edgewm.reference.model import build
 from edgewm.rounding import UNIT_ROUNDOFF, rounding_steps
 from edgewm.student import student_for
 
+WAIT_S = 300  # far more than two processes take
 SHAPE = Shape(LATENT, 1, 1, 8, 16, 16, 1, 8, 1, 1, 2.0, 16, 4)
 TRAINING = {
     "steps": 24, "round_steps": 6, "frames": 48, "round_frames": 12, "contexts": 8, "round_contexts": 6, "held_out": 3,
@@ -632,7 +633,8 @@ def test_two_runs_in_one_directory_are_refused(tmp_path, straight, cache):
 
 
 def in_two_processes(work: Callable[[int], object]) -> None:
-    """As torchrun starts them, on a port that nobody else has; both must end well."""
+    """As torchrun starts them, on a port that nobody else has; both must end well, and one that waits for ever does
+    not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -643,6 +645,7 @@ def in_two_processes(work: Callable[[int], object]) -> None:
                 at = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ.update(at)
                 torch.set_num_threads(1)
+                signal.alarm(WAIT_S)
                 work(rank)
                 os._exit(0)
             except BaseException:
@@ -661,9 +664,9 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
 
     def work(rank: int) -> None:
         options = {"target": "orin", "dry_run": True, "planner": {"samples": 8}}
-        found = verb.distill("distill_world:make", rate_hz=10.0, **options)
-        (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
-        with Processes.here() as share:
+        with Processes.here() as share:  # once: who meets again at a port may meet the store that is closing there
+            found = verb.distill("distill_world:make", rate_hz=10.0, **options)
+            (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
             assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
             with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
                 verb.distill("distill_world:make", rate_hz=99.0, **options)

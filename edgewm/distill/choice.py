@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ..build import check_place, has_gpu
 from ..cuda.schedule import schedule_gpu
 from ..emit import schedule_program
 from ..errors import EdgewmError
@@ -29,6 +28,7 @@ from ..models import Model, capture_model, torch_world
 from ..models.proposal import Proposal
 from ..options import AUTO, TRAINED, Progress
 from ..passes import EXACT, LOWERING, run
+from ..place import check_place, has_gpu
 from ..program import Planner, Program
 from ..quantize import NAMED, recipe_of
 from ..reference.model import build
