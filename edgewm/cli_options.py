@@ -119,7 +119,7 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--losses": {
         "type": Listed(), "metavar": "LOSS[,...]", "help": "Of encode, latent, counterfactual, cost, rank, elite, "
-        "probe and features, those that teach it.  [default: the first three; features adds little, the others nothing]",
+        "probe and features, those that teach it.  [default: the first three: features adds little, others nothing]",
     },
     "--episodes": {
         "type": COUNT, "help": "Pairs of episodes, at most, that the judge plays.  [default: none]",
