@@ -29,7 +29,8 @@ import torch
 from recording import add_flags, finish
 from torch import nn
 
-from edgewm.distill import choice, condition, fidelity, prune, trials, verb
+from edgewm.distill import choice, condition, fidelity, losses, prune, trials, verb
+from edgewm.distill.proposal import Settings as Beginning
 from edgewm.distill.shapes import as_model, briefly, config_of, of_teacher, smaller
 from edgewm.distill.space import Space
 from edgewm.distill.teacher import HELD_OUT, Teacher, held_out, teacher_of
@@ -175,7 +176,8 @@ def trained(given: argparse.Namespace) -> list[dict[str, Any]]:
 
     def settings(candidate: choice.Candidate) -> Settings:
         half = -(-given.trained // 2)
-        return replace(verb.settings_of(candidate, model, [], FEW, 0), steps=given.trained, round_steps=half)
+        usual = verb.settings_of(candidate, model, losses.DEFAULT, FEW, Beginning(), 0)
+        return replace(usual, steps=given.trained, round_steps=half)
 
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
         out = given.study.parent if given.study else Path(folder)
