@@ -70,12 +70,12 @@ def build(
 
     `planner` holds fields of `program.Planner`; what it leaves out, or None, is the model's own. `precision` is a name
     of `options.RECIPES` (`+CLASS` behind it, of `options.VALUES`, holds what candidates leave between calls in bf16),
-    `auto`, or a JSON file of one's own recipe; `calibration` is a file of recorded data to choose
-    steps, weights of 4 bits or auto's formats by, for a model that brings no contexts. `backend` is
-    one of `options.BACKENDS`; another than native makes a bundle for another runtime (`backends.build`). After a dry
-    run `bytes` is an estimate: the weights, which are nearly all of a file. `estimate_ms` is what `edgewm estimate`
-    says of a plan {point, low, high, source} and, where a place was chosen, of its parts (`parts_ms`); null where
-    nothing is known of the board; `auto` is what `quantize.search.chosen` found, null for other precisions.
+    `auto`, or a JSON file of one's own recipe; `calibration` is recorded data to choose steps, weights of 4 bits or
+    auto's formats by, for a model that brings no contexts. `backend` is one of `options.BACKENDS`; another than native
+    makes a bundle for another runtime (`backends.build`). After a dry run `bytes` is an estimate: the weights, which
+    are nearly all of a file. `estimate_ms` is what `edgewm estimate` says of a plan {point, low, high, source} and,
+    where a place was chosen, of its parts (`parts_ms`); null where nothing is known of the board; `auto` is what
+    `quantize.search.chosen` found, null for other precisions.
 
     Raises EdgewmError, before anything is written, for whatever does not fit together.
     """
@@ -140,16 +140,9 @@ def build(
     if not dry_run:
         say("compile", 0.55)
         result |= write(
-            program,
-            schedule,
-            manifest,
-            counts,
-            board,
-            out,
-            seed,
-            lambda done: say("compile", 0.55 + 0.45 * done),
+            program, schedule, manifest, counts, board, out, seed, lambda done: say("compile", 0.55 + 0.45 * done),
             power,
-        )
+        )  # fmt: skip
     say("done", 1.0)
     return {**result, "seconds": round(time.perf_counter() - begun, 3)}
 
