@@ -4,9 +4,9 @@
 
 One small student is trained with all losses but `cost` and `features`, without each of them, without those that compare
 costs, with `cost`, with those of the default, without its own searches and without rounding, and compiled. Students of
-one seed begin with the same weights, learn from the same answers in the same batches, are looked at in the same held-
-out contexts and play the same episodes on the same noise; those of another seed share none of that. What became of each
-is kept in FOLDER: a run that was cut off goes on, and with more `--seeds` only those are added.
+one seed begin with the same weights, learn from the same answers in the same batches, are looked at in the same
+held-out contexts and play the same episodes on the same noise; those of another seed share none of that. What became of
+each is kept in FOLDER: a run that was cut off goes on, and with more `--seeds` only those are added.
 
 Differences are to the first row, with 90 % intervals from the two-way analysis of variance, students by seeds
 (randomised blocks; Montgomery, "Design and Analysis of Experiments", chapter 4): what is left of a figure after its
