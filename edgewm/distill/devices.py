@@ -1,0 +1,65 @@
+"""Where a student is trained: on CPUs, or on a GPU for each process. It is decided here alone; what computes does so
+where the tensors are that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import EdgewmError
+from ..options import AUTO
+
+ASKED = re.compile(r"auto|cpu|cuda(:\d+)?")
+FLAG = "--device"
+HOST = torch.device("cpu")
+
+
+def device_of(asked: str, local: int = 0, beside: int = 1) -> torch.device:
+    """The device of process number `local` of the `beside` ones on this machine: a GPU of its own, where there are any
+    or one is asked for, or its CPUs.
+
+    EdgewmError for a device that torch does not have, and for fewer GPUs than processes.
+    """
+    if not ASKED.fullmatch(asked):
+        raise EdgewmError(f"no device {asked!r}", FLAG, "give auto, cpu, cuda, or one GPU of several, as cuda:1")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == AUTO and not count):
+        return HOST
+    if not count:
+        raise EdgewmError(
+            f"torch {torch.__version__} finds no GPU", f"{FLAG} {asked}",
+            "see that `nvidia-smi` lists one, and install torch for CUDA: pip install --force-reinstall torch "
+            "--index-url https://download.pytorch.org/whl/cu126; or give --device cpu",
+        )  # fmt: skip
+    _, is_numbered, number = asked.partition(":")
+    if is_numbered and beside > 1:
+        raise EdgewmError(
+            f"{beside} processes on one GPU", f"{FLAG} {asked}", "give --device cuda: each process takes its own"
+        )
+    index = int(number) if is_numbered else local
+    if max(index + 1, 0 if is_numbered else beside) > count:
+        what = f"there is no GPU {index}" if is_numbered else f"{beside} processes"
+        raise EdgewmError(
+            f"{what}, and this machine has {count} GPU{'s' if count > 1 else ''}", f"{FLAG} {asked}",
+            f"give a number below {count}" if is_numbered else f"start at most {count} here, or give --device cpu",
+        )  # fmt: skip
+    return torch.device("cuda", index)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Within, a GPU convolves in float32, where torch would take TF32, and an EdgewmError tells of a full memory."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    except torch.OutOfMemoryError as fault:
+        raise EdgewmError(
+            f"the memory of {device} is full: {str(fault).splitlines()[0]}", FLAG,
+            "end what else runs there, give another device, or --device cpu; go on with --resume",
+        ) from fault  # fmt: skip
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
