@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("meta")  # the only other one that a CPU build of torch lets autograd run on
 aten = torch.ops.aten
@@ -100,27 +100,37 @@ def _is_there(device: Any) -> bool:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    given: list[Tensor] = []
+    held = [_held(x, given) for x in args], {key: _held(x, given) for key, x in kwargs.items()}
     there = [x for x in given if isinstance(x, There)]
-    if there:
-        _check(func, args, given)
     asked = kwargs.get("device")
     is_there = bool(there) if asked is None else _is_there(asked)
     if not there and not is_there:
         return func(*args, **kwargs)
-    own = {id(x.held): x for x in there}
+    if 0 < len(there) < len(given):
+        _check(func, args, given)
     if asked is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    kwargs.pop("pin_memory", None)
+        held[1]["device"] = torch.device("cpu")
     with torch._C._DisableAutocast():
-        found = func(*_held(args), **_held(kwargs))
-    if func in COPIES:
-        return args[0]
-    return tree_map(lambda x: own.get(id(x), There(x)) if isinstance(x, Tensor) else x, found) if is_there else found
+        found = func(*held[0], **held[1])
+    if not is_there:
+        return found
+    return args[0] if func in COPIES else _there(found, {id(x.held): x for x in there})
 
 
-def _held(values: Any) -> Any:
-    return tree_map(lambda x: x.held if isinstance(x, There) else x, values)
+def _held(value: Any, given: list[Tensor]) -> Any:
+    """What the host computes with in the place of an argument; `given` is told of each tensor in it."""
+    if isinstance(value, Tensor):
+        given.append(value)
+        return value.held if isinstance(value, There) else value
+    return [_held(x, given) for x in value] if isinstance(value, (list, tuple)) else value
+
+
+def _there(found: Any, own: dict[int, There]) -> Any:
+    """A result of the device: what was changed in place is the tensor that it was."""
+    if isinstance(found, Tensor):
+        return own[id(found)] if id(found) in own else There(found)
+    return type(found)(_there(x, own) for x in found) if isinstance(found, (list, tuple)) else found
 
 
 def _check(func: Any, args: Any, given: list[Tensor]) -> None:

@@ -51,11 +51,13 @@ def device_of(asked: str, local: int = 0, beside: int = 1) -> torch.device:
 
 @contextlib.contextmanager
 def computing(device: torch.device) -> Iterator[None]:
-    """Within, a GPU convolves in float32, where torch would take TF32, and an EdgewmError tells of a full memory."""
+    """Within, a GPU convolves in float32, where torch would take TF32, what libraries set up for themselves lies there
+    too, not on the first GPU, and an EdgewmError tells of a full memory."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            yield
     except torch.OutOfMemoryError as fault:
         raise EdgewmError(
             f"the memory of {device} is full: {str(fault).splitlines()[0]}", FLAG,

@@ -201,16 +201,16 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
 
-    It is computed where the teacher's model is; `devices` of the facts are the kinds that it has been on.
-    `stop_after` ends the run after so many steps, as a kill would; `share` says which processes take part, by default
-    all that torchrun started. EdgewmError where a run is in the way, where losses
-    are no numbers, and where the disk is full; what was best before stays.
+    It is computed where the teacher's model is; `devices` of the facts are the kinds that it has been on. `stop_after`
+    ends the run after so many steps, as a kill would; `share` says which processes take part, by default all that
+    torchrun started. EdgewmError where a run is in the way, where losses are no numbers, and where the disk or a GPU's
+    memory is full; what was best before stays.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
     device = teacher.model.device
     share = share or replace(Processes.here(), device=device)
     alone = states.alone(out / RUN) if share.is_first else nullcontext()
-    with share, computing(device), states.disk(out), alone:
+    with computing(device), share, states.disk(out), alone:
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
         made = share.first_then_all(lambda: material(settings, teacher, cache or out / RUN / "cache", say, tell))

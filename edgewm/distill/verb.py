@@ -120,7 +120,7 @@ def distill(
                 found["chosen"] = None
         return found
 
-    with share, computing(share.device):
+    with computing(share.device), share:
         found = share.first_says(choice)
         taught = [candidate_of(c) for c in ([found["chosen"]] if found["chosen"] else found["considered"])]
         is_student = taught[0].shape is not None
