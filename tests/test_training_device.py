@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from distill_world import LATENT, PLANNER, Spot
+from fixtures_models import small_lewm, small_torch_world
 from other_device import DEVICE, plain_attention, standing_in
 from test_distill import SHAPE, SPOTS, lewm_teacher, small, spot
 from test_proposal import seeded_for
@@ -27,6 +28,7 @@ from edgewm.distill.processes import Processes, backend_of
 from edgewm.distill.shapes import briefly, config_of
 from edgewm.distill.teacher import Teacher, teacher_of
 from edgewm.errors import EdgewmError
+from edgewm.judge.sides import upstream
 from edgewm.passes.quantize_products import HOLD, value_of
 from edgewm.quantize import fast
 from edgewm.reference.model import build
@@ -172,6 +174,25 @@ def test_a_model_that_makes_tensors_of_its_own_elsewhere_is_refused(monkeypatch)
     assert "--device cpu" in fault.value.fix
 
 
+@pytest.mark.parametrize("made", [small_lewm, small_torch_world])
+def test_a_teacher_of_either_family_answers_the_same_wherever_it_is(made):
+    model, rng = made(), np.random.default_rng(0)
+    (camera,), planner = model.ports_of("observation"), model.planner
+    picture = {camera.name: rng.integers(0, 256, camera.shape, np.uint8)}
+    candidates = rng.standard_normal((3, planner.horizon, model.action_dim))
+
+    def answers(there):
+        side = upstream(there, planner)
+        z = side.encode(picture)
+        return z, side.score(z, 0.5 * z, candidates), side.predict(z[None, None], candidates[:1, :1])
+
+    with plain_attention():
+        own = answers(model)
+    with standing_in() as device:
+        its = answers(model.on(device))
+    assert all(np.array_equal(a, b) for a, b in zip(own, its, strict=True))
+
+
 def test_a_proposal_is_the_same_wherever_it_is_trained_and_comes_back(monkeypatch):
     monkeypatch.setattr(budgets, "CONTEXTS", 2)
     teacher, few = spot(), replace(PLANNER, samples=6, elites=2)
@@ -259,7 +280,7 @@ def test_each_process_has_a_gpu_of_its_own_where_there_are_any(gpus, count, aske
 @pytest.mark.parametrize(
     ("count", "asked", "beside", "what", "fix"),
     [
-        (0, "cuda", 1, r"torch \S+ finds no GPU", "download.pytorch.org/whl/cu"),
+        (0, "cuda", 1, r"torch \S+ finds no GPU", "pip install --force-reinstall torch"),
         (0, "cuda:1", 1, "finds no GPU", "--device cpu"),
         (2, "auto", 3, "3 processes, and this machine has 2 GPUs", "start at most 2 here"),
         (1, "cuda", 2, "2 processes, and this machine has 1 GPU\n", "start at most 1 here"),

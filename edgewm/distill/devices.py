@@ -12,7 +12,7 @@ import torch
 from ..errors import EdgewmError
 from ..options import AUTO
 
-ASKED = re.compile(r"auto|cpu|cuda(:\d+)?")
+ASKED = re.compile(r"auto|cpu|cuda(:(?P<number>\d+))?")
 FLAG = "--device"
 HOST = torch.device("cpu")
 
@@ -23,29 +23,28 @@ def device_of(asked: str, local: int = 0, beside: int = 1) -> torch.device:
 
     EdgewmError for a device that torch does not have, and for fewer GPUs than processes.
     """
-    if not ASKED.fullmatch(asked):
+    match = ASKED.fullmatch(asked)
+    if match is None:
         raise EdgewmError(f"no device {asked!r}", FLAG, "give auto, cpu, cuda, or one GPU of several, as cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    where, here = f"{FLAG} {asked}", f"this machine has {count} GPU{'' if count == 1 else 's'}"
     if asked == "cpu" or (asked == AUTO and not count):
         return HOST
     if not count:
         raise EdgewmError(
-            f"torch {torch.__version__} finds no GPU", f"{FLAG} {asked}",
-            "see that `nvidia-smi` lists one, and install torch for CUDA: pip install --force-reinstall torch "
-            "--index-url https://download.pytorch.org/whl/cu126; or give --device cpu",
+            f"torch {torch.__version__} finds no GPU", where,
+            "see that `nvidia-smi` lists one, and that torch is built for CUDA, as that of PyPI is: "
+            "pip install --force-reinstall torch; or give --device cpu",
         )  # fmt: skip
-    _, is_numbered, number = asked.partition(":")
-    if is_numbered and beside > 1:
-        raise EdgewmError(
-            f"{beside} processes on one GPU", f"{FLAG} {asked}", "give --device cuda: each process takes its own"
-        )
-    index = int(number) if is_numbered else local
-    if max(index + 1, 0 if is_numbered else beside) > count:
-        what = f"there is no GPU {index}" if is_numbered else f"{beside} processes"
-        raise EdgewmError(
-            f"{what}, and this machine has {count} GPU{'s' if count > 1 else ''}", f"{FLAG} {asked}",
-            f"give a number below {count}" if is_numbered else f"start at most {count} here, or give --device cpu",
-        )  # fmt: skip
+    if match["number"] is None:
+        if beside > count:
+            fix = f"start at most {count} here, or give --device cpu"
+            raise EdgewmError(f"{beside} processes, and {here}", where, fix)
+        return torch.device("cuda", local)
+    if beside > 1:
+        raise EdgewmError(f"{beside} processes on one GPU", where, "give --device cuda: each process takes its own")
+    if (index := int(match["number"])) >= count:
+        raise EdgewmError(f"there is no GPU {index}, and {here}", where, f"give a number below {count}")
     return torch.device("cuda", index)
 
 
@@ -61,7 +60,7 @@ def computing(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as fault:
         raise EdgewmError(
             f"the memory of {device} is full: {str(fault).splitlines()[0]}", FLAG,
-            "end what else runs there, give another device, or --device cpu; go on with --resume",
+            "end what else runs there, give another device, or --device cpu; a run goes on with --resume",
         ) from fault  # fmt: skip
     finally:
         torch.backends.cudnn.allow_tf32 = before
