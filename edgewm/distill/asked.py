@@ -12,7 +12,7 @@ from typing import Any
 
 from ..build import with_overrides
 from ..errors import EdgewmError
-from ..models import Model
+from ..models import Model, folder_of
 from ..models.proposal import FILE
 from ..options import AUTO, TRAINED
 from . import losses, pareto, states, trials
@@ -21,10 +21,12 @@ from .proposal_only import check_checkpoint
 from .train import RUN, check_training
 
 CONFIG, BUNDLE = "distill.json", "bundle"
+WEIGHTS = frozenset({"weights.safetensors", "weights.pt"})
 MADE = frozenset({
-    CONFIG, BUNDLE, RUN, trials.FOLDER, trials.JOURNAL, "config.json", "weights.safetensors", "robot.json", FILE,
-    "log.jsonl", pareto.JSON, pareto.HTML,
+    CONFIG, BUNDLE, RUN, trials.FOLDER, trials.JOURNAL, "config.json", *WEIGHTS, "robot.json", FILE, "log.jsonl",
+    pareto.JSON, pareto.HTML,
 })  # fmt: skip
+BEGUN = frozenset({RUN, trials.FOLDER, trials.JOURNAL})  # what lies there before CONFIG does
 MIB = 1 << 20
 
 
@@ -52,16 +54,27 @@ def check(precision: str, terms: Sequence[str], training: Mapping[str, Any]) -> 
     check_training(training)
 
 
-def check_out(out: Path, resume: bool, full: Model) -> None:
-    if out.exists() and not out.is_dir():
-        raise EdgewmError("the output is a file", str(out), "give -o a directory")
-    strange = sorted({p.name for p in out.iterdir()} - MADE - set(full.files)) if out.is_dir() else []
-    strange = [name for name in strange if not name.startswith(".")]
+def check_places(out: Path, cache: Path | None, study: Path | None) -> None:
+    for folder, flag in ((out, "-o"), (cache, "--cache"), (study and study.parent, "--study")):
+        states.check_folder(folder, flag)
+    if study is not None and study.is_dir():
+        raise EdgewmError(f"{study} is a directory", "--study", "give a file")
+
+
+def check_out(out: Path, resume: bool, model: str) -> None:
+    """EdgewmError where anything but a run that may go on or begin there would be overwritten."""
+    if not out.is_dir():
+        return
+    full, is_run = folder_of(model), (out / CONFIG).is_file()
+    if full is not None and out.resolve() == full.resolve():
+        raise EdgewmError("the output is MODEL itself", str(out), "give -o another directory")
+    there = {p.name for p in out.iterdir() if not p.name.startswith((".", f"{trials.JOURNAL}."))}
+    strange = sorted(there - (MADE if is_run else BEGUN))
     if strange:
         raise EdgewmError(
             f"the output directory holds other files: {', '.join(strange[:3])}", str(out), "give -o an empty directory"
         )
-    if not resume and (out / CONFIG).is_file() and states.kept(out / RUN):
+    if not resume and is_run and (there & WEIGHTS or states.kept(out / RUN)):
         raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
 
 

@@ -15,8 +15,8 @@ import torch
 from ..data import identity
 from ..errors import EdgewmError
 from ..judge.sources import Source, source_of
-from ..models import Model, folder_of, load
-from ..models.checkpoint import read_object, weights_file
+from ..models import Model, folder_of, load, weights_of
+from ..models.checkpoint import read_object
 from ..models.robot import ROBOT
 from ..options import AUTO, Progress
 from . import states
@@ -39,7 +39,9 @@ def distill_proposal(
     """
     where = device_of(device)
     check_checkpoint(model)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    states.check_folder(out, "-o")
+    states.check_folder(cache, "--cache")
+    if out.is_dir() and any(out.iterdir()):
         raise EdgewmError("the output is no empty directory", str(out), "give -o an empty directory")
     check_training(training or {})
     known = None if data is None else identity(data)
@@ -75,8 +77,10 @@ def write_checkpoint(name: str, model: Model, planner: Mapping[str, Any], out: P
     robot = read_object(folder / ROBOT) if (folder / ROBOT).is_file() else {}
     robot["planner"] = {**robot.get("planner", {}), **planner}
     out.mkdir(parents=True, exist_ok=True)
-    for file in (folder / "config.json", weights_file(folder)):
-        shutil.copyfile(file, out / file.name)
+    shutil.copyfile(folder / "config.json", out / "config.json")
+    weights = weights_of(name)
+    kind = "weights.safetensors" if weights.suffix == ".safetensors" else "weights.pt"
+    shutil.copyfile(weights, out / kind)  # one of several has a name of its own
     write(model.proposal, out)
     write_bytes(out / ROBOT, (json.dumps(robot, indent=1) + "\n").encode())
 

@@ -25,6 +25,7 @@ from .targets import SUMS, damage, digest, write_bytes
 
 KEPT = 2
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
+LOCK = ".lock"
 
 
 def keep(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -59,16 +60,26 @@ def newest(folder: Path, notice: Callable[[str], None]) -> tuple[dict[str, Tenso
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds the folder for one run; a killed run lets go of it. EdgewmError where another is at work in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            raise EdgewmError(
-                "another run is at work in this directory", str(folder), "wait for it, or give another -o"
-            ) from fault
-        yield
+    """Holds the folder for one run; a killed run lets go of it, and one that wrote nothing leaves none. EdgewmError
+    where another is at work in it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise EdgewmError(
+                    "another run is at work in this directory", str(folder), "wait for it, or give another -o"
+                ) from fault
+            if not os.fstat(lock.fileno()).st_nlink:  # one that wrote nothing took it away meanwhile
+                continue
+            try:
+                yield
+            finally:
+                if folder.is_dir() and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
+            return
 
 
 @contextlib.contextmanager
@@ -78,6 +89,13 @@ def turn(folder: Path) -> Iterator[None]:
     with (folder / "turn").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def check_folder(folder: Path | None, flag: str) -> None:
+    """EdgewmError where it cannot be a directory."""
+    there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None) if folder else None
+    if there is not None and not there.is_dir():
+        raise EdgewmError(f"{there} is a file", flag, "give a directory")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cache as remembered
 from functools import partial
@@ -27,7 +28,7 @@ from ..student import regret_of
 from ..validate import validate
 from . import budgets, losses, pareto, states
 from . import trials as trying
-from .asked import BUNDLE, CONFIG, asked_before, asked_for, check, check_out, check_room
+from .asked import BUNDLE, CONFIG, asked_before, asked_for, check, check_out, check_places, check_room
 from .choice import Board, Candidate, board_of, candidate_of, chosen, considered, fastest, holds, rivals, tick
 from .devices import computing
 from .material import LEARNING, TUNING, Notice, Settings, bytes_of
@@ -89,6 +90,7 @@ def distill(
         "trial_steps": trial_steps if trials or join else None,
     }  # fmt: skip
     check(precision, terms, training or {})
+    check_places(out, cache, study)
     full = asked_for(model, full, given)
     is_study, journal = bool(trials or join), study or out / trying.JOURNAL
     answers = cache or (None if dry_run else out / (trying.FOLDER if is_study else RUN) / "cache")
@@ -104,7 +106,10 @@ def distill(
     def choice() -> dict[str, Any]:
         """What is considered and chosen: by others whose study is joined, by a run that is to go on, or here."""
         if not dry_run:
-            check_out(out, resume, full)
+            check_out(out, resume, model)
+            if not join:
+                with states.disk(out):
+                    held.enter_context(states.alone(out))
         if is_study and not dry_run and (join or journal.is_file()):
             opened = trying.begin(journal, asked, None, name_of)
             return _told(asked, [entry["candidate"] for entry in opened.entries])
@@ -120,7 +125,7 @@ def distill(
                 found["chosen"] = None
         return found
 
-    with computing(share.device), share:
+    with computing(share.device), share, ExitStack() as held:
         found = share.first_says(choice)
         taught = [candidate_of(c) for c in ([found["chosen"]] if found["chosen"] else found["considered"])]
         is_student = taught[0].shape is not None
@@ -175,20 +180,22 @@ def distill(
                 settings_for(best), teaching(best.planner), out, cache=answers_of(best.planner), resume=resume,
                 progress=part(progress, before, 0.9 - before), notice=tell, share=replace(share),
             )  # fmt: skip
+        held = held.pop_all()  # the first process is alone in OUT to the end, also when the others have left
     if not share.is_first:
         return found
-    found["student"] = str(out)
-    say("judge", 0.9)
-    build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
-    verdict = validate(
-        out / BUNDLE, against=model, suite=["plan", "closed-loop"] if episodes else ["plan"], preset=PRESET,
-        contexts=judged, episodes=episodes or None, data=data, seed=seed, progress=part(progress, 0.9, 0.1),
-        notice=tell,
-    )  # fmt: skip
-    found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "closed_loop", "gates")}
-    with states.disk(out):
-        pareto.write(out, rows_of(found), f"What plans for {model} on {board.target.name}")
-        write_bytes(out / CONFIG, _json(found))
+    with held:
+        found["student"] = str(out)
+        say("judge", 0.9)
+        build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
+        verdict = validate(
+            out / BUNDLE, against=model, suite=["plan", "closed-loop"] if episodes else ["plan"], preset=PRESET,
+            contexts=judged, episodes=episodes or None, data=data, seed=seed, progress=part(progress, 0.9, 0.1),
+            notice=tell,
+        )  # fmt: skip
+        found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "closed_loop", "gates")}
+        with states.disk(out):
+            pareto.write(out, rows_of(found), f"What plans for {model} on {board.target.name}")
+            write_bytes(out / CONFIG, _json(found))
     return found
 
 

@@ -26,7 +26,7 @@ from .proposal import capture_proposal, with_proposal
 
 FAMILIES: tuple[ModuleType, ...] = (torch_world, stable_worldmodel)
 
-__all__ = ["Model", "capture_model", "capture_roll", "capture_score", "example", "folder_of", "load"]
+__all__ = ["Model", "capture_model", "capture_roll", "capture_score", "example", "folder_of", "load", "weights_of"]
 
 
 def load(spec: str) -> Model:
@@ -53,6 +53,12 @@ def folder_of(spec: str) -> Path | None:
     return path if path is None or path.is_dir() else path.parent
 
 
+def weights_of(spec: str) -> Path | None:
+    """The weights file that `load` reads; None where MODEL names a function, or nothing."""
+    path = _path_of(spec)
+    return None if path is None else _weights(path)
+
+
 def _path_of(spec: str) -> Path | None:
     shipped = world_by_word(spec)
     path = Path(spec) if shipped is None else checkpoint_of(shipped.name)
@@ -61,17 +67,21 @@ def _path_of(spec: str) -> Path | None:
 
 def _checkpoint(path: Path) -> Model:
     """The model in a directory, or in one weights file of it; any JSON file of a directory stands for the directory."""
-    path = path.parent if path.suffix == ".json" and path.is_file() else path
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     for family in FAMILIES:
         if family.recognises(config):
-            return with_proposal(family.load(folder, config, weights_file(folder) if path.is_dir() else path), folder)
+            return with_proposal(family.load(folder, config, _weights(path)), folder)
     raise EdgewmError(
         f"config.json describes no known family (its keys: {', '.join(sorted(config)[:6])})",
         str(folder / "config.json"),
         "known are torch-world's LeWM and stable-worldmodel's LeWM; for your own model give module:function",
     )  # fmt: skip
+
+
+def _weights(path: Path) -> Path:
+    folder = path.parent if path.suffix == ".json" and path.is_file() else path
+    return weights_file(folder) if folder.is_dir() else path
 
 
 def capture_model(model: Model, planner: Planner | None = None, only: Sequence[str] | None = None) -> Program:
