@@ -37,6 +37,7 @@ from .options import BACKENDS, NATIVE, PLACES, PRESETS, SUITES
 
 LOADS = ("cpu", "memory", "disk", "gpu")
 OWN_FAULT = 70  # EX_SOFTWARE of sysexits.h
+STATUS = {True: 0, False: 1, None: 2}  # of a verdict; None: not enough evidence
 
 # ------------------------------------------------------------------------------------------------------- the verbs
 
@@ -90,6 +91,8 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
 
     MODEL is a checkpoint directory or file of a known family, module:function for your own torch.nn.Module, or
     `reference`, the trained model that ships with edgewm.
+
+    Exit status with --student auto, which is built all the same: 1 a gate of the judge failed, 2 not enough evidence.
     """
     from .console import build_table, progress_bar
     from .target import resolve
@@ -98,13 +101,16 @@ def build(model: str, student: str, **options: Any) -> tuple[dict, Any, int]:
     from .build import build as compile_bundle
     from .student import student_for
 
-    planner = {field: options.pop(field) for field in PLANNER}
+    planner, verdict = {field: options.pop(field) for field in PLANNER}, None
     with progress_bar() as progress:
         if student != "none":
             told = student_for(model, student, planner, options, progress, lambda text: click.echo(text, err=True))
-            model, planner, options["precision"] = told
+            model, planner, options["precision"], verdict = told
         result = compile_bundle(model, planner=planner, progress=progress, **options)
-    return result, build_table(result), 0
+    if verdict is None:
+        return result, build_table(result), 0
+    result = {**result, "student": {"model": model, "verdict": verdict}}
+    return result, build_table(result), STATUS[verdict["passed"]]
 
 
 @verb(cli, seed=True)
@@ -138,7 +144,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
     options |= {"planner": {field: options.pop(field) for field in PLANNER}, "training": training}
     with progress_bar() as progress:
         result = distilled(model, progress=progress, notice=lambda text: click.echo(text, err=True), **options)
-    status = {True: 0, False: 1, None: 2}[result["verdict"]["passed"]] if result["verdict"] else 0
+    status = STATUS[result["verdict"]["passed"]] if result["verdict"] else 0
     return result, distill_table(result), status
 
 
@@ -174,7 +180,7 @@ def profile(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
     with progress_bar() as progress:
         result = measure(bundle, progress=progress, **options)
     met = True if options["slo"] is None else result["slo_met"]
-    return result, profile_table(result), {True: 0, False: 1, None: 2}[met]
+    return result, profile_table(result), STATUS[met]
 
 
 @verb(cli, seed=True)
@@ -205,7 +211,7 @@ def validate(bundle: Path, **options: Any) -> tuple[dict, Any, int]:
 
     with progress_bar() as progress:
         result = judge(bundle, progress=progress, notice=lambda text: click.echo(text, err=True), **options)
-    return result, validate_table(result), {True: 0, False: 1, None: 2}[result["passed"]]
+    return result, validate_table(result), STATUS[result["passed"]]
 
 
 @verb(cli, seed=True)
@@ -378,7 +384,7 @@ def demo(out: Path, seed: int) -> tuple[dict, Any, int]:
 
     with progress_bar() as progress:
         result = whole_road(out, seed=seed, progress=progress)
-    return result, demo_table(result), {True: 0, False: 1, None: 2}[result["passed"]]
+    return result, demo_table(result), STATUS[result["passed"]]
 
 
 # ------------------------------------------------------------------------------------------------- the error boundary

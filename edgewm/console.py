@@ -61,6 +61,7 @@ def build_table(result: Result) -> Table | Group:
         ("precision", str(result["precision"])),
         *((("backend", _backend(result)),) if result.get("backend") else ()),
         ("bundle", str(result.get("bundle") or "-")),
+        *((("student", _student(result["student"])),) if result.get("student") else ()),
         ("weights", size(result.get("weight_bytes"))),
         ("size", f"{size(result.get('bytes'))}{' (estimated: the weights)' if result.get('sha256') is None else ''}"),
         ("arena", size(result.get("arena_bytes"))),
@@ -99,6 +100,16 @@ def _backend(result: Result) -> str:
     if "built_for" in found:
         told.append(f"tensorrt-rtx {found['tensorrt_rtx']} builds it for {found['built_for']}, as a stand-in")
     return "; ".join(told)
+
+
+def _student(found: Mapping[str, Any]) -> str:
+    """What the judge said of it."""
+    verdict = found["verdict"]
+    if verdict["passed"]:
+        return f"{found['model']}: passed the judge's gates"
+    missed = [gate["name"] for gate in verdict["gates"] if gate["passed"] is verdict["passed"]]
+    said = "failed" if verdict["passed"] is False else "not enough evidence for"
+    return f"{found['model']}: {said} {', '.join(missed)}"
 
 
 def _estimate(found: Mapping[str, Any] | None) -> str:

@@ -9,18 +9,20 @@ from typing import Any
 from .errors import EdgewmError
 from .options import Progress
 
-Asked = tuple[str, Mapping[str, Any], str]
+Verdict = Mapping[str, Any]
+Asked = tuple[str, Mapping[str, Any], str, Verdict | None]
 
 
 def student_for(
     model: str, student: str, planner: Mapping[str, Any], options: Mapping[str, Any], progress: Progress | None,
     notice: Callable[[str], None],
 ) -> Asked:  # fmt: skip
-    """What `build --student` builds in MODEL's place, with which settings of the planner, in which precision: a
-    directory given, or one distilled beside the bundle, for the options of `build`; a run that was cut off there goes
-    on. MODEL itself where it holds the rate. EdgewmError where auto lacks a rate."""
+    """What `build --student` builds in MODEL's place, with which settings of the planner, in which precision, and what
+    the judge said of it, where it was asked: a directory given, or one distilled beside the bundle, for the options of
+    `build`; a run that was cut off there goes on. MODEL itself where it holds the rate. EdgewmError where auto lacks a
+    rate."""
     if student != "auto":
-        return student, planner, options["precision"]
+        return student, planner, options["precision"], None
     if options["rate_hz"] is None:
         raise EdgewmError("no rate to distil for", "--student auto", "give --rate-hz")
     if options["dry_run"]:
@@ -35,8 +37,8 @@ def student_for(
     )  # fmt: skip
     best = found["chosen"]
     if found["student"] is not None:
-        return found["student"], {}, best["precision"]
-    return model, {**planner, **search_of(found)}, best["precision"]
+        return found["student"], {}, best["precision"], found["verdict"]
+    return model, {**planner, **search_of(found)}, best["precision"], None
 
 
 def regret_of(found: Mapping[str, Any], candidate: Mapping[str, Any]) -> float | None:

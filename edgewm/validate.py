@@ -37,8 +37,8 @@ Notice = Callable[[str], None]
 def validate(
     bundle: Path, *, against: str, suite: Sequence[str] | None = None, preset: str = gates.DEFAULT.name,
     episodes: int | None = None, contexts: int | None = None, data: Path | None = None, env: str | None = None,
-    latency: Sequence[str] = (), seed: int = 0, threads: int | None = None, progress: Progress | None = None,
-    notice: Notice | None = None,
+    latency: Sequence[str] = (), seed: int = 0, threads: int | None = None, apart: bool | None = None,
+    progress: Progress | None = None, notice: Notice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge the bundle against the full model; `passed` is True, False, or None for not enough evidence.
 
@@ -46,8 +46,8 @@ def validate(
     `preset` is strict, default, explore or a JSON file (`judge.gates.preset_of`). `contexts` counts pairs of
     observation and goal (default: what the preset's claim takes), `episodes` pairs of closed-loop episodes at most;
     `latency` are those of the closed loop's curve (`judge.latency`). Recorded `data` (`judge.recorded`,
-    `judge.episodes`) and the simulator `env` (as `act.run` takes it) come before the model's own. `notice` is told how
-    long episodes will take.
+    `judge.episodes`) and the simulator `env` (as `act.run` takes it) come before the model's own; `apart`: of them
+    those that `distill` keeps from a student. `notice` is told how long episodes will take.
 
     Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a bundle for
     another machine.
@@ -61,7 +61,7 @@ def validate(
     manifest, model = read_manifest(bundle), load(against)
     _same_model(manifest, model, against)
     late = latencies(latency, Path(bundle), manifest.sha256)
-    source = source_of(against, model, data)
+    source = source_of(against, model, data, apart=apart)
     source = source if env is None else replace(source, make=world_of(env))
     clock = [0]
     with opened(bundle, manifest, threads or manifest.threads, period_of(manifest), lambda: clock[0]) as runtime:

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import HZ, as_lerobot, as_npz, as_robomimic, as_rows, recorded
+from safetensors.numpy import save_file
 
 from edgewm.data import identity, is_recording, opened
 from edgewm.data.pictures import sized
 from edgewm.errors import EdgewmError
 from edgewm.judge import episodes as judged
-from edgewm.judge.sources import source_of
+from edgewm.judge.sources import learned_from, source_of
 from edgewm.program import Planner, Port
 
 PLANNER = Planner(horizon=2, action_block=1)
@@ -55,6 +56,16 @@ def test_a_layout_gives_what_was_recorded(layout, tmp_path):
         assert one.action.dtype == np.float32 and np.array_equal(one.action, was.action[:-1])
         assert one.state is None if layout == "robomimic" else np.array_equal(one.state, was.state)
         assert one.rate_hz == (HZ if "lerobot" in layout else 0)
+
+
+def test_rows_without_an_end_are_no_episode(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is missing; pip install 'edgewm[data]'")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["pixels"], file["action"] = np.zeros((4, 4, 4, 3), np.uint8), np.zeros((4, 2))
+        file["episode_ends"] = np.zeros(0, np.int64)
+    assert opened(tmp_path) == []
+    with pytest.raises(EdgewmError, match="0 episodes, none of 1 periods"):
+        source_of("some/checkpoint", model(), tmp_path)
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -114,6 +125,40 @@ def test_contexts_and_trajectories_are_cut_out_of_episodes(tmp_path):
     with pytest.raises(EdgewmError, match="the longest of 4 episodes has 8 periods") as fault:
         list(source.rollouts(1, 9, 0))
     assert fault.value.fix == "record 9 at least: as far as a plan looks ahead"
+
+
+def test_one_episode_in_eight_is_held_out_and_the_others_learned_from(tmp_path):
+    written = recorded((7,) * 17)
+    as_npz(tmp_path, written)
+
+    def seen(source) -> set[int]:
+        pictures = [o["pixels"] for o, _ in source.contexts(999, 0)] + [p for p, *_ in source.rollouts(999, 2, 0)]
+        return {int(p.reshape(-1, 4, 4, 3)[0, 0, 0, 0]) for p in pictures}
+
+    source = learned_from("some/checkpoint", model(), tmp_path)
+    assert seen(source.apart) == {0, 8, 16} and seen(source) == set(range(17)) - {0, 8, 16}
+    assert seen(source_of("some/checkpoint", model(), tmp_path, apart=True)) == {0, 8, 16}
+    assert source.moments == {"contexts": 14 * 6, "frames": 14 * 7}
+    one = tmp_path / "one"
+    as_npz(one, written[:1])
+    with pytest.raises(EdgewmError, match="one episode cannot be learned from and held out") as fault:
+        learned_from("some/checkpoint", model(), one)
+    assert fault.value.fix == "record more: 8 at least"
+
+
+def test_rows_of_arrays_are_held_out_too(tmp_path):
+    file, pictures = tmp_path / "a.safetensors", np.zeros((9, 4, 4, 3), np.uint8)
+    pictures += np.arange(9, dtype=np.uint8)[:, None, None, None]
+    moving = {"rollout_pixels": np.stack([pictures] * 9, 1), "rollout_action": np.zeros((9, 8, 2), np.float32)}
+    save_file({"pixels": pictures, "goal": pictures, **moving}, file)
+
+    def seen(source) -> tuple[set[int], set[int]]:
+        trajectories = source.rollouts(99, 2, 0)
+        return {int(o["pixels"].max()) for o, _ in source.contexts(99, 0)}, {int(p.max()) for p, *_ in trajectories}
+
+    source = learned_from("some/checkpoint", model(), file)
+    assert seen(source.apart) == ({0, 8}, {0, 8}) and seen(source) == (set(range(1, 8)), set(range(1, 8)))
+    assert source.moments == {"contexts": 7, "frames": 7 * 9} and learned_from("a/b", model(), None).apart is None
 
 
 def test_pictures_are_resized_to_the_camera(tmp_path):

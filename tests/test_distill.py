@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 
 from edgewm import expr as e
 from edgewm import interp
+from edgewm.cli import execute
 from edgewm.console import distill_table
 from edgewm.data import identity
 from edgewm.distill import asked, budgets, choice, condition, losses, prune, states, targets, train, verb
@@ -35,13 +36,15 @@ from edgewm.distill.choice import Candidate, board_of, candidate_of, chosen, con
 from edgewm.distill.fake_quant import formats_of, on_levels, rounded
 from edgewm.distill.material import Settings
 from edgewm.distill.processes import Processes
+from edgewm.distill.proposal import Settings as Beginning
+from edgewm.distill.proposal import gathered, searches
 from edgewm.distill.shapes import Shape, as_model, briefly, config_of, jumping, of_teacher, planners, shapes
 from edgewm.distill.space import Space, space_of
-from edgewm.distill.teacher import Teacher, check_fit, teacher_of
+from edgewm.distill.teacher import Teacher, bank, check_fit, frames, held_out, teacher_of
 from edgewm.errors import EdgewmError
 from edgewm.judge.lift import in_space_of
 from edgewm.judge.sides import upstream
-from edgewm.judge.sources import Source
+from edgewm.judge.sources import ONE_IN, Source
 from edgewm.models import capture_model, load, own, scoring, torch_world
 from edgewm.passes import EXACT, run
 from edgewm.passes.quantize_products import HOLD, is_on_levels, quantize_products, value_of
@@ -254,8 +257,6 @@ def test_a_whole_predictor_is_taken_over_and_the_least_worthy_layer_left_out():
     teacher.model.torch.predictor.blocks[1].modulation[-1].weight.zero_()
     teacher.model.torch.predictor.blocks[1].modulation[-1].bias.zero_()  # a layer that does nothing
     teacher = teacher_of("lewm", teacher.model, PLANNER, SPOTS)
-    from edgewm.distill.teacher import held_out
-
     held = held_out(teacher, 2, 0)
     z = held["latent"]
     space = space_of(z, 16, z, z[None, None, None].repeat(2, 0), np.full((2, 1, 1), 1.0))
@@ -668,6 +669,9 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
             found = verb.distill("distill_world:make", rate_hz=10.0, **options)
             (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
             assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
+            share.check_alike(6, "the step", "out")
+            with pytest.raises(EdgewmError, match="the step is 0 in the first process and another in others"):
+                share.check_alike(rank, "the step", "out")
             mine = torch.full((2,), float(rank + 5))
             share.as_first([mine])
             assert mine.tolist() == [5.0, 5.0]
@@ -687,7 +691,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
 
     def work(rank: int) -> None:
         if rank:  # what it would see itself decides nothing
-            train.fidelity.look = pytest.fail
+            train.fidelity.look = train.keep_log = pytest.fail
         train.train(settings, spot(), tmp_path / "two", cache=cache)
 
     in_two_processes(work)
@@ -727,13 +731,59 @@ def test_too_little_data_says_how_much_is_needed(tmp_path):
         train.train(small(), spot(few), tmp_path, cache=tmp_path / "cache")
 
 
+def test_what_was_recorded_must_be_as_much_as_a_run_takes(tmp_path):
+    """However often it can be drawn."""
+    for there, what, option in (({"contexts": 5}, "5 recorded contexts, 8", "--contexts 5"),
+                                ({"frames": 47}, "47 recorded frames, 48", "--frames 47")):  # fmt: skip
+        with pytest.raises(EdgewmError, match=f"too little data: {what} are needed") as fault:
+            train.material(small(), spot(replace(SPOTS, moments=there)), tmp_path, quiet, print)
+        assert fault.value.fix == f"record more, or ask for fewer: {option}"
+    with pytest.raises(EdgewmError, match="5 recorded contexts, 16 are needed"):
+        teacher = spot(replace(SPOTS, moments={"contexts": 5}))
+        gathered(teacher, Beginning(contexts=16), None, quiet)
+    few = Source(contexts=lambda n, seed: contexts(min(n, 5), seed), rollouts=lambda *a: rollouts(5, *a[1:]))
+    for ask, what in ((check_fit, "5 trajectories, 8"), (lambda t: budgets.regret(t, 0), "5 contexts, 48")):
+        with pytest.raises(EdgewmError, match=f"{what} are needed") as fault:
+            ask(spot(few))
+        assert fault.value.fix == "record more"
+
+
+def test_what_is_held_out_is_not_learned_from():
+    """Of recorded data: pictures of one place are learned from, those of another held out."""
+
+    def of_place(x: float) -> Source:
+        pictures = [distill_world.picture(np.array([x + i, 0.0])) for i in range(PLANNER.horizon + 1)]
+
+        def pairs(n, seed):
+            return [({"pixels": pictures[0][None]}, {"pixels": pictures[-1][None]})] * n
+
+        def still(n, steps, seed):
+            return [(np.stack(pictures)[: steps + 1, None], np.tile(np.float32([1, 0]), (steps, 1)), None)] * n
+
+        return Source(contexts=pairs, rollouts=still)
+
+    teacher = spot(replace(of_place(-2.0), apart=of_place(0.0)))
+
+    def at(z: np.ndarray) -> list[float]:
+        return z[:, 0].round().tolist()
+
+    assert at(bank(teacher, 2, 0)["latent"]) == [-2, -2] and at(held_out(teacher, 2, 0)["latent"]) == [0, 0]
+    assert set(at(frames(teacher, 3, 0)["latents"])) == {-2, -1, 0}
+    assert at(searches(teacher, 9, 0)["latent"]) == [0, *[-2] * 7, 0]
+    nowhere = replace(teacher, source=replace(teacher.source, apart=Source(lambda n, seed: [], lambda *a: [])))
+    for ask in (check_fit, lambda t: budgets.regret(t, 0)):
+        with pytest.raises(EdgewmError, match="too little data: 0"):
+            ask(nowhere)
+
+
 def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(EdgewmError, match="take 5 MiB, 1 are allowed"):
-        asked.check_room(5 * asked.MIB, 1, tmp_path)
+        asked.check_room(5 * asked.MIB, 5 * asked.MIB, 1, tmp_path)
     free = type("Usage", (), {"free": 3 * asked.MIB})
     monkeypatch.setattr(asked.shutil, "disk_usage", lambda path: free)
     with pytest.raises(EdgewmError, match="take 5 MiB, 3 are free"):
-        asked.check_room(5 * asked.MIB, 100, tmp_path / "not" / "there")
+        asked.check_room(6 * asked.MIB, asked.MIB, 100, tmp_path / "not" / "there")
+    asked.check_room(6 * asked.MIB, 3 * asked.MIB, 100, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -752,20 +802,74 @@ def test_options_that_make_no_run(options, what):
         verb.distill("distill_world:make", target="orin", rate_hz=10.0, **options)
 
 
-def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeypatch):
+def test_episodes_want_a_simulator_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(verb, "learned_from", lambda *a: SPOTS)
+    with pytest.raises(EdgewmError, match="the model brings no simulator"):
+        verb.distill("distill_world:make", target="orin", rate_hz=10.0, episodes=3)
+
+
+def test_losses_that_nothing_can_be_learned_from_are_refused(tmp_path, cache, monkeypatch):
+    teacher, shape = lewm_teacher(depth=1)
+    made = train.material(small(shape=shape), teacher, tmp_path / "lewm", quiet, print)
+    with pytest.raises(EdgewmError, match="has its teacher's encoder learns nothing from that alone"):
+        train.begun(small(shape=shape, weights=losses.weighing(["encode"])), teacher, made)
+
+    def some(n, steps, seed):
+        for pixels, actions, state in rollouts(n, steps, seed):
+            yield pixels, actions, state if seed % 2 else None
+
+    monkeypatch.setattr("edgewm.distill.material.SHARD_FRAMES", TRAINING["frames"] // 2)
+    asked, partly = small(steps=12), spot(Source(contexts=contexts, rollouts=some))
+    train.train(asked, partly, tmp_path / "some", cache=tmp_path / "cache")
+    with pytest.raises(EdgewmError, match="nothing says what a picture shows"):
+        train.train(replace(asked, weights=losses.weighing(["probe"])), partly, tmp_path, cache=tmp_path / "cache")
+
+
+def test_answers_of_other_weights_are_not_taken(tmp_path):
+    train.material(small(), spot(), tmp_path, quiet, print)
+    module = make()
+    module.turn.mul_(3)
+    other = teacher_of("spot", own.from_module(module, "spot"), PLANNER, SPOTS)
+    with pytest.raises(EdgewmError, match="another teacher's targets"):
+        train.material(small(), other, tmp_path, quiet, print)
+
+
+def test_processes_take_as_much_of_a_step_each(tmp_path, cache):
+    for count in (3, 9):
+        with pytest.raises(EdgewmError, match=f"{count} processes cannot share a step evenly") as fault:
+            train.train(small(), spot(), tmp_path, cache=cache, share=Processes(0, count))
+        assert fault.value.fix == "start 1, 2 of them"
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_takes_the_student_it_is_given_and_distils_only_for_a_rate(monkeypatch, capsys):
     asked = {"rate_hz": 20.0, "precision": "auto", "dry_run": False, "out": "out"}
     asked |= dict.fromkeys(("target", "mode", "threads", "place", "seed"))
-    assert student_for("reference", "folder", {"samples": 3}, asked, None, print) == ("folder", {"samples": 3}, "auto")
+    assert student_for("reference", "folder", {"samples": 3}, asked, None, print) == (
+        "folder", {"samples": 3}, "auto", None,
+    )  # fmt: skip
     with pytest.raises(EdgewmError, match="no rate to distil for"):
         student_for("reference", "auto", {}, {**asked, "rate_hz": None}, None, print)
     with pytest.raises(EdgewmError, match="there is no student yet"):
         student_for("reference", "auto", {}, {**asked, "dry_run": True}, None, print)
     small = {"samples": 16, "iterations": 1, "elites": 2}
-    for student, expected in ((None, ("reference", small, "w8a8")), ("out-student", ("out-student", {}, "w8a8"))):
+    failed = {"passed": False, "gates": [{"name": "regret", "passed": False}, {"name": "elites", "passed": True}]}
+    for student, verdict, expected in (
+        (None, None, ("reference", small, "w8a8", None)), ("out-student", failed, ("out-student", {}, "w8a8", failed)),
+    ):  # fmt: skip
         found = {"student": student, "chosen": {"precision": "w8a8", "planner": {**small, "proposal": False}}}
+        found |= {"verdict": verdict}
         found |= {"asked": {"begins_at_proposal": False}}
         monkeypatch.setattr("edgewm.distill.distill", lambda *a, found=found, **options: found)
         assert student_for("reference", "auto", {}, asked, None, print) == expected
+    built = {"target": "host", "mode": "any", "precision": "w8a8"}
+    monkeypatch.setattr("edgewm.build.build", lambda *a, **options: built)
+    for passed, status, said in ((True, 0, "passed"), (False, 1, "failed regret"), (None, 2, "evidence for regret")):
+        gates = [{"name": "regret", "passed": passed}]
+        found["verdict"] = {"passed": passed, "gates": gates}
+        assert execute(["build", "reference", "--student", "auto", "--rate-hz", "20", "--json", "-"]) == status
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["student"]["verdict"]["gates"] == gates and said in shown.err
 
 
 def test_smaller_planners_have_fewer_samples_first():
@@ -918,14 +1022,14 @@ def test_the_whole_verb_from_recorded_episodes(tmp_path, monkeypatch):
         lambda shape, *a: real(shape, *a) if shape else replace(slow, tick_ms=dict.fromkeys(slow.tick_ms, 1e3)),
     )  # fmt: skip
     asked = {
-        "target": "orin", "rate_hz": 20.0, "precision": "fp32", "out": tmp_path / "student", "judged": 4,
+        "target": "orin", "rate_hz": 20.0, "precision": "fp32", "out": tmp_path / "student", "judged": 10,
         "training": TRAINING, "data": data,
     }  # fmt: skip
     dry = verb.distill("distill_world:make", dry_run=True, **asked)
     assert dry["student"] is None and not (tmp_path / "student").exists() and dry["chosen"] in dry["considered"]
     found = verb.distill("distill_world:make", progress=quiet, **asked)
     kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
-    assert kept["asked"]["data"] == identity(data) and found["verdict"]["plan"]["contexts"] == 4
+    assert kept["asked"]["data"] == identity(data) and found["verdict"]["plan"]["contexts"] == 48 // ONE_IN
     assert (tmp_path / "student" / "bundle" / "model.ewm").is_file()
     stale = tmp_path / "begun" / verb.CONFIG
     stale.parent.mkdir()

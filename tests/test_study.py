@@ -11,16 +11,22 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
+import distill_world
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from distill_world import LATENT
+from distill_world import LATENT, PLANNER, Spot
+from test_distill import SPOTS
 
 from edgewm.cli import cli
-from edgewm.distill import choice, study, trials, verb
+from edgewm.distill import choice, losses, study, targets, trials, verb
 from edgewm.distill.choice import Candidate
+from edgewm.distill.material import Settings
 from edgewm.distill.shapes import Shape
+from edgewm.distill.teacher import teacher_of
 from edgewm.errors import EdgewmError
+from edgewm.models import own
 
 pytest.importorskip("optuna", reason="optuna is missing; pip install 'edgewm[distill]'")
 
@@ -123,6 +129,68 @@ def test_an_entry_that_kills_whoever_takes_it_is_given_up(tmp_path):
     assert study.figures_of(opened) == [None, {"value": 1.0}]
 
 
+def test_an_entry_without_a_value_is_done(tmp_path):
+    opened, tried = study.open_study(tmp_path / "study.log", ASKED, lambda: entries(2), **QUICK), []
+    study.run(opened, lambda i: tried.append(i) or ({"value": 1.0} if i else {"fault": "loss is nan"}))
+    assert tried == [0, 1] and study.figures_of(opened) == [{"fault": "loss is nan"}, {"value": 1.0}]
+    study.run(opened, pytest.fail)
+    kept = [{"candidate": name, "name": name} for name in "ab"]
+    assert trials.best_of(replace(opened, entries=kept))[0] == "b"
+    alone = study.open_study(tmp_path / "alone.log", ASKED, lambda: entries(1), **QUICK)
+    study.run(alone, lambda i: {"fault": "loss is nan"})
+    with pytest.raises(EdgewmError, match="every trial of the study was given up"):
+        trials.best_of(alone)
+
+
+def full_disk(i: int) -> dict:
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as fault:
+        raise EdgewmError("writing failed", "out", "free some space") from fault
+
+
+def interrupted(i: int) -> dict:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stopped", [full_disk, interrupted])
+def test_whoever_stops_a_worker_says_nothing_of_its_entry(tmp_path, stopped):
+    opened = study.open_study(tmp_path / "study.log", ASKED, lambda: entries(1), **QUICK)
+    for _ in range(study.ATTEMPTS + 1):
+        with pytest.raises((EdgewmError, KeyboardInterrupt)):
+            study.run(opened, stopped)
+    study.run(opened, lambda i: {"value": 1.0})
+    assert study.figures_of(opened) == [{"value": 1.0}]
+
+
+def test_workers_that_died_further_on_are_not_counted_together(tmp_path):
+    opened, stands = study.open_study(tmp_path / "study.log", ASKED, lambda: entries(1), **QUICK), iter("aabbcd")
+
+    def dies(i: int) -> dict:
+        raise MemoryError
+
+    for _ in range(5):
+        with pytest.raises(MemoryError):
+            study.run(opened, dies, stands=lambda i: next(stands))
+    study.run(opened, lambda i: {"value": 1.0}, stands=lambda i: next(stands))
+    assert study.figures_of(opened) == [{"value": 1.0}]
+
+
+def test_a_study_whose_beginner_died_is_begun(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.setattr(study, "PATIENCE_S", 0.1)
+    empty, mute = tmp_path / "empty.log", tmp_path / "mute.log"
+    empty.touch()
+    optuna.create_study(storage=study._storage(optuna, mute), study_name=study.NAME, direction="maximize")
+    for journal in (empty, mute):
+        assert not study.is_begun(journal)
+        with pytest.raises(EdgewmError, match="there is no study to join"):
+            study.open_study(journal, ASKED, None)
+        opened, tried = study.open_study(journal, ASKED, lambda: entries(2), **QUICK), []
+        study.run(opened, lambda i, tried=tried: tried.append(i) or {"value": 0.0})
+        assert tried == [0, 1] and study.is_begun(journal)
+
+
 def test_an_entry_that_two_queued_at_once_is_tried_once(tmp_path):
     opened = study.open_study(tmp_path / "study.log", ASKED, lambda: entries(2), **QUICK)
     study._queue(opened.of, opened.entries, 0)
@@ -142,6 +210,11 @@ def test_studies_that_cannot_be_joined(tmp_path, monkeypatch):
     damaged.write_bytes(b"no journal\n" + journal.read_bytes())
     with pytest.raises(EdgewmError, match="the study is damaged"):
         study.open_study(damaged, ASKED, None)
+    asked = {**dict.fromkeys((*trials.KEYS, *trials.CHOSEN_FOR)), "target": "orin"}
+    trials.begin(tmp_path / "orin.log", asked, list, str)
+    trials.begin(tmp_path / "orin.log", {**asked, "target": "host", "trials": 3}, None, str, join=True)
+    with pytest.raises(EdgewmError, match=r"was asked for target 'orin', this run for 'host'"):
+        trials.begin(tmp_path / "orin.log", {**asked, "target": "host"}, None, str)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(EdgewmError, match="optuna is missing") as fault:
         study.open_study(journal, ASKED, None)
@@ -169,6 +242,49 @@ def asked(monkeypatch) -> dict:
     monkeypatch.setattr(verb, "tick", tick)
     training = {**TRAINING, "steps": 4000}  # in full
     return {"rate_hz": 20.0, "target": "orin", "precision": "fp32", "training": training, "planner": {"samples": 24}}
+
+
+def candidates() -> list[dict]:
+    found = [Candidate(shape, "fp32", PLANNER, {"point": 1.0, "high": 1.0}, "x").as_json() for shape in SHAPES]
+    return [{"name": f"number {i}", "candidate": c} for i, c in enumerate(found)]
+
+
+def test_a_trial_whose_loss_is_no_number_is_left_out_aloud(tmp_path, monkeypatch):
+    depths = []
+
+    def diverges(own, *rest):
+        depths.append(own.shape.depth)
+        raise losses.Diverged("loss is nan at step 3", "out", "give a lower --learning-rate")
+
+    monkeypatch.setattr(trials, "material", diverges)
+    opened, told = study.open_study(tmp_path / "study.log", ASKED, candidates, **QUICK), []
+    given = [opened, lambda planner: None, lambda c: Settings(c.shape, c.planner), None, tmp_path / "t", tmp_path / "c"]
+    trials.work(*given, lambda *progress: None, told.append)
+    assert told == [f"given up: number {i}: loss is nan at step 3" for i in range(2)]
+    assert depths == [2, 1]
+
+
+def test_held_out_searches_of_another_teacher_are_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "material", lambda *given: None)
+    turned = distill_world.make()
+    turned.turn.mul_(2)
+    first, second = (teacher_of("spot", own.from_module(m, "spot"), PLANNER, SPOTS) for m in (Spot(), turned))
+    made = []
+    monkeypatch.setattr(trials, "held_out", lambda *given: made.append(1) or {"x": np.zeros(1)})
+    monkeypatch.setattr(trials, "train", lambda *given, **options: pytest.fail("the searches were taken"))
+    for teacher, ends in ((first, pytest.fail.Exception), (second, EdgewmError)):
+        opened = study.open_study(tmp_path / f"{id(teacher)}.log", ASKED, candidates, **QUICK)
+        given = [opened, lambda planner, t=teacher: t, lambda c: Settings(c.shape, c.planner), teacher]
+        with pytest.raises(ends):
+            trials.work(*given, tmp_path / "t", tmp_path / "c", lambda *progress: None, print)
+    assert len(made) == 1
+
+
+def test_the_bound_on_the_cache_holds_where_it_was_begun(tmp_path, asked):
+    targets.open_folder(tmp_path / "cache", {"of": 1})
+    asked["training"] |= {"frames": 100_000}
+    with pytest.raises(EdgewmError, match=r"take \d+ MiB, 1 are allowed"):
+        verb.distill("distill_world:make", out=tmp_path / "out", cache=tmp_path / "cache", cache_mib=1, **asked)
 
 
 def test_two_processes_try_what_one_would_find_and_the_best_is_trained_in_full(tmp_path, asked, monkeypatch):

@@ -78,18 +78,19 @@ def check_out(out: Path, resume: bool, model: str) -> None:
         raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
 
 
-def check_room(wanted: int, cache_mib: int, folder: Path) -> None:
-    """EdgewmError where the teacher's answers take more than they may, or than there is."""
+def check_room(wanted: int, kept: int, cache_mib: int, folder: Path) -> None:
+    """EdgewmError where the teacher's answers take more than they may, or, but for what is kept of them, than there
+    is."""
     if wanted > cache_mib * MIB:
         raise EdgewmError(
             f"the teacher's answers take {math.ceil(wanted / MIB)} MiB, {cache_mib} are allowed", "--cache-mib",
             "allow more, or ask for fewer --frames or --contexts",
         )  # fmt: skip
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if wanted > free:
+    free, more = shutil.disk_usage(there).free, wanted - kept
+    if more > free:
         raise EdgewmError(
-            f"the teacher's answers take {math.ceil(wanted / MIB)} MiB, {free // MIB} are free", str(there),
+            f"the teacher's answers take {math.ceil(more / MIB)} MiB, {free // MIB} are free", str(there),
             "free some space, or give --cache a folder on another disk",
         )  # fmt: skip
 

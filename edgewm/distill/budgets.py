@@ -19,7 +19,7 @@ from ..judge.sources import Source
 from ..models import Model
 from ..program import Planner
 from .devices import HOST
-from .teacher import HELD_OUT, Teacher, check_gain, contexts, encoded, noise, searched, teacher_of
+from .teacher import HELD_OUT, Teacher, apart, check_gain, contexts, encoded, noise, searched, teacher_of
 
 Array = np.ndarray
 CONTEXTS = 48
@@ -80,7 +80,7 @@ def regret(teacher: Teacher, seed: int) -> Callable[[Side, Planner], float]:
     """What plans of another planner cost more than the teacher's own, over what those gain on the median of blind
     candidates; means over held-out contexts. The side is the same model, which may have a proposal. EdgewmError where
     the teacher's plans gain nothing."""
-    drawn = contexts(teacher, CONTEXTS, HELD_OUT + seed)
+    drawn = contexts(apart(teacher), CONTEXTS, HELD_OUT + seed)
     starts, goals = (encoded(teacher.side, teacher.camera, drawn[key]) for key in ("observation", "goal"))
 
     def mean(cost: Callable[..., float], side: Side, planner: Planner) -> float:

@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import EdgewmError
+
+
+class Diverged(EdgewmError):
+    """A loss that is no number."""
+
+
 BOUNDARY = 0.25  # of a group's spread: how far from the edge between elites and others still counts
 LEAST = 1e-12
 
@@ -91,8 +98,6 @@ def elite(s: Seen, t: Seen, facts: Facts) -> Tensor:
 
 def probe(s: Seen, t: Seen, facts: Facts) -> Tensor:
     """What is read of the world's state from latents, of pictures and at the end of rollouts."""
-    if facts.probe is None:
-        return s.frames.new_zeros(())
     off = [s.frames - t.frames, (s.futures - t.futures)[..., -1, :].flatten(0, -2)]
     return torch.cat(off).matmul(facts.probe).square().mean()
 

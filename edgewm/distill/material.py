@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import EdgewmError
 from ..models.proposal import Proposal
 from ..options import Progress
 from ..program import Planner
@@ -17,7 +18,7 @@ from . import losses, targets
 from . import proposal as beginning
 from .shapes import Shape
 from .space import Space, space_of
-from .teacher import CONTEXTS, FRAMES, GROUPS, HELD_OUT, Arrays, Teacher, bank, frames, held_out
+from .teacher import CONTEXTS, FRAMES, GROUPS, HELD_OUT, Arrays, Teacher, bank, check_recorded, frames, held_out
 
 Array = np.ndarray
 SHARD_FRAMES, SHARD_CONTEXTS = 1024, 32
@@ -94,10 +95,10 @@ def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progre
     planner, shape = settings.planner, settings.shape
     begun = settings.proposal and {"settings": asdict(settings.proposal), "planner": asdict(teacher.model.planner)}
     targets.open_folder(cache, {
-        "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "planner": asdict(planner),
-        "seed": settings.seed, "shards": [SHARD_FRAMES, SHARD_CONTEXTS], "held_out": settings.held_out, "version": 1,
-        "proposal": begun,
+        **teacher.identity, "planner": asdict(planner), "seed": settings.seed, "version": 2, "proposal": begun,
+        "shards": [SHARD_FRAMES, SHARD_CONTEXTS], "held_out": settings.held_out,
     })  # fmt: skip
+    check_recorded(teacher, frames=settings.frames, contexts=settings.contexts)
     seed, done = settings.seed * 4096, 0
     whole = settings.frames // SHARD_FRAMES + settings.contexts // SHARD_CONTEXTS + 1
 
@@ -111,9 +112,12 @@ def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progre
         return [min(each, n - i) for i in range(0, n, each)]
 
     seen = [
-        kept(f"frames-{i:04d}-{n}", lambda i=i, n=n: frames(teacher, n, FRAMES + seed + i))
+        kept(f"frames-{i:04d}-{n}", lambda i=i, n=n: frames(teacher, n, FRAMES + seed + i, "--frames"))
         for i, n in enumerate(sizes(settings.frames, SHARD_FRAMES))
     ]
+    shown = [s["states"] for s in seen if "states" in s]
+    if settings.weights.get("probe") and len(shown) < len(seen):
+        raise EdgewmError("nothing says what a picture shows", "--losses probe", "leave it out, or record state")
     banks = [
         kept(f"contexts-{i:04d}-{n}", lambda i=i, n=n: bank(teacher, n, CONTEXTS + seed + i))
         for i, n in enumerate(sizes(settings.contexts, SHARD_CONTEXTS))
@@ -123,9 +127,7 @@ def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progre
     first = banks[0]
     space = space_of(latents, shape.width, first["goal_latent"], first["futures"], first["costs"])
     own = space.of(latents)
-    probe = None
-    if "states" in seen[0]:
-        probe = _probe(own, np.concatenate([s["states"] for s in seen]))
+    probe = _probe(own, np.concatenate(shown)) if len(shown) == len(seen) else None
     device = teacher.model.device
     variance = torch.tensor(float(own.var(0).sum()), device=device)
     known = None if probe is None else torch.from_numpy(probe).to(device)

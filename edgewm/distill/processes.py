@@ -94,6 +94,15 @@ class Processes:
             raise EdgewmError(*said["fault"])
         return said["found"]
 
+    def check_alike(self, mine: float, what: str, where: str) -> None:
+        """EdgewmError in all where one's number is not the first's."""
+        first = self.first_says(lambda: mine)
+        if self.mean({"others": float(mine != first)})["others"]:
+            raise EdgewmError(
+                f"{what} is {first} in the first process and another in others; in this one {mine}", where,
+                "give -o a folder that all machines see",
+            )  # fmt: skip
+
     def as_first(self, tensors: Iterable[Tensor]) -> None:
         """In place, what the first process has: two GPUs may round what is made on each."""
         if self.count > 1:

@@ -19,12 +19,23 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import EdgewmError
 from ..models.proposal import FILE, Proposal
 from ..options import Progress
 from ..program import Planner
 from . import targets
-from .teacher import CONTEXTS, Arrays, Teacher, check_gain, contexts, encoded, noise, searched
+from .losses import Diverged
+from .teacher import (
+    CONTEXTS,
+    Arrays,
+    Teacher,
+    apart,
+    check_gain,
+    check_recorded,
+    contexts,
+    encoded,
+    noise,
+    searched,
+)
 
 Array = np.ndarray
 SEED = 1 << 19  # added to the first key of contexts: those of students are others
@@ -55,9 +66,13 @@ def blind(planner: Planner) -> Planner:
 
 
 def searches(teacher: Teacher, n: int, seed: int) -> Arrays:
-    """The planner's plans in `n` contexts: `latent`, `goal_latent` (n, D), `plan` (n, H, A), `plan_cost` and
-    `blind_cost` (n,), the median of blind candidates."""
-    drawn, camera, action = contexts(teacher, n, seed), teacher.camera, teacher.model.action_dim
+    """The planner's plans in `n` contexts, of which one in `HELD` is held out: `latent`, `goal_latent` (n, D), `plan`
+    (n, H, A), `plan_cost` and `blind_cost` (n,), the median of blind candidates."""
+    drawn, camera, action = contexts(teacher, n, seed, "--contexts"), teacher.camera, teacher.model.action_dim
+    if teacher.source.apart is not None:
+        held = contexts(apart(teacher), len(range(0, n, HELD)), seed)
+        for key, value in held.items():
+            drawn[key][::HELD] = value
     z, goal = (encoded(teacher.side, camera, drawn[key]) for key in ("observation", "goal"))
     looked = [
         searched(teacher.side, teacher.planner, z[i], goal[i], noise(teacher.planner, action, seed, i))
@@ -81,9 +96,9 @@ def gathered(teacher: Teacher, settings: Settings, cache: Path | None, say: Prog
     if cache is not None:
         cache = cache / PLANS
         targets.open_folder(cache, {
-            "teacher": dict(teacher.model.files) or teacher.name, "data": teacher.data, "version": 1,
-            "planner": asdict(teacher.planner), "seed": settings.seed, "shard": SHARD,
+            **teacher.identity, "version": 2, "planner": asdict(teacher.planner), "seed": settings.seed, "shard": SHARD,
         })  # fmt: skip
+    check_recorded(teacher, contexts=settings.contexts)
     found = []
     for i in range(0, settings.contexts, SHARD):
         say(f"searches {i}/{settings.contexts}", 0.9 * i / settings.contexts)
@@ -130,7 +145,7 @@ def learned(
         index = torch.from_numpy(seen[rng.integers(len(seen), size=settings.batch)]).to(device)
         loss = (found(z[index], goal[index]) - plans[index]).square().mean()
         if not math.isfinite(loss.item()):
-            raise EdgewmError(f"the loss is {loss.item()} at step {step}", where, "give a lower --learning-rate")
+            raise Diverged(f"the loss is {loss.item()} at step {step}", where, "give a lower --learning-rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

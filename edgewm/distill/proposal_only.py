@@ -14,7 +14,7 @@ import torch
 
 from ..data import identity
 from ..errors import EdgewmError
-from ..judge.sources import Source, source_of
+from ..judge.sources import Source, learned_from
 from ..models import Model, folder_of, load, weights_of
 from ..models.checkpoint import read_object
 from ..models.robot import ROBOT
@@ -46,7 +46,7 @@ def distill_proposal(
     check_training(training or {})
     known = None if data is None else identity(data)
     full, settings = load(model), replace(Settings(seed=seed), **(training or {}))
-    source = source_of(model, full, data, learning=True)
+    source = learned_from(model, full, data)
     with computing(where):
         begun, worth = with_trained(model, full, source, known, settings, cache, progress, where)
     with states.disk(out):

@@ -76,7 +76,7 @@ def alone(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if folder.is_dir() and os.listdir(folder) == [LOCK]:
+                if folder.is_dir() and [p.name for p in folder.iterdir()] == [LOCK]:
                     (folder / LOCK).unlink()
                     folder.rmdir()
             return
@@ -85,8 +85,10 @@ def alone(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """One process after another: waits until no other is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "turn").open("a") as lock:
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "turn").open("a")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 from ..errors import EdgewmError
 
 NAME = "edgewm distill"
-ATTEMPTS = 3  # after so many workers that died on it, an entry is given up
+ATTEMPTS = 3  # after so many workers that died on it where it stands, an entry is given up
+PATIENCE_S = 10.0  # with a study that does not say yet what it is of
 Figures = dict[str, Any]
 
 
@@ -45,16 +47,20 @@ def open_study(
     None, where there is none to join.
     """
     optuna = _optuna()
-    begun = _load(optuna, file) if file.is_file() else None
+    begun = _load(optuna, file)
     if begun is None:
         if entries is None:
             raise EdgewmError("there is no study to join", str(file), "begin it: the same command without --join")
         told = {"asked": asked, "entries": entries()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # another process began it meanwhile
-            made = optuna.create_study(storage=_storage(optuna, file), study_name=NAME, direction="maximize")
+        storage = _storage(optuna, file)
+        try:
+            made = optuna.create_study(storage=storage, study_name=NAME, direction="maximize")
             for i in range(len(told["entries"])):
                 _queue(made, told["entries"], i)
+        except optuna.exceptions.DuplicatedStudyError:  # another process began it meanwhile, or died doing so
+            made = None if _load(optuna, file) else optuna.load_study(study_name=NAME, storage=storage)
+        if made is not None:
             made.set_user_attr("told", told)
         begun = _load(optuna, file)
     told = json.loads(json.dumps(begun.user_attrs["told"]))
@@ -67,26 +73,44 @@ def open_study(
     return Study(optuna, begun, told["entries"], **clock)
 
 
-def run(study: Study, judge: Callable[[int], Figures], say: Callable[[int], None] = lambda left: None) -> None:
+def is_begun(file: Path) -> bool:
+    """Whether a journal holds a study that may go on."""
+    return file.is_file() and _load(_optuna(), file) is not None
+
+
+def run(
+    study: Study, judge: Callable[[int], Figures], say: Callable[[int], None] = lambda left: None,
+    stands: Callable[[int], Any] = lambda entry: None,
+) -> None:  # fmt: skip
     """Take trials until every entry has been tried, here or elsewhere. `judge(entry)` gives figures, `value` among
-    them: the more the better. `say` is told how many entries are left."""
+    them, the more the better, where the entry has any. `say` is told how many entries are left; `stands(entry)` says
+    how far it has come here, so that workers that died further on are not counted together."""
+    states = study.optuna.trial.TrialState
     while (trial := _take(study, say)) is not None:
+        entry = trial.user_attrs["entry"]
+        trial.set_user_attr("stands", stands(entry))
         try:
             with _alive(study, trial):
-                figures = judge(trial.user_attrs["entry"])
-        except BaseException:
-            study.of.tell(trial, state=study.optuna.trial.TrialState.FAIL, skip_if_finished=True)
+                figures = judge(entry)
+        except BaseException as fault:
+            how = states.PRUNED if _is_interruption(fault) else states.FAIL
+            study.of.tell(trial, state=how, skip_if_finished=True)
             raise
         with contextlib.suppress(study.optuna.exceptions.UpdateFinishedTrialError):  # taken for dead: another did it
             trial.set_user_attr("figures", figures)
-            study.of.tell(trial, figures["value"])
+            study.of.tell(trial, figures.get("value"), state=None if "value" in figures else states.PRUNED)
+
+
+def _is_interruption(fault: BaseException) -> bool:
+    """Whether the entry has no part in it: somebody stopped the process, or its disk is full."""
+    return any(isinstance(x, (KeyboardInterrupt, SystemExit, OSError)) for x in (fault, fault.__cause__))
 
 
 def figures_of(study: Study) -> list[Figures | None]:
     """Of each entry, None for one that was given up."""
     found: list[Figures | None] = [None] * len(study.entries)
     for trial in _trials(study):
-        if trial.state == study.optuna.trial.TrialState.COMPLETE:
+        if _is_done(trial):
             found[trial.user_attrs["entry"]] = trial.user_attrs["figures"]
     return found
 
@@ -101,14 +125,13 @@ def _take(study: Study, say: Callable[[int], None]) -> Any:
         _bury(study)
         by_entry: dict[int, list[Any]] = {i: [] for i in range(len(study.entries))}
         for trial in _trials(study):
-            by_entry[trial.user_attrs["entry"]].append(trial.state)
-        failed = {i: found.count(states.FAIL) for i, found in by_entry.items()}
-        left = [i for i, found in by_entry.items() if states.COMPLETE not in found and failed[i] < ATTEMPTS]
+            by_entry[trial.user_attrs["entry"]].append(trial)
+        left = [i for i, found in by_entry.items() if not any(map(_is_done, found)) and _died(study, found) < ATTEMPTS]
         say(len(left))
         if not left:
             return None
         for i in left:
-            if not {states.WAITING, states.RUNNING} & set(by_entry[i]):
+            if not {states.WAITING, states.RUNNING} & {trial.state for trial in by_entry[i]}:
                 _queue(study.of, study.entries, i)
         if not any(trial.state == states.WAITING for trial in _trials(study)):
             time.sleep(study.beat_s / 10)
@@ -117,6 +140,16 @@ def _take(study: Study, say: Callable[[int], None]) -> Any:
         if "entry" in trial.user_attrs and not _is_twin(study, trial):
             return trial
         study.of.tell(trial, state=states.PRUNED)  # the queue ran empty meanwhile, or two queued one entry
+
+
+def _is_done(trial: Any) -> bool:
+    return trial.state.is_finished() and "figures" in trial.user_attrs
+
+
+def _died(study: Study, trials: list[Any]) -> int:
+    """How many workers died on an entry without bringing it further."""
+    failed = [t for t in trials if t.state == study.optuna.trial.TrialState.FAIL]
+    return max(Counter(json.dumps(t.user_attrs.get("stands")) for t in failed).values(), default=0)
 
 
 def _queue(of: Any, entries: list[dict[str, Any]], i: int) -> None:
@@ -128,7 +161,7 @@ def _is_twin(study: Study, trial: Any) -> bool:
     states = study.optuna.trial.TrialState
     twins = [t for t in _trials(study) if t.user_attrs["entry"] == trial.user_attrs["entry"]]
     at_work = (states.WAITING, states.RUNNING)
-    return any(t.state == states.COMPLETE or (t.state in at_work and t.number < trial.number) for t in twins)
+    return any(_is_done(t) or (t.state in at_work and t.number < trial.number) for t in twins)
 
 
 def _bury(study: Study) -> None:
@@ -182,17 +215,18 @@ def _storage(optuna: Any, file: Path) -> Any:
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
 
 
-def _load(optuna: Any, file: Path, patience_s: float = 10.0) -> Any:
-    """The study in a journal; None where it holds none. Whoever begins one says at once what it is of."""
-    until = time.monotonic() + patience_s
+def _load(optuna: Any, file: Path) -> Any:
+    """The study in a journal; None where it holds none, or one whose beginner died before it said what it is of, which
+    it does at once."""
+    until = time.monotonic() + PATIENCE_S
     try:
-        storage = _storage(optuna, file)
-        if NAME not in optuna.get_all_study_names(storage):
+        if not file.is_file() or NAME not in optuna.get_all_study_names(storage := _storage(optuna, file)):
             return None
         found = optuna.load_study(study_name=NAME, storage=storage)
-        while "told" not in found.user_attrs and time.monotonic() < until:
+        while "told" not in found.user_attrs:
+            if time.monotonic() > until:
+                return None
             time.sleep(0.05)
-        found.user_attrs["told"]
     except (ValueError, KeyError) as fault:
         raise EdgewmError(f"the study is damaged: {fault}", str(file), "give --study another file") from fault
     return found

@@ -19,13 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import EdgewmError
+from ..models import Model
 
 Array = np.ndarray
 Arrays = dict[str, Array]
 SUMS = "sums.json"
 OF = "of.json"
+
+
+def identity_of(model: Model) -> dict[str, str]:
+    """SHA-256 of the files that a model was read from; of its weights, where it was read from none."""
+    if model.files:
+        return dict(model.files)
+    found = hashlib.sha256()
+    for name, value in sorted(model.torch.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"weights": found.hexdigest()}
 
 
 def open_folder(folder: Path, of: Mapping[str, Any]) -> None:
@@ -39,6 +52,11 @@ def open_folder(folder: Path, of: Mapping[str, Any]) -> None:
             "the folder holds another teacher's targets, or those of other settings", str(folder),
             "give --cache another folder, or remove this one",
         )  # fmt: skip
+
+
+def bytes_in(folder: Path) -> int:
+    """What its shards take."""
+    return sum(file.stat().st_size for file in folder.glob("*/*.npy"))
 
 
 def shard(
@@ -100,11 +118,11 @@ def write_bytes(file: Path, data: bytes | memoryview) -> None:
 
 
 def taken(shards: Sequence[Arrays], index: Array) -> Arrays:
-    """Rows `index` of shards of equal length laid end to end."""
+    """Rows `index` of shards of equal length laid end to end; of the arrays that all of them hold."""
     if not len(index):
         return {}
     size = len(next(iter(shards[0].values())))
     return {
         key: np.stack([shards[i // size][key][i % size] for i in index.tolist()])
-        for key in shards[0].keys() & shards[-1].keys()
+        for key in set.intersection(*map(set, shards))
     }

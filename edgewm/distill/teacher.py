@@ -16,6 +16,7 @@ from ..judge.sources import Source
 from ..models import Model
 from ..ops import NUMPY
 from ..program import Planner
+from . import targets
 from .devices import HOST
 
 Array = np.ndarray
@@ -38,6 +39,11 @@ class Teacher:
     source: Source
     name: str
     data: str | None = None  # SHA-256 of recorded data
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Whose answers they are, and to what."""
+        return {"teacher": targets.identity_of(self.model), "data": self.data}
 
     @property
     def camera(self) -> str:
@@ -82,8 +88,14 @@ def check_runs(side: Side, model: Model, planner: Planner, where: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-def frames(teacher: Teacher, n: int, seed: int) -> Arrays:
-    """`frames` (n, ...) of trajectories, one each model action, their `latents` (n, D) and, where known, `states`."""
+def apart(teacher: Teacher) -> Teacher:
+    """The teacher with what a student does not learn from."""
+    return replace(teacher, source=teacher.source.apart or teacher.source)
+
+
+def frames(teacher: Teacher, n: int, seed: int, flag: str | None = None) -> Arrays:
+    """`frames` (n, ...) of trajectories, one each model action, their `latents` (n, D) and, where known, `states`.
+    `flag`: the option that says how many, if any does."""
     block, periods = teacher.planner.action_block, teacher.planner.horizon * teacher.planner.action_block
     each = teacher.planner.horizon + 1
     seen, shown = [], []
@@ -91,30 +103,35 @@ def frames(teacher: Teacher, n: int, seed: int) -> Arrays:
         seen.append(pixels[::block])
         shown.append(None if states is None else states[::block])
     found = np.concatenate(seen)[:n] if seen else np.empty((0,))
-    enough(len(found), n, "frames", teacher.name)
+    enough(len(found), n, "frames", teacher.name, flag)
     out = {"frames": found, "latents": encoded(teacher.side, teacher.camera, found)}
     if all(s is not None for s in shown):
         out["states"] = np.concatenate(shown)[:n].astype(np.float32)
     return out
 
 
-def contexts(teacher: Teacher, n: int, seed: int) -> Arrays:
-    """`observation` and `goal` (n, ...), pictures."""
+def contexts(teacher: Teacher, n: int, seed: int, flag: str | None = None) -> Arrays:
+    """`observation` and `goal` (n, ...), pictures. `flag`: the option that says how many, if any does."""
     pairs = list(teacher.source.contexts(n, seed))
-    enough(len(pairs), n, "contexts", teacher.name)
+    enough(len(pairs), n, "contexts", teacher.name, flag)
     camera = teacher.camera
     return {
         "observation": np.stack([o[camera] for o, _ in pairs]), "goal": np.stack([g[camera] for _, g in pairs]),
     }  # fmt: skip
 
 
-def enough(found: int, wanted: int, what: str, where: str) -> None:
-    """EdgewmError that says how much is needed, where there is less."""
+def enough(found: int, wanted: int, what: str, where: str, flag: str | None = None) -> None:
+    """EdgewmError that says how much is needed, where there is less; `flag`: the option that asks for it."""
     if found < wanted:
-        raise EdgewmError(
-            f"too little data: {found} {what}, {wanted} are needed", where,
-            f"record more, or ask for fewer: --{what} {found}" if found else "record some",
-        )  # fmt: skip
+        fewer = f", or ask for fewer: {flag} {found}" if flag and found else ""
+        raise EdgewmError(f"too little data: {found} {what}, {wanted} are needed", where, f"record more{fewer}")
+
+
+def check_recorded(teacher: Teacher, **wanted: int) -> None:
+    """EdgewmError where fewer `contexts` or `frames` were recorded than a run takes: what is drawn again for each shard
+    would come again and again."""
+    for what, count in wanted.items():
+        enough((teacher.source.moments or {}).get(what, count), count, f"recorded {what}", teacher.name, f"--{what}")
 
 
 def encoded(side: Side, camera: str, pictures: Array) -> Array:
@@ -167,7 +184,7 @@ def bank(teacher: Teacher, n: int, seed: int, searcher: Side | None = None) -> A
     `observation`, `goal` pictures; `latent`, `goal_latent` (n, D) the teacher's; `candidates` (n, G, K, H, A),
     `futures` (n, G, K, H, D) float16, `costs` (n, G, K).
     """
-    drawn = contexts(teacher, n, seed)
+    drawn = contexts(teacher, n, seed, "--contexts" if searcher is None else "--round-contexts")
     camera, action = teacher.camera, teacher.model.action_dim
     z, goal = (encoded(teacher.side, camera, drawn[key]) for key in ("observation", "goal"))
     by = searcher or teacher.side
@@ -186,7 +203,7 @@ def bank(teacher: Teacher, n: int, seed: int, searcher: Side | None = None) -> A
 def held_out(teacher: Teacher, n: int, seed: int) -> Arrays:
     """Whole searches of the teacher's planner in `n` contexts, to look at students with: `candidates` (n, I, S, H, A),
     `costs` (n, I, S), `plan_cost` (n,) of the teacher's plan, `blind_cost` (n,), the median of blind candidates."""
-    drawn = contexts(teacher, n, seed)
+    drawn = contexts(apart(teacher), n, seed)
     camera, action = teacher.camera, teacher.model.action_dim
     z, goal = (encoded(teacher.side, camera, drawn[key]) for key in ("observation", "goal"))
     kept: Mapping[str, list[Any]] = {"candidates": [], "costs": [], "plan_cost": [], "blind_cost": []}
@@ -212,7 +229,7 @@ def check_fit(teacher: Teacher) -> dict[str, float]:
     planner, port = teacher.planner, teacher.model.ports_of("action")[0]
     periods = planner.horizon * planner.action_block
     real, imagined = [], []
-    for pixels, actions, _ in teacher.source.rollouts(FITNESS_ROLLOUTS, periods, FITNESS):
+    for pixels, actions, _ in apart(teacher).source.rollouts(FITNESS_ROLLOUTS, periods, FITNESS):
         ends = encoded(teacher.side, teacher.camera, pixels[[0, -1]])
         taken = model_actions(actions, port, planner)
         real.append(ends[1])

@@ -120,7 +120,7 @@ def _one_group(banks: list[Arrays], index: Array) -> Arrays:
 
 def _joined(parts: list[Arrays]) -> Arrays:
     found = [p for p in parts if p and len(next(iter(p.values())))]
-    return {key: np.concatenate([p[key] for p in found]) for key in found[0]}
+    return {key: np.concatenate([p[key] for p in found]) for key in set.intersection(*map(set, found))}
 
 
 # --------------------------------------------------------------------------------------------------------- the run
@@ -182,6 +182,11 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     if settings.start == "teacher":
         prune.stand_still(module, made.space.of(made.frames[0]["latents"]))
         facts["lost_without_layer"] = prune.take_predictor(module, teacher, made.space, made.held)
+    if sees_alike and not any(weight for name, weight in settings.weights.items() if name != "encode"):
+        raise EdgewmError(
+            "a student that has its teacher's encoder learns nothing from that alone", "--losses encode",
+            "give latent, too",
+        )  # fmt: skip
     if sees_alike:
         module.encoder.requires_grad_(False)
         module.projector.requires_grad_(False)
@@ -210,6 +215,7 @@ def train(
     device = teacher.model.device
     share = share or replace(Processes.here(), device=device)
     alone = states.alone(out / RUN) if share.is_first else nullcontext()
+    check_share(share, settings.step_contexts, settings.step_frames)
     with computing(device), share, states.disk(out), alone:
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
@@ -220,9 +226,11 @@ def train(
         found = states.newest(out / RUN, tell) if resume else None
         if found is not None:
             run.restore(*found)
+        share.check_alike(run.facts["step"], "the step that the run stands at", str(out / RUN))
         share.as_first([*run.module.state_dict().values(), *run.average.state_dict().values()])
         run.facts["devices"] = [*dict.fromkeys([*run.facts.get("devices", ()), device.type])]
-        keep_log(out / LOG, run.facts["step"])
+        if share.is_first:
+            keep_log(out / LOG, run.facts["step"])
         _rounds(settings, teacher, out, made, run, share, say, stop_after or settings.steps)
     return run.facts
 
@@ -313,9 +321,9 @@ def _step(
     found = share.mean(dict(zip(figures, values, strict=True)))
     if not all(map(math.isfinite, found.values())):
         bad = next(name for name, value in found.items() if not math.isfinite(value))
-        raise EdgewmError(
+        raise losses.Diverged(
             f"{bad} is {found[bad]} at step {step}", str(out),
-            "the best student before stays there; begin again with a lower --learning-rate",
+            f"{'the best student before stays there; ' if run.best else ''}give a lower --learning-rate and another -o",
         )  # fmt: skip
     for group in run.optimizer.param_groups:
         group["lr"] = rate_at(settings, step)
@@ -332,6 +340,14 @@ def check_training(training: Mapping[str, Any]) -> None:
     for name, value in training.items():
         if isinstance(value, (int, float)) and not value > (-1 if name in ("warmup_steps", "weight_decay") else 0):
             raise EdgewmError(f"{name} is {value}", f"--{name.replace('_', '-')}", "give a positive number")
+
+
+def check_share(share: Processes, step_contexts: int, step_frames: int) -> None:
+    """EdgewmError where processes would not take as much of a step each: gradients are averaged."""
+    whole = math.gcd(step_contexts // 2, step_contexts - step_contexts // 2, step_frames)
+    if whole % share.count:
+        fits = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        raise EdgewmError(f"{share.count} processes cannot share a step evenly", "torchrun", f"start {fits} of them")
 
 
 def keep_log(path: Path, step: int) -> None:

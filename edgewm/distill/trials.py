@@ -18,28 +18,31 @@ from ..judge.sides import upstream
 from ..models import load
 from ..options import Progress
 from ..program import Planner
-from . import fidelity, states, study, targets
+from . import fidelity, losses, states, study, targets
 from .choice import Candidate, candidate_of
 from .material import Notice, Settings, material
 from .processes import Processes
 from .shapes import as_model
 from .teacher import HELD_OUT, Teacher, held_out
-from .train import train
+from .train import RUN, train
 
 FOLDER, JOURNAL = "trials", "study.log"
 STEPS = 400  # of a trial
 KEYS = ("teacher_sha256", "rate_hz", "precision", "planner", "losses", "training", "seed", "data", "trial_steps")
+CHOSEN_FOR = ("target", "mode", "threads", "place", "trials")  # by whoever began; others may join from anywhere
 
 
 def begin(
-    file: Path, asked: Mapping[str, Any], entries: Callable[[], Sequence[Candidate]] | None, name: Callable[[Any], str]
-) -> study.Study:
-    """The study of what was `asked`, of all `entries()`; to join one that is there, where None."""
+    file: Path, asked: Mapping[str, Any], entries: Callable[[], Sequence[Candidate]] | None, name: Callable[[Any], str],
+    join: bool = False,
+) -> study.Study:  # fmt: skip
+    """The study of what was `asked`, of all `entries()`; to go on with one that is there, where None, or to `join` it
+    from another machine."""
 
     def told() -> list[dict[str, Any]]:
         return [{"name": name(c.as_json()), "candidate": c.as_json()} for c in entries()]
 
-    return study.open_study(file, {key: asked[key] for key in KEYS}, entries and told)
+    return study.open_study(file, {key: asked[key] for key in (*KEYS, *(() if join else CHOSEN_FOR))}, entries and told)
 
 
 def work(
@@ -49,15 +52,32 @@ def work(
     """Take trials until all are done. `judge` is the teacher with the planner whose searches all are judged on."""
     count = len(opened.entries)
 
-    def tried(i: int) -> dict[str, Any]:
+    def entered(i: int) -> tuple[Candidate, Settings, Path]:
+        """An entry, its settings, and where its trial goes on if it was cut off."""
         candidate = candidate_of(opened.entries[i]["candidate"])
         own = settings(candidate)
+        return candidate, own, folder / hashlib.sha256(repr(own).encode()).hexdigest()[:16]
+
+    def stands(i: int) -> str | None:
+        kept = states.kept(entered(i)[2] / RUN)
+        return kept[-1].name if kept else None
+
+    def tried(i: int) -> dict[str, Any]:
+        try:
+            return learned(i)
+        except losses.Diverged as fault:
+            shutil.rmtree(entered(i)[2], ignore_errors=True)
+            return {"fault": fault.what}
+
+    def learned(i: int) -> dict[str, Any]:
+        candidate, own, place = entered(i)
         seed = HELD_OUT + own.seed * 4096
         teacher, answers = teaching(candidate.planner), answers_in(cache, candidate.planner)
-        place = folder / hashlib.sha256(repr(own).encode()).hexdigest()[:16]  # a trial that was cut off goes on
         with states.turn(cache):  # of the processes on this machine, one makes the teacher's answers
             material(own, teacher, answers, say, notice)
-            targets.open_folder(cache / "held-out", {"planner": asdict(judge.planner), "seed": seed})
+            targets.open_folder(
+                cache / "held-out", {**judge.identity, "version": 2, "planner": asdict(judge.planner), "seed": seed}
+            )
             held = targets.shard(
                 cache / "held-out", str(own.held_out), lambda: held_out(judge, own.held_out, seed), notice
             )
@@ -69,19 +89,22 @@ def work(
         shutil.rmtree(place)
         return {"value": found["rank"], **found}
 
-    study.run(opened, tried, lambda left: say(f"{left} of {count} left", 1 - left / max(count, 1)))
+    study.run(opened, tried, lambda left: say(f"{left} of {count} left", 1 - left / max(count, 1)), stands)
+    for entry, found in zip(opened.entries, study.figures_of(opened), strict=True):
+        if found is None or "fault" in found:
+            why = found["fault"] if found else f"{study.ATTEMPTS} workers died on it"
+            notice(f"given up: {entry['name']}: {why}")
 
 
 def best_of(opened: study.Study) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The first of those that rank best, and every row: its candidate, as `as_json` has it, and figures."""
-    rows = [
-        {**entry, "figures": found} for entry, found in zip(opened.entries, study.figures_of(opened), strict=True)
-    ]
-    known = [row for row in rows if row["figures"] is not None]
+    rows = [{**entry, "figures": found} for entry, found in zip(opened.entries, study.figures_of(opened), strict=True)]
+    known = [row for row in rows if "value" in (row["figures"] or {})]
     if not known:
         raise EdgewmError(
-            "every trial of the study was cut off", f"{len(rows)} trials", "begin again with --study another file"
-        )
+            "every trial of the study was given up", f"{len(rows)} trials",
+            "give a lower --learning-rate, and begin again with --study another file",
+        )  # fmt: skip
     return max(known, key=lambda row: row["figures"]["value"])["candidate"], rows
 
 

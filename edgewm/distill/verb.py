@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import cache as remembered
 from functools import partial
@@ -20,7 +20,8 @@ import torch
 
 from ..build import build
 from ..data import identity
-from ..judge.sources import Source, source_of
+from ..errors import EdgewmError
+from ..judge.sources import Source, learned_from
 from ..models import Model, folder_of, load
 from ..options import AUTO, Progress, part
 from ..program import Planner
@@ -37,9 +38,10 @@ from .proposal import Settings as Beginning
 from .proposal_only import with_trained, write_checkpoint
 from .prune import begins_as
 from .shapes import planners
-from .targets import OF, write_bytes
+from .study import is_begun as study_is_begun
+from .targets import bytes_in, identity_of, write_bytes
 from .teacher import Teacher, check_fit, teacher_of
-from .train import RUN, train
+from .train import RUN, check_share, train
 
 PRESET = "student"  # of the judge
 SEARCHED = ("samples", "iterations", "elites", "proposal", "warm_start")  # what smaller planners differ in
@@ -83,7 +85,7 @@ def distill(
     board, full = board_of(target, mode, threads, measured, place), load(model)
     given = {k: v for k, v in (planner or {}).items() if v is not None}
     asked = {
-        "teacher": model, "teacher_sha256": dict(full.files), "target": board.target.name, "mode": board.mode.name,
+        "teacher": model, "teacher_sha256": identity_of(full), "target": board.target.name, "mode": board.mode.name,
         "threads": board.threads, "place": place, "rate_hz": rate_hz, "precision": precision, "planner": given,
         "begins_at_proposal": full.planner.proposal, "losses": list(terms), "training": dict(training or {}),
         "seed": seed, "data": None if data is None else identity(data), "trials": trials,
@@ -91,17 +93,24 @@ def distill(
     }  # fmt: skip
     check(precision, terms, training or {})
     check_places(out, cache, study)
+    check_share(share, *((training or {}).get(key, getattr(Settings, key)) for key in ("step_contexts", "step_frames")))
     full = asked_for(model, full, given)
     is_study, journal = bool(trials or join), study or out / trying.JOURNAL
     answers = cache or (None if dry_run else out / (trying.FOLDER if is_study else RUN) / "cache")
-    source = source_of(model, full, data, learning=True)
+    source = learned_from(model, full, data)
+    if episodes and source.make is None:
+        raise EdgewmError(
+            "nobody could play episodes: the model brings no simulator", "--episodes",
+            "leave it out, and judge the bundle in OUT by `edgewm validate --env`",
+        )  # fmt: skip
     beginning = replace(Beginning(seed=seed), **{k: v for k, v in (training or {}).items() if k == "contexts"})
 
     @remembered
     def begun() -> tuple[Model, dict[str, Any]]:
         """MODEL with a proposal that is trained for it, and what that is worth."""
         shown = part(progress, 0.0, 0.1, "proposal")
-        return with_trained(model, full, source, asked["data"], beginning, answers, shown, share.device)
+        with nullcontext() if answers is None else states.turn(answers):  # one makes its searches, the others read them
+            return with_trained(model, full, source, asked["data"], beginning, answers, shown, share.device)
 
     def choice() -> dict[str, Any]:
         """What is considered and chosen: by others whose study is joined, by a run that is to go on, or here."""
@@ -110,10 +119,11 @@ def distill(
             if not join:
                 with states.disk(out):
                     held.enter_context(states.alone(out))
-        if is_study and not dry_run and (join or journal.is_file()):
-            opened = trying.begin(journal, asked, None, name_of)
+        before = asked_before(out, asked) if resume and not (dry_run or join) else None
+        if is_study and not dry_run and (join or study_is_begun(journal)):
+            opened = trying.begin(journal, asked, None, name_of, join)
             return _told(asked, [entry["candidate"] for entry in opened.entries])
-        if resume and not dry_run and (before := asked_before(out, asked)):
+        if before:
             return before
         shown = part(progress, 0.1, 0.1, "shapes")
         found = decided(full, source, board, asked, begun, is_study, share.device, shown)
@@ -149,15 +159,15 @@ def distill(
 
         def fit() -> dict[str, float]:
             sizes = {answers_of(c.planner): bytes_of(settings_for(c), teaching(c.planner)) for c in taught}
-            wanted = sum(size for folder, size in sizes.items() if not (folder / OF).exists())
-            check_room(wanted, cache_mib, cache or out)
+            check_room(sum(sizes.values()), sum(map(bytes_in, sizes)), cache_mib, cache or out)
             return check_fit(teaching(taught[0].planner))
 
         found["teacher_ms"] = tick(None, full.planner, "fp32", whole, board).tick_ms
         if is_student:
             found["teacher"] = share.first_says(fit)
         if is_student and is_study:
-            opened, shown = trying.begin(journal, asked, None, name_of), part(progress, 0.2, 0.3, "trials") or say
+            opened = trying.begin(journal, asked, None, name_of, join)
+            shown = part(progress, 0.2, 0.3, "trials") or say
             with states.disk(out):
                 judge = teaching(full.planner)
                 trying.work(opened, teaching, shortly, judge, out / trying.FOLDER, answers, shown, tell)
@@ -189,8 +199,8 @@ def distill(
         build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
         verdict = validate(
             out / BUNDLE, against=model, suite=["plan", "closed-loop"] if episodes else ["plan"], preset=PRESET,
-            contexts=judged, episodes=episodes or None, data=data, seed=seed, progress=part(progress, 0.9, 0.1),
-            notice=tell,
+            contexts=judged, episodes=episodes or None, data=data, seed=seed, apart=None if data is None else True,
+            progress=part(progress, 0.9, 0.1), notice=tell,
         )  # fmt: skip
         found["verdict"] = {key: verdict[key] for key in ("passed", "plan", "closed_loop", "gates")}
         with states.disk(out):

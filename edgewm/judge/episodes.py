@@ -13,6 +13,7 @@ from ..data.pictures import sized
 from ..errors import EdgewmError
 from ..program import Port
 from .sides import Observation
+from .sources import rows_apart
 
 Array = np.ndarray
 SHORTER = 0.25  # of the usable episodes, at most, are shorter than the longest trajectory that is offered
@@ -20,8 +21,9 @@ SHORTER = 0.25  # of the usable episodes, at most, are shorter than the longest 
 CONTEXTS, ROLLOUTS, STATES = 0xC027, 0x7011, 0x57A7
 
 
-def evidence(data: Path, model: Any, learning: bool) -> dict[str, Any]:
-    """Fields of a Source: `contexts`, `rollouts` and, where episodes hold them, `states`.
+def evidence(data: Path, model: Any, learning: bool, apart: bool | None = None) -> dict[str, Any]:
+    """Fields of a Source: `contexts`, `rollouts` and, where episodes hold them, `states`. `apart` as
+    `sources.source_of` takes it.
 
     The goal of a context is a later picture of its episode, no further than the model's planner looks ahead. Pictures
     are resized to the camera, each side by itself. Each draw is from another episode, so that what is counted as
@@ -31,7 +33,8 @@ def evidence(data: Path, model: Any, learning: bool) -> dict[str, Any]:
     camera, action = _ports(model, str(data))
     block = model.planner.action_block
     reach = model.planner.horizon * block
-    held = opened(data)
+    episodes = opened(data)
+    held = [episodes[i] for i in rows_apart(len(episodes), apart, "episode", str(data))]
     _check(held, action, block, str(data))
     held[0].pictures(0, 1)  # what cannot be read or is not RGB is told before anything else is done
     height, width = camera.shape[-3:-1]
@@ -66,6 +69,8 @@ def evidence(data: Path, model: Any, learning: bool) -> dict[str, Any]:
     usable = periods[periods >= reach] if (periods >= reach).any() else periods
     found = {"contexts": contexts, "rollouts": rollouts}
     found["longest"] = int(np.quantile(usable, SHORTER, method="lower"))
+    starts, pictures = np.maximum(periods - block + 1, 0), (periods + 1)[periods >= reach]
+    found["moments"] = {"contexts": int(starts.sum()), "frames": int(pictures.sum())}
     return found | ({"states": states} if all(e.state is not None for e in held) else {})
 
 

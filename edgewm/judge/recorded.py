@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import EdgewmError
 from .sides import Observation
-from .sources import Pairs
+from .sources import Pairs, rows_apart
 
 Array = np.ndarray
 STATES = "rollout_state"  # what a picture shows, (N, T + 1, K): optional
@@ -35,13 +35,13 @@ def wanted_rollouts(model: Any) -> str:
     )
 
 
-def recorded(data: Path, model: Any) -> dict[str, Any]:
+def recorded(data: Path, model: Any, apart: bool | None = None) -> dict[str, Any]:
     """Fields of a Source: `contexts`, `rollouts` or both, of what a safetensors file holds.
 
     Contexts are one array (N, ...) for each observation port and, under the goal ports' names, of what to reach;
     trajectories `rollout_<observation port>` (N, T + 1, ...) and `rollout_<action port>` (N, T, axes), the robot's
     actions in its own units, and, if one likes, `rollout_state` (N, T + 1, K). EdgewmError when an array is missing or
-    does not fit.
+    does not fit. `apart` as `sources.source_of` takes it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -51,9 +51,10 @@ def recorded(data: Path, model: Any) -> dict[str, Any]:
     except (SafetensorError, OSError) as fault:
         raise EdgewmError(f"not a safetensors file: {fault}", str(data), "save the recorded data again") from fault
     rollouts = any(name.startswith("rollout_") for name in arrays)
-    found: dict[str, Any] = _recorded_rollouts(arrays, model, str(data)) if rollouts else {}
+    found: dict[str, Any] = _recorded_rollouts(arrays, model, str(data), apart) if rollouts else {"moments": {}}
     if not rollouts or any(p.name in arrays for p in (*model.ports_of("observation"), *model.ports_of("goal"))):
-        found["contexts"] = _recorded_contexts(arrays, model, str(data))
+        found["contexts"], n = _recorded_contexts(arrays, model, str(data), apart)
+        found["moments"] = {**found["moments"], "contexts": n}
     return found
 
 
@@ -70,20 +71,24 @@ def _rows(arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], axes: 
     return rows
 
 
-def _recorded_contexts(arrays: Mapping[str, Array], model: Any, where: str) -> Callable[[int, int], Pairs]:
+def _recorded_contexts(
+    arrays: Mapping[str, Array], model: Any, where: str, apart: bool | None
+) -> tuple[Callable[[int, int], Pairs], int]:  # fmt: skip
     observations, goals = model.ports_of("observation"), model.ports_of("goal")
     held = {p.name: _rows(arrays, p.name, p.shape, "N", where) for p in (*observations, *goals)}
-    n_recorded = min(map(len, held.values()))
+    rows = rows_apart(min(map(len, held.values())), apart, "context", where)
     answers = list(zip(observations, goals, strict=True))
 
     def contexts(n: int, seed: int) -> Iterator[tuple[Observation, Observation]]:
-        for i in np.random.default_rng(seed).permutation(n_recorded)[:n]:
+        for i in np.random.default_rng(seed).permutation(rows)[:n]:
             yield {o.name: held[o.name][i] for o, _ in answers}, {o.name: held[g.name][i] for o, g in answers}
 
-    return contexts
+    return contexts, len(rows)
 
 
-def _recorded_rollouts(arrays: Mapping[str, Array], model: Any, where: str) -> dict[str, Any]:
+def _recorded_rollouts(
+    arrays: Mapping[str, Array], model: Any, where: str, apart: bool | None
+) -> dict[str, Any]:  # fmt: skip
     (camera, *_), (action, *_) = model.ports_of("observation"), model.ports_of("action")
     frames = _rows(arrays, f"rollout_{camera.name}", camera.shape, "N, T + 1", where)
     actions = _rows(arrays, f"rollout_{action.name}", action.shape, "N, T", where)
@@ -96,15 +101,18 @@ def _recorded_rollouts(arrays: Mapping[str, Array], model: Any, where: str) -> d
     if states is not None and (states.ndim != 3 or states.shape[:2] != frames.shape[:2]):
         raise EdgewmError(f"{STATES!r} has shape {states.shape}", where, f"record {frames.shape[:2]} rows of K numbers")
 
+    rows = rows_apart(len(actions), apart, "trajectory", where)
+
     def rollouts(n: int, steps: int, seed: int) -> Iterator[tuple[Array, Array, Array | None]]:
         if steps > actions.shape[1]:
             raise EdgewmError(
                 f"trajectories of {actions.shape[1]} periods", where, f"record {steps}: as far as a plan looks ahead"
             )
         rng = np.random.default_rng([0x7011, seed])
-        for i in rng.permutation(len(actions))[:n]:
+        for i in rng.permutation(rows)[:n]:
             first = int(rng.integers(actions.shape[1] - steps + 1))
             seen = slice(first, first + steps + 1)
             yield frames[i, seen], actions[i, first : first + steps], None if states is None else states[i, seen]
 
-    return {"rollouts": rollouts, "longest": int(actions.shape[1])}
+    there = {"frames": len(rows) * frames.shape[1]}
+    return {"rollouts": rollouts, "longest": int(actions.shape[1]), "moments": there}

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import EdgewmError
 from ..imports import module_of
 from .sides import Observation
 
 Array = np.ndarray
+ONE_IN = 8  # of what was recorded is kept from a student
 Pairs = Iterable[tuple[Observation, Observation]]
 Rollouts = Iterable[tuple[Array, Array, Array | None]]
 
@@ -75,15 +77,26 @@ class Source:
     shifts: Callable[[], Mapping[str, Shift]] | None = None
     names: tuple[str, ...] = ()  # of the columns of states
     longest: int | None = None  # periods of the longest trajectory; None: as long as asked for
+    moments: Mapping[str, int] | None = None  # recorded ones, `contexts` and `frames`; None: as many as asked for
+    apart: Source | None = None  # what was recorded, too, and is not learned from; None: another seed gives others
 
     def having(self, **found: Any) -> Source:
         """This source with what is not None of `found`."""
         return replace(self, **{name: value for name, value in found.items() if value is not None})
 
 
-def source_of(against: str, model: Any, data: Path | None = None, learning: bool = False) -> Source:
+def learned_from(against: str, model: Any, data: Path | None) -> Source:
+    """The source for a student; of recorded `data` one in `ONE_IN` episodes is `apart` from what it learns from."""
+    found = source_of(against, model, data, learning=True, apart=None if data is None else False)
+    return found if data is None else replace(found, apart=source_of(against, model, data, learning=True, apart=True))
+
+
+def source_of(
+    against: str, model: Any, data: Path | None = None, learning: bool = False, apart: bool | None = None
+) -> Source:  # fmt: skip
     """The source that belongs to MODEL; recorded `data` come before its own. To learn from, recorded episodes serve
-    several times each (`learning`). EdgewmError for data that do not fit."""
+    several times each (`learning`). `apart`: only those that a student does not learn from, or only the others.
+    EdgewmError for data that do not fit."""
     from ..data import is_recording
     from ..reference import trials
     from . import derived
@@ -97,13 +110,22 @@ def source_of(against: str, model: Any, data: Path | None = None, learning: bool
     elif ":" in against and not Path(against).exists():
         found = found.having(**_declared(module_of(against)))
     if data is not None:  # what belongs to the world that was not recorded would be another scene
-        brought = evidence(data, model, learning) if is_recording(data) else recorded(data, model)
+        brought = evidence(data, model, learning, apart) if is_recording(data) else recorded(data, model, apart)
         found = replace(found, states=None, impossible=None, shifts=None).having(**brought)
     return derived.completed(found, model)
+
+
+def rows_apart(count: int, apart: bool | None, what: str, where: str) -> Array:
+    """Which of `count` recorded ones serve: all, or one in `ONE_IN`, or the others. EdgewmError where none are left."""
+    index = np.arange(count)
+    found = index if apart is None else index[(index % ONE_IN == 0) == apart]
+    if count and not len(found):
+        raise EdgewmError(f"one {what} cannot be learned from and held out", where, f"record more: {ONE_IN} at least")
+    return found
 
 
 def _declared(module: ModuleType) -> dict[str, Any]:
     """What a module defines under the names of a Source's fields, where it is of the right kind."""
     there = {field.name: getattr(module, field.name, None) for field in fields(Source)}
-    kinds = {"names": (tuple, list), "longest": (int,)}
+    kinds = {"names": (tuple, list), "longest": (int,), "moments": (), "apart": ()}  # these are of recorded data
     return {name: v for name, v in there.items() if isinstance(v, kinds.get(name, Callable))}

@@ -67,7 +67,7 @@ def _bounds(held: Any, there: dict[str, tuple[int, ...]], where: str) -> tuple[A
     if ENDS not in there:
         raise lacking(LENGTHS, there, where, f"say where episodes end: {LENGTHS} (and {OFFSETS}), or {ENDS}")
     ends = _counts(held[ENDS])
-    return np.concatenate([[0], ends[:-1]]).astype(np.int64), ends
+    return np.concatenate([[0], ends])[:-1].astype(np.int64), ends
 
 
 def _counts(array: Any) -> Array:
