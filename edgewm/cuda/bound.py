@@ -76,51 +76,61 @@ def bundle_rows(
     found: dict[tuple, dict[str, Any]] = {}
     before = None  # the step of the region before
     for step, region in groupby(calls_of(bundle), key=lambda call: call["step"]):
+        calls = list(region)
         follows, before = joined and before is not None and step == before + 1, step
-        for calls, own in parts_of(list(region), phases):
-            last = calls[-1]
-            key = tuple((call["kernel"], tuple(call["dims"]), call["lanes"]) for call in calls)
-            works = [call["work"] for call in calls]
-            work = added(works)
-            if key not in found:
-                functions = [_function(facts[names[int(p["function"])]], p, board) for p in own]
-                blocks = functions[-1]["blocks"]
-                found[key] = {
-                    "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
-                    "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
-                    "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
-                    "each": limits_us(works, tiles_of(calls, blocks), blocks, board, mode),
-                }  # fmt: skip
-            row, times = found[key], last["times"]
-            nodes = not follows if joined else len(own)
-            follows = joined
-            core = row["functions"][-1]
+        last, own = calls[-1], [phase for call in calls for phase in phases.get(call["call"], [])]
+        key = tuple((call["kernel"], tuple(call["dims"]), call["lanes"]) for call in calls)
+        if key not in found:
+            functions = [_function(facts[names[int(p["function"])]], p, board) for p in own]
+            parts = parts_of(calls, own)
+            found[key] = {
+                "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
+                "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
+                "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
+                "each": [(limits_us(part.works, part.tiles, part.blocks, board, mode), part) for part in parts],
+            }  # fmt: skip
+        row, times, end = found[key], last["times"], 0
+        for limits, part in row["each"]:
+            nodes = not follows if joined else part.launches
+            follows, end = joined, end + part.launches
+            core = row["functions"][end - 1]
             resident = occupancy(board.gpu, most, launches.THREADS, at_once).blocks if joined else core["resident"]
-            threads = min(core["blocks"], resident * mode.sm) * launches.THREADS
-            spent = spent_us(row["each"], work, len(own), nodes, threads, mode, with_)
-            row["indices"] += [call["call"] for call in calls]
-            row["calls"] += times
-            row["launches"] += times * len(own)
+            threads = min(part.blocks, resident * mode.sm) * launches.THREADS
+            spent = spent_us(limits, added(part.works), part.launches, nodes, threads, mode, with_)
             row["nodes"] += times * nodes
-            row["work"].update({kind: amount * times for kind, amount in work.items()})
-            row["bound_us"].update({limit: us * times for limit, us in row["each"].items()})
+            row["bound_us"].update({limit: us * times for limit, us in limits.items()})
             row["nodes_us"] += spent["nodes"] * times
             row["barriers_us"] += spent["barriers"] * times
             row["latency_us"] += spent["latency"] * times
             row["estimate_us"] += sum(spent.values()) * times
+        row["indices"] += [call["call"] for call in calls]
+        row["calls"] += times
+        row["launches"] += times * len(own)
+        row["work"].update({kind: n * times for kind, n in added([call["work"] for call in calls]).items()})
     for row in found.values():
         del row["each"]
         row["bound"] = bound_of(row["bound_us"])
     return sorted(found.values(), key=lambda row: -row["estimate_us"])
 
 
-def parts_of(
-    calls: list[dict[str, Any]], phases: Mapping[int, list[np.void]]
-) -> list[tuple[list[dict[str, Any]], list[np.void]]]:
-    """A region's calls with their launches: those that a chain runs whole, and those behind, whose rows it rounds."""
-    own = [phase for call in calls for phase in phases.get(call["call"], [])]
+class Part(NamedTuple):
+    """Launches of a region that are priced together: what their calls do, and the blocks of the last."""
+
+    launches: int
+    works: list[Mapping[str, Any]]
+    tiles: list[Tile]
+    blocks: int
+
+
+def parts_of(calls: Sequence[Mapping[str, Any]], own: Sequence[np.void]) -> list[Part]:
+    """A region's launches, `own`: calls that a chain runs whole, and those behind a barrier, whose rows it rounds."""
     first = next(i for i, call in enumerate(calls) if call["call"] == int(own[0]["call"]))
-    return [(calls[:first], own[:1]), (calls[first:], own[1:])] if first and len(own) > 1 else [(calls, own)]
+    cuts = [(calls[:first], own[:1]), (calls[first:], own[1:])] if first and len(own) > 1 else [(calls, own)]
+    last = [int(rows[-1]["blocks"]) for _, rows in cuts]
+    return [
+        Part(len(rows), [call["work"] for call in part], tiles_of(part, blocks), blocks)
+        for (part, rows), blocks in zip(cuts, last, strict=True)
+    ]
 
 
 def is_persistent(sections: Mapping[str, bytes]) -> bool:
