@@ -47,6 +47,7 @@ MADE = frozenset(
 )
 
 
+@uncollected()
 def build(
     model: str,
     *,

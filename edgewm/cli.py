@@ -7,6 +7,7 @@ until a verb needs it.
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Sequence
@@ -127,7 +128,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
     check_distill(is_proposal)
     training = {field: given for field in TRAINING if (given := options.pop(field)) is not None}
     if is_proposal:
-        kept = {name: options[name] for name in ("out", "data", "cache", "seed")}
+        kept = {name: options[name] for name in ("out", "data", "cache", "seed", "device")}
         with progress_bar() as progress:
             result = distill_proposal(model, training=training, progress=progress, **kept)
         return result, proposal_line(result), 0
@@ -416,4 +417,6 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(execute(sys.argv[1:]))
+    status = execute(sys.argv[1:])
+    gc.freeze()  # the system takes all memory at once; to look for cycles in it first is a second of a build
+    sys.exit(status)

@@ -146,12 +146,12 @@ def packed(low: Lowering, node: Node, shape, outer: list[int], k: int, lane: int
         lead = array.shape[:-2]
         aligned = (1,) * (len(shape) - 2 - len(lead)) + lead  # to the result's batch axes
         blocks = array.reshape(-1, *array.shape[-2:])
-        data = [low.pack(node["family"], i, b) for b in blocks]
-        step = data[0].size
         key = f"{_source_name(source)}/packed{i}"
         if key not in low.constants:
-            low.constants[key] = np.concatenate([d.reshape(-1) for d in data])
-            low.buffers[key] = Buffer(key, dtype_of(data[0]), step * len(data), 0, space="weights", pinned=True)
+            data = np.concatenate([low.pack(node["family"], i, b).reshape(-1) for b in blocks])
+            low.constants[key] = data
+            low.buffers[key] = Buffer(key, dtype_of(data), data.size, 0, space="weights", pinned=True)
+        step = low.constants[key].size // len(blocks)
         strides: list[Stride] = []
         for a in outer:
             batch = a < len(aligned) and aligned[a] != 1
