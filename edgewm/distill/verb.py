@@ -75,7 +75,7 @@ def distill(
     and trains nothing else: `student` is None then.
 
     Models and losses are computed on `device`, as `device_of` takes it. It is no part of what was asked: a run may go
-    on elsewhere, and ends in the same student to rounding; in the same bits on CPUs alone.
+    on elsewhere, as in another number of processes; in the same bits it ends on CPUs alone.
 
     EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that are no
     numbers, a full disk, another run in OUT, a device that is not there.
