@@ -181,7 +181,7 @@ def trained(given: argparse.Namespace) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory(prefix="edgewm-") as folder:
         out = given.study.parent if given.study else Path(folder)
-        asked = dict.fromkeys(trials.KEYS) | {"trial_steps": given.trained, "training": FEW}
+        asked = dict.fromkeys((*trials.KEYS, *trials.CHOSEN_FOR)) | {"trial_steps": given.trained, "training": FEW}
         opened = trials.begin(given.study or out / trials.JOURNAL, asked, lambda: candidates, verb.name_of)
         trials.work(opened, teaching, settings, teaching(planner), out, out / "cache", lambda *told: None, print)
         found = trials.best_of(opened)[1]

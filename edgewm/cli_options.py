@@ -80,7 +80,7 @@ def planner_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-# field of distill.train.Settings -> what it takes; help
+# field of distill.material.Settings -> what it takes; help
 TRAINING: dict[str, tuple[click.ParamType, str]] = {
     "steps": (COUNT, "Of training.  [default: 4000; of a proposal 400]"),
     "learning_rate": (
@@ -94,7 +94,7 @@ TRAINING: dict[str, tuple[click.ParamType, str]] = {
 
 
 DISTILL: dict[str, dict[str, Any]] = {
-    "--rate-hz": {"type": Rate(), "help": "How many plans a second it is to make."},
+    "--rate-hz": {"type": Rate(), "help": "Plans a second that it is to make; at which rate a loop runs, build says."},
     "--proposal-only": {
         "is_flag": True, "help": "Choose nothing: train where a search of MODEL begins; OUT is MODEL with that.",
     },
@@ -115,7 +115,7 @@ DISTILL: dict[str, dict[str, Any]] = {
         "type": PATH, "metavar": "PATH[#CAMERA]",
         "help": "Recorded episodes (npz, HDF5, LeRobot) or arrays, as of validate.  [default: the model's own]",
     },
-    "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT]"},
+    "--cache": {"type": PATH, "help": "Where the teacher's answers are kept.  [default: in OUT; a proposal's nowhere]"},
     "--cache-mib": {"type": COUNT, "default": 2048, "show_default": True, "help": "What they may take."},
     "--losses": {
         "type": Listed(), "metavar": "LOSS[,...]", "help": "Of encode, latent, counterfactual, cost, rank, elite, "
@@ -136,8 +136,8 @@ DISTILL: dict[str, dict[str, Any]] = {
     "--join": {"is_flag": True, "help": "Take trials of the study that was begun elsewhere, and train nothing else."},
     "--device": {
         "default": AUTO, "show_default": True, "metavar": "auto|cpu|cuda[:N]",
-        "help": "Where it is trained; auto: on a GPU where torch has one. A run may go on elsewhere; on CPUs alone it "
-        "ends in the same bits.",
+        "help": "Where it is trained; auto: on a GPU where torch has one. A run may go on elsewhere; on one thread of "
+        "a CPU it ends in the same bits.",
     },
     "--mixed": {
         "is_flag": True, "help": "Train with products in bf16: sooner, on a GPU or a CPU that has instructions for it.",
@@ -168,7 +168,8 @@ def check_distill(is_proposal: bool) -> None:
     """EdgewmError for options of a student that are given for a proposal, and for a student without a rate."""
     context = click.get_current_context()
     given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    strange = sorted(f"--{name.replace('_', '-')}" for name in given - OF_A_PROPOSAL)
+    flags = {field: words.split()[0].partition("/")[0] for field, (words, *_) in PLANNER.items()}
+    strange = sorted(flags.get(name, f"--{name.replace('_', '-')}") for name in given - OF_A_PROPOSAL)
     if is_proposal and strange:
         raise EdgewmError(f"{strange[0]} is for a student", "--proposal-only", f"leave {strange[0]} out")
     if not {"trials", "join"} & given and (lone := sorted({"study", "trial_steps"} & given)):

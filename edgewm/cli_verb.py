@@ -19,7 +19,8 @@ FILE_WIDTH = 160  # columns, where no terminal says how many there are
 
 
 def verb(group: click.Group, *, seed: bool = False) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register a function as a verb with `--json FILE` (and `--seed`); it returns its result and what to print."""
+    """Register a function as a verb with `--json FILE` (and `--seed`); it returns its result, what to print (None and
+    None, where another process tells), and the exit status."""
 
     def register(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
@@ -29,7 +30,7 @@ def verb(group: click.Group, *, seed: bool = False) -> Callable[[Callable[..., A
             # With JSON on stdout nothing else goes there.
             result, shown, status = function(**options)
             _print(shown, to_stderr=str(json_file) == "-")
-            if json_file is not None:
+            if json_file is not None and result is not None:
                 _write_json(json_file, result)
             return status
 

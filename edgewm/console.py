@@ -119,7 +119,7 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
     return f"{number(found['point'], 'ms')}, {between}; {found['source']}"
 
 
-def distill_table(result: Result) -> Table:
+def distill_table(result: Result) -> Table | Group:
     """Every candidate considered, the chosen one marked; what the judge said of it, where it did. A predictor is told
     as layers x width/width within, with the latents that it sees."""
     columns = ["", "predictor", "sees", "jump", "format", "planner", "regret", "ms", "most", "bound"]
@@ -137,18 +137,19 @@ def distill_table(result: Result) -> Table:
             number(regret_of(result, found), digits=2), number(tick["point"]), number(tick["high"]), found["bound"],
             *([found["place"].upper()] if has_gpu else []), *([number(tried[i])] if tried else []),
         )  # fmt: skip
+    said = ""
     if result["chosen"]["shape"] is None:
         is_trained = result["proposal"] is not None and result["chosen"]["planner"]["proposal"]
         asks = "MODEL with the proposal, without --dry-run" if is_trained else _build_of(result)
-        made.caption = f"no student is needed: {asks}"
+        said = f"no student is needed: {asks}"
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
         regret = plan.get("search_regret", plan["regret"])  # beside the full model's own search, where that is larger
-        made.caption = (
+        said = (
             f"{result['student']}: least Spearman {number(plan['spearman_min'])}, elites kept "
             f"{number(plan['elite_overlap'])}, regret {number(regret)}"
         )
-    return made
+    return Group(made, Text(said)) if said else made  # a caption would be as narrow as the table
 
 
 def _layers(shape: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import EdgewmError
 from .options import Progress
 
+SIZES, BEGINNING = ("samples", "iterations", "elites"), ("proposal", "warm_start")  # what smaller planners differ in
 Verdict = Mapping[str, Any]
 Asked = tuple[str, Mapping[str, Any], str, Verdict | None]
 
@@ -49,6 +50,6 @@ def regret_of(found: Mapping[str, Any], candidate: Mapping[str, Any]) -> float |
 
 def search_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the planner that `distill` chose for the model itself, where nothing was trained."""
-    searched = {key: found["chosen"]["planner"][key] for key in ("samples", "iterations", "elites")}
-    begins = found["chosen"]["planner"]["proposal"]
-    return searched | ({} if begins == found["asked"]["begins_at_proposal"] else {"proposal": begins})
+    planner = found["chosen"]["planner"]
+    is_same = planner["proposal"] == found["asked"]["begins_at_proposal"]
+    return {key: planner[key] for key in (SIZES if is_same else (*SIZES, *BEGINNING))}

@@ -684,6 +684,16 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() and "bf16" in (tmp_path / "1").read_text()
 
 
+def test_one_of_several_processes_tells(monkeypatch, capsys, tmp_path):
+    said = {"verdict": {"passed": False}, "chosen": 1}
+    monkeypatch.setattr("edgewm.distill.distill", lambda model, **options: said)
+    monkeypatch.setattr("edgewm.console.distill_table", lambda result: "the table")
+    for rank, status, shown in (("0", 1, "the table"), ("1", 0, "")):
+        monkeypatch.setenv("RANK", rank)
+        assert execute(["distill", "reference", "--rate-hz", "9", "--json", str(tmp_path / rank)]) == status
+        assert capsys.readouterr().out.strip() == shown and (tmp_path / rank).exists() == bool(shown)
+
+
 def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
     """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
     settings = small(round_steps=24)
@@ -772,8 +782,9 @@ def test_what_is_held_out_is_not_learned_from():
     assert at(searches(teacher, 9, 0)["latent"]) == [0, *[-2] * 7, 0]
     nowhere = replace(teacher, source=replace(teacher.source, apart=Source(lambda n, seed: [], lambda *a: [])))
     for ask in (check_fit, lambda t: budgets.regret(t, 0)):
-        with pytest.raises(EdgewmError, match="too little data: 0"):
+        with pytest.raises(EdgewmError, match="too little data: 0") as fault:
             ask(nowhere)
+        assert fault.value.where == "what is held out for spot"
 
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
@@ -1025,6 +1036,7 @@ def test_the_whole_verb_from_recorded_episodes(tmp_path, monkeypatch):
         "target": "orin", "rate_hz": 20.0, "precision": "fp32", "out": tmp_path / "student", "judged": 10,
         "training": TRAINING, "data": data,
     }  # fmt: skip
+    monkeypatch.setattr(verb, "TRAINED", ("fp32", "w8a8"))
     dry = verb.distill("distill_world:make", dry_run=True, **asked)
     assert dry["student"] is None and not (tmp_path / "student").exists() and dry["chosen"] in dry["considered"]
     found = verb.distill("distill_world:make", progress=quiet, **asked)
@@ -1043,6 +1055,8 @@ def test_the_whole_verb_from_recorded_episodes(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "student" / "config.json").read_text())["model"]["predictor"]["condition_dim"] == 2
     page = json.loads((tmp_path / "student" / "pareto.json").read_text())
     (told,) = (r for r in page["rows"] if r["state"] == "chosen")
+    (variant,) = (r for r in page["rows"] if r["state"] == "variant")
+    assert variant["name"] == told["name"].replace("fp32", "w8a8") and variant["tick_ms"] > 0
     assert page["rows"][0]["state"] == "teacher" and told["regret"] is not None and "fp32" in told["name"]
     with pytest.raises(EdgewmError, match="already holds a run"):
         verb.distill("distill_world:make", **asked)

@@ -144,6 +144,9 @@ def test_a_checkpoint_with_a_proposal_is_a_model_like_any_other(tmp_path, monkey
         proposal_only.distill_proposal("reference", out=tmp_path / "other", data=tmp_path / "none")
     with pytest.raises(EdgewmError, match="lies beside a checkpoint"):
         proposal_only.distill_proposal("planning:proposing", out=tmp_path / "other")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EdgewmError, match="one process trains a proposal"):
+        proposal_only.distill_proposal("reference", out=tmp_path / "other")
 
 
 def seeded_for(model: Model) -> Proposal:
@@ -158,6 +161,7 @@ def told(*words: str) -> str:
 def test_options_of_a_student_are_refused_for_a_proposal():
     assert "--rate-hz is for a student" in told("--proposal-only", "--rate-hz", "50")
     assert "--samples is for a student" in told("--proposal-only", "--samples", "5")
+    assert "--planner is for a student" in told("--proposal-only", "--planner", "icem")
     assert "no rate to distil for" in told("--target", "orin")
 
 

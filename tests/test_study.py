@@ -302,7 +302,7 @@ def test_two_processes_try_what_one_would_find_and_the_best_is_trained_in_full(t
     assert found["chosen"] == best and trained[0][0].steps == 4000 and trained[0][1].is_dir()
     assert trained[0][0].shape == Shape(**best["shape"])
     states = {r["state"] for r in json.loads((tmp_path / "one" / "pareto.json").read_text())["rows"]}
-    assert states == {"teacher", "tried", "chosen"}
+    assert states == {"teacher", "tried", "chosen", "variant"}
 
     def join(out: str) -> None:
         time.sleep(0.0 if out == "two" else 0.2)

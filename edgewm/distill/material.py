@@ -44,7 +44,6 @@ class Settings:
     precision: str = "fp32"
     weights: Mapping[str, float] = field(default_factory=lambda: losses.weighing(losses.DEFAULT))
     proposal: beginning.Settings | None = None
-    start: str = "teacher"  # its encoder and a predictor begun from it; encoder: that alone; random: neither
     steps: int = 4000
     round_steps: int = 400
     learning_rate: tuple[float, float] = LEARNING
@@ -90,8 +89,11 @@ def bytes_of(settings: Settings, teacher: Teacher) -> int:
     return settings.frames * (picture + 4 * dim) + settings.contexts * each + settings.held_out * searched
 
 
-def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progress, notice: Notice) -> Material:
-    """The teacher's answers, made or read."""
+def material(
+    settings: Settings, teacher: Teacher, cache: Path, progress: Progress, notice: Notice, plans: Path | None = None
+) -> Material:  # fmt: skip
+    """The teacher's answers, made or read; searches of its own planner, which a proposal learns from, lie in `plans`,
+    for planners of all sizes."""
     planner, shape = settings.planner, settings.shape
     begun = settings.proposal and {"settings": asdict(settings.proposal), "planner": asdict(teacher.model.planner)}
     targets.open_folder(cache, {
@@ -132,7 +134,7 @@ def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progre
     variance = torch.tensor(float(own.var(0).sum()), device=device)
     known = None if probe is None else torch.from_numpy(probe).to(device)
     facts = losses.Facts(variance, planner.elites, known)
-    proposal = None if settings.proposal is None else proposed(settings.proposal, teacher, space, cache, progress)
+    proposal = settings.proposal and proposed(settings.proposal, teacher, space, plans or cache, progress)
     return Material(seen, banks, held, space, facts, proposal)
 
 

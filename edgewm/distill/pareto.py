@@ -19,7 +19,7 @@ COLUMNS = ("name", "tick_ms", "source", "spearman_min", "elite_overlap", "regret
 
 def row(name: str, tick_ms: float | None, source: str, state: str, **figures: Any) -> dict[str, Any]:
     """One candidate. `source` of its time: estimated or measured; `state`: considered, tried, chosen, teacher or
-    variant; figures that nobody measured are None."""
+    variant, the chosen student in another precision; figures that nobody measured are None."""
     known = {key: figures.get(key) for key in ("spearman_min", "elite_overlap", "regret", "success")}
     return {"name": name, "tick_ms": tick_ms, "source": source, **known, "state": state}
 
@@ -38,12 +38,11 @@ def front(rows: Sequence[Row], figure: str = "elite_overlap") -> list[str]:
     return out
 
 
-def write(folder: Path, rows: Sequence[Row], title: str) -> dict[str, Any]:
-    """Both files, whole or not at all; what the JSON holds."""
+def write(folder: Path, rows: Sequence[Row], title: str) -> None:
+    """Both files, whole or not at all."""
     found = {"schema_version": 1, "title": title, "rows": list(rows), "front": front(rows)}
     write_bytes(folder / JSON, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     write_bytes(folder / HTML, page(found).encode())
-    return found
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from ..models.robot import ROBOT
 from ..options import AUTO, Progress
 from . import states
 from .devices import HOST, computing, device_of
+from .processes import Processes
 from .proposal import Settings, blind, train, write
 from .targets import write_bytes
 from .teacher import teacher_of
@@ -38,6 +39,8 @@ def distill_proposal(
     full disk, an OUT with other files, a device that is not there.
     """
     where = device_of(device)
+    if Processes.here().count > 1:
+        raise EdgewmError("one process trains a proposal", "torchrun", "start it alone")
     check_checkpoint(model)
     states.check_folder(out, "-o")
     states.check_folder(cache, "--cache")

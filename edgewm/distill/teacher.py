@@ -90,7 +90,9 @@ def check_runs(side: Side, model: Model, planner: Planner, where: str) -> None:
 
 def apart(teacher: Teacher) -> Teacher:
     """The teacher with what a student does not learn from."""
-    return replace(teacher, source=teacher.source.apart or teacher.source)
+    if teacher.source.apart is None:
+        return teacher
+    return replace(teacher, source=teacher.source.apart, name=f"what is held out for {teacher.name}")
 
 
 def frames(teacher: Teacher, n: int, seed: int, flag: str | None = None) -> Arrays:
@@ -226,15 +228,15 @@ def check_fit(teacher: Teacher) -> dict[str, float]:
 
     EdgewmError for a teacher that foresees less than half, or whose planning gains nothing over blind candidates.
     """
-    planner, port = teacher.planner, teacher.model.ports_of("action")[0]
+    planner, port, held = teacher.planner, teacher.model.ports_of("action")[0], apart(teacher)
     periods = planner.horizon * planner.action_block
     real, imagined = [], []
-    for pixels, actions, _ in apart(teacher).source.rollouts(FITNESS_ROLLOUTS, periods, FITNESS):
+    for pixels, actions, _ in held.source.rollouts(FITNESS_ROLLOUTS, periods, FITNESS):
         ends = encoded(teacher.side, teacher.camera, pixels[[0, -1]])
         taken = model_actions(actions, port, planner)
         real.append(ends[1])
         imagined.append(rollout(teacher.side, ends[0], taken[None])[0, -1])
-    enough(len(real), min(FITNESS_ROLLOUTS, 8), "trajectories", teacher.name)
+    enough(len(real), min(FITNESS_ROLLOUTS, 8), "trajectories", held.name)
     spread = np.var(real, 0).sum()
     missed = float(np.square(np.subtract(imagined, real)).sum(1).mean() / spread) if spread > 0 else np.inf
     if not missed <= 1 - LEAST_EXPLAINED:

@@ -178,10 +178,9 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
     torch.manual_seed(settings.seed)
     module = build(config_of(settings.shape, teacher.model)).eval().to(teacher.model.device)
     facts: dict[str, Any] = {"step": 0, "best_rank": -math.inf, "best_round": 0, "elapsed_s": 0.0, "history": []}
-    sees_alike = settings.start != "random" and prune.take_encoder(module, teacher, made.space)
-    if settings.start == "teacher":
-        prune.stand_still(module, made.space.of(made.frames[0]["latents"]))
-        facts["lost_without_layer"] = prune.take_predictor(module, teacher, made.space, made.held)
+    sees_alike = prune.take_encoder(module, teacher, made.space)
+    prune.stand_still(module, made.space.of(made.frames[0]["latents"]))
+    facts["lost_without_layer"] = prune.take_predictor(module, teacher, made.space, made.held)
     if sees_alike and not any(weight for name, weight in settings.weights.items() if name != "encode"):
         raise EdgewmError(
             "a student that has its teacher's encoder learns nothing from that alone", "--losses encode",
@@ -200,8 +199,8 @@ def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
 
 
 def train(
-    settings: Settings, teacher: Teacher, out: Path, *, cache: Path | None = None, resume: bool = False,
-    progress: Progress | None = None, notice: Notice | None = None, stop_after: int | None = None,
+    settings: Settings, teacher: Teacher, out: Path, *, cache: Path | None = None, plans: Path | None = None,
+    resume: bool = False, progress: Progress | None = None, notice: Notice | None = None, stop_after: int | None = None,
     share: Processes | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
@@ -212,14 +211,19 @@ def train(
     memory is full; what was best before stays.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    device = teacher.model.device
+    device, cache = teacher.model.device, cache or out / RUN / "cache"
     share = share or replace(Processes.here(), device=device)
     alone = states.alone(out / RUN) if share.is_first else nullcontext()
+
+    def answered() -> Material:
+        with states.turn(cache):  # of the runs that share it, one makes what the others read
+            return material(settings, teacher, cache, say, tell, plans)
+
     check_share(share, settings.step_contexts, settings.step_frames)
     with computing(device), share, states.disk(out), alone:
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
-        made = share.first_then_all(lambda: material(settings, teacher, cache or out / RUN / "cache", say, tell))
+        made = share.first_then_all(answered)
         if made.proposal is not None and share.is_first:
             proposal.write(made.proposal, out)
         run = begun(settings, teacher, made)

@@ -74,14 +74,14 @@ def work(
         seed = HELD_OUT + own.seed * 4096
         teacher, answers = teaching(candidate.planner), answers_in(cache, candidate.planner)
         with states.turn(cache):  # of the processes on this machine, one makes the teacher's answers
-            material(own, teacher, answers, say, notice)
+            material(own, teacher, answers, say, notice, cache)
             targets.open_folder(
                 cache / "held-out", {**judge.identity, "version": 2, "planner": asdict(judge.planner), "seed": seed}
             )
             held = targets.shard(
                 cache / "held-out", str(own.held_out), lambda: held_out(judge, own.held_out, seed), notice
             )
-        train(own, teacher, place, cache=answers, resume=True, progress=say, share=Processes())
+        train(own, teacher, place, cache=answers, plans=cache, resume=True, progress=say, share=Processes())
         made = load(str(place))
         student = as_model(made.torch, judge.model, candidate.planner, made.proposal)
         side = upstream(student.on(judge.model.device), candidate.planner)

@@ -23,9 +23,9 @@ from ..data import identity
 from ..errors import EdgewmError
 from ..judge.sources import Source, learned_from
 from ..models import Model, folder_of, load
-from ..options import AUTO, Progress, part
+from ..options import AUTO, TRAINED, Progress, part
 from ..program import Planner
-from ..student import regret_of
+from ..student import BEGINNING, SIZES, regret_of
 from ..validate import validate
 from . import budgets, losses, pareto, states
 from . import trials as trying
@@ -44,7 +44,6 @@ from .teacher import Teacher, check_fit, teacher_of
 from .train import RUN, check_share, train
 
 PRESET = "student"  # of the judge
-SEARCHED = ("samples", "iterations", "elites", "proposal", "warm_start")  # what smaller planners differ in
 FIGURES = ("spearman_min", "elite_overlap", "regret")
 
 
@@ -75,7 +74,7 @@ def distill(
     and trains nothing else: `student` is None then.
 
     Models and losses are computed on `device`, as `device_of` takes it. It is no part of what was asked: a run may go
-    on elsewhere, as in another number of processes; in the same bits it ends on CPUs alone.
+    on elsewhere, as in another number of processes; in the same bits it ends on CPUs alone, one thread each.
 
     EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that are no
     numbers, a full disk, another run in OUT, a device that is not there.
@@ -182,13 +181,13 @@ def distill(
                 out.mkdir(parents=True, exist_ok=True)
                 write_bytes(out / CONFIG, _json(found))
                 if not is_student:
-                    searched = {key: getattr(best.planner, key) for key in SEARCHED}
+                    searched = {key: getattr(best.planner, key) for key in (*SIZES, *BEGINNING)}
                     write_checkpoint(model, whole, {**given, **searched}, out)
         if is_student:
             before = 0.5 if is_study else 0.2
             found["run"] = train(
-                settings_for(best), teaching(best.planner), out, cache=answers_of(best.planner), resume=resume,
-                progress=part(progress, before, 0.9 - before), notice=tell, share=replace(share),
+                settings_for(best), teaching(best.planner), out, cache=answers_of(best.planner), plans=answers,
+                resume=resume, progress=part(progress, before, 0.9 - before), notice=tell, share=replace(share),
             )  # fmt: skip
         held = held.pop_all()  # the first process is alone in OUT to the end, also when the others have left
     if not share.is_first:
@@ -196,6 +195,9 @@ def distill(
     with held:
         found["student"] = str(out)
         say("judge", 0.9)
+        if is_student:
+            others = (form for form in TRAINED if form != best.precision)
+            found["variants"] = [tick(best.shape, best.planner, form, whole, board).as_json() for form in others]
         build(str(out), precision=best.precision, threads=threads, out=out / BUNDLE, seed=seed)
         verdict = validate(
             out / BUNDLE, against=model, suite=["plan", "closed-loop"] if episodes else ["plan"], preset=PRESET,
@@ -234,7 +236,7 @@ def _told(asked: Mapping[str, Any], seen: Sequence[Mapping[str, Any]]) -> dict[s
     """The result where nothing is known but what is considered."""
     return {
         "schema_version": 1, "asked": asked, "considered": list(seen), "chosen": None, "planners": [], "proposal": None,
-        "teacher_ms": None, "trials": None, "student": None, "run": None, "verdict": None,
+        "teacher_ms": None, "trials": None, "variants": [], "student": None, "run": None, "verdict": None,
     }  # fmt: skip
 
 
@@ -251,8 +253,8 @@ def settings_of(
 
 def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of the Pareto page: the teacher, every candidate considered, those tried with what they were worth after their
-    short training, the one chosen with what the judge found. The teacher with a smaller planner is known by its regret
-    before."""
+    short training, the one chosen with what the judge found, and its time in other precisions. The teacher with a
+    smaller planner is known by its regret before."""
     loop = (found["verdict"] or {}).get("closed_loop")
     rates = {who: loop[who]["successes"] / loop[who]["episodes"] for who in ("full", "compressed")} if loop else {}
     exact = {"spearman_min": 1.0, "elite_overlap": 1.0, "regret": 0.0, "success": rates.get("full")}
@@ -268,6 +270,9 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             told["regret"] = figures["search_regret"]
         state = "chosen" if is_chosen else "tried" if shortly else "considered"
         rows.append(pareto.row(name_of(candidate), candidate["tick_ms"]["point"], "estimated", state, **told))
+    for variant in found.get("variants", ()):
+        if variant not in found["considered"]:
+            rows.append(pareto.row(name_of(variant), variant["tick_ms"]["point"], "estimated", "variant"))
     return rows
 
 
@@ -283,4 +288,4 @@ def name_of(candidate: Mapping[str, Any]) -> str:
 
 
 def _json(found: Mapping[str, Any]) -> bytes:
-    return (json.dumps(found, indent=1, allow_nan=False, default=str) + "\n").encode()
+    return (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
