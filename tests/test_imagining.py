@@ -7,6 +7,7 @@ full model sees it through an orthonormal basis and knows its motion but for a l
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -235,6 +236,32 @@ def test_figures_of_general():
     assert "error" not in figures["shifts"]["far"] and figures["usual_error"][0] < 0.1
     figures, rows, left_out = looked("general", side(), source=dataclasses.replace(SOURCE, shifts=None))
     assert figures == {} and rows == {} and left_out == ["no shifted scenes, and no contexts to make them of"]
+
+
+@pytest.mark.parametrize("is_endless", [False, True])
+def test_no_scene_is_counted_in_two_shifts(is_endless):
+    """Whatever shifts make of the same draws, each draw is looked at in one of them alone."""
+    n, asked, seen = 7, [], Counter()
+
+    def spied(draw):
+        return lambda *given: asked.append(given) or draw(*given)
+
+    def told(observation):
+        seen[observation["pixels"].tobytes()] += 1
+        return encode(observation)
+
+    shift = sources.Shift(spied(contexts), spied(rollouts), is_endless=is_endless)
+    source = dataclasses.replace(SOURCE, shifts=lambda: dict.fromkeys("abc", shift), rollouts=None)
+    figures, rows, _ = looked("general", side(encode=told), n, source)
+    assert [s["contexts"] for s in figures["shifts"].values()] == [3, 2, 2]
+    assert rows["shifted_rank"]["samples"] == rows["shifted_error_added"]["samples"] == n
+    starts = [frames[0] for frames, *_ in rollouts(n, PLANNER.horizon * BLOCK, 0)]
+    if is_endless:  # draws of their own, and none in vain
+        assert len({seed for *_, seed in asked}) == 3 and sum(given[0] for given in asked) == 2 * n
+    else:
+        assert {given[-1] for given in asked} == {0}
+        assert all(seen[start.tobytes()] == 1 for start in starts)
+        assert all(seen[part["pixels"].tobytes()] == 2 for pair in contexts(n, 0) for part in pair)
 
 
 def test_a_curve_passes_a_threshold_between_steps():

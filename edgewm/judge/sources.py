@@ -42,11 +42,16 @@ class Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class Shift:
-    """A scene outside the training range: the functions of `Source` there, None for what there is not."""
+    """A scene outside the training range: the functions of `Source` there, None for what there is not.
+
+    Several shifts may show one seed's draws, each in its own way, or draw from one pool: so they are asked with the
+    same n and seed, and each gives its share of these. `is_endless` says that another seed gives other draws.
+    """
 
     contexts: Callable[[int, int], Pairs] | None = None
     rollouts: Callable[[int, int, int], Rollouts] | None = None
     make: Callable[[int], Any] | None = None
+    is_endless: bool = False
 
 
 @dataclass(frozen=True)
