@@ -209,6 +209,47 @@ def test_figures_of_physics():
     assert figures == {} and rows == {} and len(left_out) == 2
 
 
+def beside(n: int, seed: int, trajectories: int, moments: int):
+    """Frames of few trajectories, `moments` of each, as `derived` has them of recorded ones."""
+    _, x = walked(np.random.default_rng([6, seed]), trajectories, 10)
+    return *(np.repeat(x[:, 0], moments, 0),) * 2, np.repeat(np.arange(trajectories), moments)
+
+
+@pytest.mark.parametrize(("trajectories", "passed"), [(CONTEXTS - 1, None), (CONTEXTS, True)])
+def test_frames_of_one_trajectory_are_one_sample(trajectories, passed):
+    source = dataclasses.replace(SOURCE, impossible=None, states=lambda n, seed: beside(n, seed, trajectories, 8))
+    figures, rows, _ = looked("physics", side(), source=source)
+    row = rows["probe_loss"]
+    assert figures["probe_frames"] == 8 * trajectories and (row["samples"], row["passed"]) == (trajectories, passed)
+
+
+def test_a_probe_never_saw_what_it_is_asked_about():
+    """States that no picture shows, but one number of each trajectory's own: known by heart they would be read."""
+    rng = np.random.default_rng(0)
+    latents, unit = np.repeat(rng.normal(size=(20, 40)), 9, 0), np.repeat(np.arange(20), 9)
+    shown = physics.Shown([latents, latents], np.repeat(rng.normal(size=(20, 1)), 9, 0), unit)
+    spread = np.square(shown.states - shown.states.mean(0)).mean()
+    assert np.square(shown.read(0, latents) - shown.states).mean() < 0.01 * spread
+    assert np.square(shown.out_of_fold(0, 0) - shown.states).mean() > 0.5 * spread
+
+
+def test_states_that_never_change_are_left_out_and_few_trajectories_decide_nothing():
+    def probed(states):
+        return looked("physics", side(), source=dataclasses.replace(SOURCE, impossible=None, states=states))
+
+    def still(n: int, seed: int):
+        frames, states = SOURCE.states(n, seed)
+        return frames, np.where(np.arange(STATES) == 1, 0.3, states)
+
+    figures, rows, left_out = probed(still)
+    assert figures["probe_names"] == ["a", "c", "d"] and rows["probe_loss"]["passed"] is True
+    assert left_out[0] == "b is the same in every frame, so nothing to probe for" and len(left_out) == 2
+    _, rows, left_out = probed(lambda n, seed: (SOURCE.states(n, seed)[0], np.ones((n, STATES))))
+    assert rows == {} and len(left_out) == STATES + 1
+    _, rows, _ = probed(lambda n, seed: beside(n, seed, 4, 8))
+    assert (rows["probe_loss"]["samples"], rows["probe_loss"]["passed"]) == (4, None)
+
+
 def test_figures_of_causality():
     figures, rows, _ = looked("causality", side(predict=damped))
     real, full, compressed = (figures["divergence_by_step"][k][-1] for k in ("real", "full", "compressed"))

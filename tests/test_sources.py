@@ -63,8 +63,11 @@ def test_states_beside_recorded_trajectories_are_checked_and_probed(tmp_path):
     save_file(arrays | {"rollout_state": values}, file)
     found = sources.source_of("some/checkpoint", model(), file)
     assert found.longest == 12 and found.branches is None
-    seen, shown = found.states(20, 0)
-    assert seen.shape == (20, 4, 4, 3) and np.array_equal(seen.reshape(20, -1)[:, :3], shown)
+    seen, shown, of = found.states(21, 0)
+    assert seen.shape == (21, 4, 4, 3) and np.array_equal(seen.reshape(21, -1)[:, :3], shown)
+    assert sorted(np.bincount(of)) == [4, 4, 4, 4, 5]  # of all trajectories as many
+    frame = {(*shown,): which for which in range(5) for shown in values[which]}
+    assert len({(of[i], frame[(*shown[i],)]) for i in range(21)}) == 5
     save_file(arrays | {"rollout_state": values[:, :9].copy()}, file)
     with pytest.raises(EdgewmError, match=r"'rollout_state' has shape \(5, 9, 3\)"):
         recorded.recorded(file, model())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .episodes import in_turn
 from .sides import Observation
 from .sources import Clip, Pairs, Rollouts, Shift, Source
 
@@ -33,8 +34,8 @@ def completed(source: Source, model: Any) -> Source:
     return made
 
 
-def _states(source: Source) -> Callable[[int, int], tuple[Array, Array] | None]:
-    def states(n: int, seed: int) -> tuple[Array, Array] | None:
+def _states(source: Source) -> Callable[[int, int], tuple[Array, Array, Array] | None]:
+    def states(n: int, seed: int) -> tuple[Array, Array, Array] | None:
         """A moment of each of `n` trajectories, several where there are fewer; None where nothing lies beside them."""
         periods = source.longest or 1
         found = list(source.rollouts(n, periods, seed))
@@ -43,9 +44,9 @@ def _states(source: Source) -> Callable[[int, int], tuple[Array, Array] | None]:
         rng = np.random.default_rng([0x57A7E, seed])
         each = -(-n // len(found))
         moments = [rng.permutation(len(frames))[:each] for frames, _, _ in found]
-        frames = np.concatenate([frames[at] for (frames, _, _), at in zip(found, moments, strict=True)])
-        values = np.concatenate([values[at] for (_, _, values), at in zip(found, moments, strict=True)])
-        return frames[:n], values[:n]
+        places = in_turn(moments)[:n]
+        frames, values = (np.stack([found[i][part][at] for i, at in places]) for part in (0, 2))
+        return frames, values, np.array([i for i, _ in places])
 
     return states
 

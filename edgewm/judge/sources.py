@@ -64,7 +64,8 @@ class Source:
     make(seed)                  a simulator (`edgewm.act` says what it must have); where it names the `family` of the
                                 task it was reset to, success is counted by family, too
     gallery(periods, seed)      one trajectory and frames (N, ...) to recognise imagined latents by
-    states(n, seed)             independent frames (n, ...) and what they show, (n, K): the columns of `rollouts`
+    states(n, seed)             frames (n, ...) and what they show, (n, K): the columns of `rollouts`; where frames are
+                                not independent also the trajectory of each, (n,), which is then one sample
     impossible(n, steps, seed)  clips with a planted impossibility
     branches(n, steps, seed)    two futures from one start
     shifts()                    scenes outside the training range by name
@@ -74,7 +75,7 @@ class Source:
     rollouts: Callable[[int, int, int], Rollouts] | None = None
     make: Callable[[int], Any] | None = None
     gallery: Callable[[int, int], tuple[Array, Array, Array]] | None = None
-    states: Callable[[int, int], tuple[Array, Array]] | None = None
+    states: Callable[[int, int], tuple[Array, ...] | None] | None = None
     impossible: Callable[[int, int, int], Iterable[Clip]] | None = None
     branches: Callable[[int, int, int], Iterable[Branch]] | None = None
     shifts: Callable[[], Mapping[str, Shift]] | None = None
