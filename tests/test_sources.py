@@ -50,6 +50,16 @@ def test_recorded_data_serve_as_contexts_and_are_checked(tmp_path):
     save_file({"pixels": frames[:, :2].copy(), "goal": frames}, file)
     with pytest.raises(EdgewmError, match="rows of 'pixels' have shape"):
         recorded.recorded(file, model())
+    for other, message in (
+        (frames.transpose(0, 3, 1, 2).copy(), r"rows of 'pixels' have shape \(3, 4, 4\)"),
+        (frames.astype(np.float32) / 255, "rows of 'pixels' are float32"),
+        (frames[:5].copy(), "contexts do not match: 5 of 'pixels', 7 of 'goal'"),
+    ):
+        save_file({"pixels": other, "goal": frames}, file)
+        with pytest.raises(EdgewmError, match=message):
+            recorded.recorded(file, model())
+    save_file({"pixels": frames[:, None].copy(), "goal": frames}, file)
+    assert len(list(recorded.recorded(file, model())["contexts"](9, 0))) == 7
     file.write_bytes(b"no")
     with pytest.raises(EdgewmError, match="not a safetensors file"):
         recorded.recorded(file, model())
