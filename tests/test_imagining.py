@@ -257,6 +257,8 @@ def test_figures_of_causality():
     assert rows["action_effect"]["value"] == pytest.approx(0.5, rel=0.05)
     assert figures["action_r2"][0] > 0.9 > figures["action_r2_by_period"][0] > 0.4
     assert figures["prefix_change"] == [0.0, 0.0]
+    few = looked("causality", side(), 1)[1]["recoverability_loss"]
+    assert (few["passed"], few["samples"]) == (None, 1)
     figures, rows, left_out = looked("causality", side(), source=dataclasses.replace(SOURCE, branches=None))
     assert "counterfactual_added" not in rows and left_out == ["no two real futures from one start"]
 

@@ -109,6 +109,8 @@ def recoverable(subjects: Subjects, starts: list[Array], rng: np.random.Generato
     A model action is a block of periods, of which the latents show the outcome: so the gate is on the block's sum.
     """
     n, width = starts[0].shape
+    if n < FOLDS:
+        return {}, [judged("recoverability_loss", math.nan, n)]
     each = max(1, -(-ROWS_PER_FEATURE * 2 * width // n))
     actions = candidates(subjects.planner, rng, (n * each, 2, action_dim(subjects)))
     unit = np.repeat(np.arange(n), each)

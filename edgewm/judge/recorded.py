@@ -59,8 +59,8 @@ def recorded(data: Path, model: Any) -> dict[str, Any]:
 
 
 def _rows(arrays: Mapping[str, Array], name: str, port: Port, axes: str, where: str) -> Array:
-    """The array `name`, whose axes after `axes` must be those of the port, but for axes of 1. EdgewmError where they are
-    not, and for numbers of another kind than the port's: their scale would be another, too."""
+    """The array `name`, whose axes after `axes` must be those of the port, but for axes of 1. EdgewmError where they
+    are not, and for numbers of another kind than the port's: their scale would be another, too."""
     rows = arrays.get(name)
     if rows is None:
         raise EdgewmError(f"no array {name!r}", where, f"record one ({axes}, ...) of that name")
