@@ -138,7 +138,7 @@ def run(
     from .backends import opened
 
     make, manifest, clock = world_of(env), read_manifest(bundle), [0]
-    _fits(make(seed), env, manifest)
+    fits(make(seed), env, manifest)
     if gif:
         check_place(gif)
     film = Film(manifest) if gif else None
@@ -181,17 +181,18 @@ def run(
     return result
 
 
-def _fits(world: Any, env: str, manifest: Manifest) -> None:
-    """EdgewmError when the world does not show what the bundle wants to see, or runs at another rate."""
-    seen = world.reset(0)
-    for port in manifest.ports_of("observation"):
-        value = seen.get(port.name)
-        if value is None or np.size(value) != int(np.prod(port.shape)):
-            found = f"shape {np.shape(value)}" if value is not None else "nothing"
-            raise EdgewmError(
-                f"the simulator shows {found} on port {port.name!r}, the bundle wants {port.shape}", env,
-                "run the bundle in the world its model was trained for",
-            )  # fmt: skip
+def fits(world: Any, env: str, manifest: Manifest) -> None:
+    """EdgewmError when the world does not show what the bundle wants to see, has no such goal, or runs at another
+    rate."""
+    for what, values in (("simulator shows", world.reset(0)), ("simulator's goal shows", world.goal)):
+        for port in manifest.ports_of("observation"):
+            value = values.get(port.name)
+            if value is None or np.size(value) != int(np.prod(port.shape)):
+                found = f"shape {np.shape(value)}" if value is not None else "nothing"
+                raise EdgewmError(
+                    f"the {what} {found} on port {port.name!r}, the bundle wants {port.shape}", env,
+                    "take the world that the bundle's model was trained for",
+                )  # fmt: skip
     rate_hz = 1 / world.period_s
     if abs(rate_hz - manifest.rate_hz) > 1e-6 * rate_hz:
         raise EdgewmError(

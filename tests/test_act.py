@@ -129,12 +129,15 @@ def test_a_world_that_does_not_fit_the_bundle_is_refused():
     with pytest.raises(
         EdgewmError, match=r"shows shape \(64, 64, 3\) on port 'pixels', the bundle wants \(1, 32, 32, 3\)"
     ):
-        act._fits(ROOMS.make(0), "reference", other)
+        act.fits(ROOMS.make(0), "reference", other)
     slow = Manifest("ab", "host", "AS_IS", "fp32", 10.0, 1, PLANNER, (PIXELS,), {})
     with pytest.raises(EdgewmError, match="simulator runs at 20 Hz, the bundle at 10 Hz") as fault:
-        act._fits(ROOMS.make(0), "reference", slow)
+        act.fits(ROOMS.make(0), "reference", slow)
     assert fault.value.fix.endswith("or build with --rate-hz 20")
-    act._fits(ROOMS.make(0), "reference", MANIFEST)
+    act.fits(ROOMS.make(0), "reference", MANIFEST)
+    blank = types.SimpleNamespace(reset=ROOMS.make(0).reset, goal={}, period_s=0.05)
+    with pytest.raises(EdgewmError, match="the simulator's goal shows nothing on port 'pixels'"):
+        act.fits(blank, "mine:blank", MANIFEST)
 
 
 def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
@@ -208,7 +211,8 @@ def test_a_checkpoint_without_contexts_is_told_which_arrays_to_record(tmp_path):
     words = "pixels (N, 64, 64, 3) uint8, goal (N, 64, 64, 3) uint8"
     assert recorded.wanted(model) == words
     fault = validate.lacking("plan", model, sources.Source())
-    assert "nothing like contexts" in fault.what and f"--data FILE.safetensors with the arrays {words}" in fault.fix
+    assert fault.what == "no recorded observations and goals to plan from for this model"
+    assert f"--data FILE.safetensors with the arrays {words}" in fault.fix
     save_file({"pixels": np.zeros((0, 64, 64, 3), np.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(EdgewmError, match="array 'pixels' has no rows"):
         recorded.recorded(tmp_path / "a.safetensors", model)
