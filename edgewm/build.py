@@ -35,7 +35,7 @@ from .place import check_gpu_tools, check_place, clock_of, has_gpu, place_progra
 from .planner import settled
 from .program import Graph, Planner, Port, Program
 from .quantize import recipe_of
-from .quantize.calibrate import calibrated
+from .quantize.calibrate import calibrated, check_contexts
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
@@ -118,7 +118,9 @@ def build(
     if precision != AUTO and not is_named(precision):
         precision = "recipe"  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
-    if not dry_run:
+    if dry_run:
+        check_contexts(program, model, calibration)
+    else:
         program = calibrated(program, model, calibration, seed)
     program = run(program, LOWERING)
     say("schedule", 0.5)

@@ -308,6 +308,26 @@ def test_a_recipe_of_ones_own_is_followed(tmp_path: Path) -> None:
     assert recipe_of(program, "fp32") == {} == recipe_of(program, "w8a8")  # each of its products is too small to gain
 
 
+def test_a_weight_that_is_named_is_named_with_its_slices(tmp_path: Path) -> None:
+    names = ("w", "w[0:2]", "w[2:4]", "w2[0:2]", "v[0:2]")
+    x = e.input("x", (3, 2))
+    graph = Graph({name: e.matmul(x, e.weight(name, (2, 5))) for name in names})
+    weights, file = {name: np.ones((2, 5), np.float32) for name in names}, tmp_path / "r.json"
+    program = Program({"score": graph}, weights)
+    for recipe, held in (
+        ({"w": "w8a8"}, {"w": "w8a8", "w[0:2]": "w8a8", "w[2:4]": "w8a8"}),
+        ({"w[2:4]": "fp32", "w": "bf16"}, {"w": "bf16", "w[0:2]": "bf16"}),
+        ({"w": "bf16", "w[0:2]": "w8a8"}, {"w": "bf16", "w[0:2]": "w8a8", "w[2:4]": "bf16"}),
+        ({"v": "w8a8"}, {"v[0:2]": "w8a8"}),
+    ):
+        file.write_text(json.dumps(recipe))
+        assert recipe_of(program, str(file)) == held
+    file.write_text('{"v[0": "w8a8"}')
+    with pytest.raises(EdgewmError, match="no product has a weight") as fault:
+        recipe_of(program, str(file))
+    assert fault.value.fix == "`edgewm show --stage exact` lists them"
+
+
 def test_fewer_samples_pull_elites_and_commitment_along() -> None:
     from edgewm.program import Planner
 
