@@ -18,10 +18,9 @@ from . import report, statistics
 from .errors import EdgewmError
 from .film import FILMED_EPISODES, Film, check_place
 from .imports import function_of
-from .judge.sides import Memory, Observation, Side, named, replan
+from .judge.sides import Observation, named
 from .manifest import Manifest, read_manifest
 from .options import Progress
-from .program import Planner, Port
 
 Array = np.ndarray
 
@@ -92,37 +91,6 @@ def compiled_policy(runtime: Any, clock: list[int], manifest: Manifest, goal: Ob
         began = time.perf_counter()
         runtime.plan()
         return 1e3 * (time.perf_counter() - began)
-
-    return policy
-
-
-def planning_policy(side: Side, planner: Planner, action: Port, goal: Observation, seed: int) -> Policy:
-    """The same loop around any side: plan every `commit_steps` periods, play the plan open loop between."""
-    rng, memory = np.random.default_rng([0xF011, seed]), Memory()
-    target = side.encode(goal)
-    axes = int(np.prod(action.shape))
-    shape = (planner.iterations, planner.samples, planner.horizon, planner.action_block * axes)
-    scale, offset = np.asarray(action.scale or (1.0,) * axes), np.asarray(action.offset or (0.0,) * axes)
-    coming: Array | None = None  # what follows on the chunk in play
-    chunk = np.empty((0, axes))
-
-    def planned(observation: Observation, begun: int = 0) -> Array:
-        noise = rng.standard_normal(shape, np.float32)
-        return replan(side, planner, observation, target, noise, memory, begun).reshape(-1, axes) * scale + offset
-
-    def policy(observation: Observation, period: int) -> Step:
-        nonlocal chunk, coming
-        at, plan_ms = period % planner.commit_steps, None
-        if at == 0:
-            began = time.perf_counter()
-            chunk = planned(observation) if coming is None else coming
-            if planner.roll_committed:
-                if period == 0:
-                    memory.forget_frames()  # the same frame again
-                coming = planned(observation, begun=1)
-            plan_ms = 1e3 * (time.perf_counter() - began)
-        played = np.clip(chunk[at], action.low, action.high) if (action.low, action.high) != (None, None) else chunk[at]
-        return Step(played.astype(np.float32), plan_ms)
 
     return policy
 

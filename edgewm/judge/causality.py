@@ -19,7 +19,7 @@ from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects, encoded, follow, model_actions
-from .sides import Side
+from .sides import Side, within_bounds
 from .sources import Source
 
 Array = np.ndarray
@@ -157,9 +157,7 @@ def action_dim(subjects: Subjects) -> int:
 
 def candidates(planner: Planner, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Model actions as the planner first draws them."""
-    drawn = planner.var_scale * rng.standard_normal(shape)
-    drawn = drawn if planner.low is None else np.maximum(drawn, planner.low)
-    return drawn if planner.high is None else np.minimum(drawn, planner.high)
+    return within_bounds(planner, planner.var_scale * rng.standard_normal(shape))
 
 
 def prefix(subjects: Subjects, starts: list[Array], rng: np.random.Generator) -> tuple[Figures, Rows]:
