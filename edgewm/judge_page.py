@@ -37,7 +37,8 @@ def _preset(found: Found) -> str:
 
 
 def _evidence(found: Found) -> str:
-    return f", on <b>{escape(str(found['data']))}</b>" if found.get("data") else ""
+    known = " (which the bundle was calibrated on)" * bool(found.get("is_calibrated_on_data"))
+    return f", on <b>{escape(str(found['data']))}</b>{known}" if found.get("data") else ""
 
 
 def _rows(suite: str, found: Found) -> list[Found]:

@@ -23,14 +23,13 @@ from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
 from .judge.sides import compiled, upstream, window_of
 from .judge.sources import Source, source_of
-from .manifest import Manifest, read_manifest
-from .options import AUTO, NATIVE, SUITES, Progress
+from .manifest import CALIBRATION, Manifest, read_manifest
+from .options import AUTO, NATIVE, OWN_RECIPE, SUITES, Progress
 from .program import Port
 
 VERDICT = "verdict.json"
 SCHEMA_VERSION = 1
 EXACT_PRECISION = "fp32"
-OWN_RECIPE = "recipe"  # what a bundle calls the precision of a recipe out of a file
 DEFAULT_SUITES = tuple(s for s in SUITES if s != "closed-loop")  # where there is evidence for them
 Notice = Callable[[str], None]
 
@@ -64,7 +63,11 @@ def validate(
     manifest, model = read_manifest(bundle), load(against)
     _same_model(manifest, model, against)
     check_place(Path(bundle))
+    tell = notice or (lambda text: None)
     late = latencies(latency, Path(bundle), manifest.sha256)
+    data_sha256 = None if data is None else identity(data)
+    if data is not None and manifest.raw.get(CALIBRATION) == data_sha256:
+        tell(f"{bundle} was calibrated on {data}: judge it on other data, too")
     source = source_of(against, model, data)
     source = source if env is None else replace(source, make=world_of(env))
     if "closed-loop" in (asked or ()) and source.make is not None:
@@ -78,9 +81,10 @@ def validate(
         result = judge(
             subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
             episodes=episodes or limits.episodes, contexts=contexts or limits.contexts, latency=late, seed=seed,
-            progress=progress or (lambda stage, done: None), notice=notice or (lambda text: None),
+            progress=progress or (lambda stage, done: None), notice=tell,
         )  # fmt: skip
-        shown = None if source.gallery is None else picture.futures(subjects, source.gallery, manifest.rate_hz, seed)
+        gallery = long_enough(source, subjects.periods)[0].gallery
+        shown = None if gallery is None else picture.futures(subjects, gallery, manifest.rate_hz, seed)
     if result["plan"]:
         begun = time.perf_counter()
         add_layers(result, manifest, model, source, seed, progress or (lambda stage, done: None))
@@ -92,7 +96,8 @@ def validate(
         "same_weights": has_weights_of(manifest, model),
         "model_sha256": dict(model.files),
         "data": None if data is None else str(data),
-        "data_sha256": None if data is None else identity(data),
+        "data_sha256": data_sha256,
+        "is_calibrated_on_data": data is not None and manifest.raw.get(CALIBRATION) == data_sha256,
     }
     if result["closed_loop"]:
         result["closed_loop"]["env"] = env
@@ -193,7 +198,8 @@ def add_layers(
     from .passes import run as passed
     from .quantize import recipe_of
 
-    if manifest.precision == OWN_RECIPE:
+    recipe = manifest.raw.get(AUTO, manifest.raw).get(OWN_RECIPE)
+    if manifest.precision == OWN_RECIPE and recipe is None:
         result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle does not name its recipe")
         return
     if manifest.backend != NATIVE and manifest.precision != EXACT_PRECISION:
@@ -204,9 +210,7 @@ def add_layers(
     if has_weights_of(manifest, model) is False:
         result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle is of another model")
         return
-    if AUTO in manifest.raw:
-        recipe = manifest.raw[AUTO]["recipe"]
-    else:
+    if recipe is None:
         blind = replace(manifest.planner, proposal=False)  # which the full model may not have
         recipe = recipe_of(passed(capture_model(model, blind), EXACT), manifest.precision)
     pairs = source.contexts(min(layers.CONTEXTS, result["contexts"]), seed + 2)
@@ -230,7 +234,7 @@ def long_enough(source: Source, periods: int) -> tuple[Source, EdgewmError | Non
     except EdgewmError as fault:
         shifts = source.shifts
         bare = None if shifts is None else lambda: {name: replace(s, rollouts=None) for name, s in shifts().items()}
-        return replace(source, rollouts=None, impossible=None, shifts=bare), fault
+        return replace(source, rollouts=None, impossible=None, gallery=None, shifts=bare), fault
     return source, None
 
 

@@ -91,5 +91,7 @@ def test_what_is_not_a_number_is_not_told_as_none() -> None:
 def test_other_weights_are_told_and_unknown_ones_are_not() -> None:
     found = {"gates": [], "against": "mine", "preset": "default", "data": "a <b>"}
     assert "on <b>a &lt;b&gt;</b>, by the preset" in judge_page.judge(found)
+    known = judge_page.judge(found | {"is_calibrated_on_data": True})
+    assert "</b> (which the bundle was calibrated on), by the preset" in known
     for same, is_told in ((True, False), (None, False), (False, True)):
         assert ("other weights" in judge_page.judge(found | {"same_weights": same})) is is_told

@@ -133,6 +133,15 @@ def test_impossible_clips_are_cut_together_from_recorded_ones_or_stand_still():
     assert found.states(3, 0) is None  # nothing lies beside the frames
 
 
+def test_recorded_frames_show_what_is_imagined():
+    found = derived.completed(sources.Source(rollouts=made), model())
+    frames, actions, shown = found.gallery(7, 0)
+    assert len(frames) == 8 == len(actions) + 1 and frames[-1, 0, 0, 0] == 7
+    assert shown.shape == (derived.SHOWN, 4, 4, 3) and len({frame[0, 0, 1] for frame in shown}) == derived.SHOWN // 8
+    two = SimpleNamespace(ports_of=lambda kind: (Port("a", "observation", (1, 4, 4, 3), "u8"),) * 2)
+    assert derived.completed(sources.Source(rollouts=made), two).gallery is None
+
+
 def test_pictures_are_shifted_where_nobody_shifts_a_scene():
     frames = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pair = {"a": frames, "b": np.ones(3)}, {"a": frames}
@@ -161,7 +170,8 @@ def test_a_module_of_ones_own_gives_what_it_declares(tmp_path, monkeypatch):
 
 
 def test_what_somebody_brought_is_not_derived():
-    mine = sources.Source(contexts=lambda n, seed: [], rollouts=made, states=made, impossible=made, shifts=dict)
+    given = {"states": made, "impossible": made, "gallery": made, "shifts": dict}
+    mine = sources.Source(contexts=lambda n, seed: [], rollouts=made, **given)
     assert derived.completed(mine, model()) == mine
 
 
@@ -170,3 +180,9 @@ def test_recorded_data_replace_the_scenes_that_belong_to_a_world(tmp_path):
     save_file({"pixels": frames, "goal": frames}, tmp_path / "a.safetensors")
     found = sources.source_of("reference", model(), tmp_path / "a.safetensors")
     assert found.shifts().keys() == derived.PICTURES.keys() and found.make is not None
+    own = sources.source_of("reference", model()).gallery.__self__
+    assert found.gallery.__self__ == own  # nothing was recorded to show instead
+    rolled = {"rollout_pixels": frames[None], "rollout_action": np.zeros((1, 6, 2), np.float32)}
+    save_file(rolled, tmp_path / "b.safetensors")
+    shown = sources.source_of("reference", model(), tmp_path / "b.safetensors").gallery(6, 0)[0]
+    assert np.array_equal(shown, frames)

@@ -104,7 +104,8 @@ def source_of(against: str, model: Any, data: Path | None = None, learning: bool
         found = found.having(**_declared(module_of(against)))
     if data is not None:  # what belongs to the world that was not recorded would be another scene
         brought = evidence(data, model, learning) if is_recording(data) else recorded(data, model)
-        found = replace(found, states=None, impossible=None, shifts=None).having(**brought)
+        gallery = None if "rollouts" in brought else found.gallery
+        found = replace(found, states=None, impossible=None, shifts=None, gallery=gallery).having(**brought)
     return derived.completed(found, model)
 
 
