@@ -174,7 +174,7 @@ class Part(NamedTuple):
 def priced(parts: Sequence[Part], work: Mapping[str, int], board: Target, mode: Mode) -> Row:
     """Limits and estimate of launches that follow on each other, the core last."""
     core = parts[-1]
-    limits = bound.limits_us(work, core.does, core.blocks, board, mode)
+    limits = bound.limits_us([work], [core.does] if core.does else [], core.blocks, board, mode)
     fits = occupancy(board.gpu, core.facts.registers, core.threads, core.shared_bytes)
     threads = min(core.blocks, fits.blocks * mode.sm) * core.threads
     with_ = bound.coefficients(board, mode)

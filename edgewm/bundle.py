@@ -32,7 +32,7 @@ LEAST_DRIVER = {7: 12000, 8: 13000}  # CUDA that knows cubins of an ELF ABI
 TENSOR = {
     f"ewm_product_{form}_{what}_": code
     for form, code in (("i8", "IMMA"), ("rounded", "IMMA"), ("bf16", "HMMA"), ("fp16", "HMMA"))
-    for what in ("multiply", "attention")
+    for what in ("multiply", "attention", "rows")
 }
 
 
@@ -101,8 +101,10 @@ def check_launches(compiled: Compiled, functions: tuple[str, ...], rows: np.ndar
     if one:
         shared_bytes = int(rows["shared_bytes"].max())
         uses.append(gates.Use(PERSISTENT, 1, launches.THREADS, shared_bytes, True, launches.RESIDENT))
-    wanted = {name: code for name in functions for begin, code in TENSOR.items() if name.startswith(begin)}
-    gates.check(compiled, uses, wanted, board, mode, dict.fromkeys(functions, PERSISTENT_SPILL_BYTES) if one else {})
+    names = [facts.name for facts in compiled.facts]  # where launches are one, a chain calls functions of its own
+    ran = {name: name if one else name.replace("_chain_", "_", 1) for name in names}
+    wanted = {name: code for name, what in ran.items() for begin, code in TENSOR.items() if what.startswith(begin)}
+    gates.check(compiled, uses, wanted, board, mode, dict.fromkeys(names, PERSISTENT_SPILL_BYTES) if one else {})
 
 
 def gpu_sections(compiled: Compiled, functions: tuple[str, ...], rows: np.ndarray, board: Target) -> dict[str, bytes]:

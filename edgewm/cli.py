@@ -128,7 +128,7 @@ def distill(model: str, **options: Any) -> tuple[dict, Any, int]:
     check_distill(is_proposal)
     training = {field: given for field in TRAINING if (given := options.pop(field)) is not None}
     if is_proposal:
-        kept = {name: options[name] for name in ("out", "data", "cache", "seed")}
+        kept = {name: options[name] for name in ("out", "data", "cache", "seed", "device")}
         with progress_bar() as progress:
             result = distill_proposal(model, training=training, progress=progress, **kept)
         return result, proposal_line(result), 0

@@ -134,7 +134,14 @@ DISTILL: dict[str, dict[str, Any]] = {
         "type": PATH, "help": "Journal of the trials, in a folder that all who join see.  [default: in OUT]",
     },
     "--join": {"is_flag": True, "help": "Take trials of the study that was begun elsewhere, and train nothing else."},
-    "--mixed": {"is_flag": True, "help": "Train with products in bf16: sooner, on a CPU that has instructions for it."},
+    "--device": {
+        "default": AUTO, "show_default": True, "metavar": "auto|cpu|cuda[:N]",
+        "help": "Where it is trained; auto: on a GPU where torch has one. A run may go on elsewhere; on CPUs alone it "
+        "ends in the same bits.",
+    },
+    "--mixed": {
+        "is_flag": True, "help": "Train with products in bf16: sooner, on a GPU or a CPU that has instructions for it.",
+    },
     "--resume": {"is_flag": True, "help": "Go on with the run in OUT."},
     "--dry-run": {"is_flag": True, "help": "Show what was considered, and the time of a plan of each."},
 }  # fmt: skip
@@ -151,9 +158,10 @@ def distill_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-OF_A_PROPOSAL = frozenset(
-    {"model", "proposal_only", "out", "data", "cache", "seed", "steps", "learning_rate", "contexts", "json_file"}
-)
+OF_A_PROPOSAL = frozenset({
+    "model", "proposal_only", "out", "data", "cache", "seed", "steps", "learning_rate", "contexts", "device",
+    "json_file",
+})  # fmt: skip
 
 
 def check_distill(is_proposal: bool) -> None:

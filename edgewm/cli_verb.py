@@ -15,6 +15,7 @@ from .cli_options import PATH
 from .errors import EdgewmError
 
 SCHEMA_VERSION = 1
+FILE_WIDTH = 160  # columns, where no terminal says how many there are
 
 
 def verb(group: click.Group, *, seed: bool = False) -> Callable[[Callable[..., Any]], click.Command]:
@@ -48,7 +49,9 @@ def _print(shown: Any, to_stderr: bool) -> None:
     elif shown is not None:
         from rich.console import Console
 
-        Console(stderr=to_stderr).print(shown)
+        console = Console(stderr=to_stderr)
+        console.width = console.width if console.is_terminal else max(console.width, FILE_WIDTH)
+        console.print(shown)
 
 
 def _check_writable(file: Path) -> None:

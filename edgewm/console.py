@@ -109,18 +109,20 @@ def _estimate(found: Mapping[str, Any] | None) -> str:
 
 
 def distill_table(result: Result) -> Table:
-    """Every candidate considered, the chosen one marked; what the judge said of it, where it did."""
-    sizes_of = {"width": "width", "mlp_dim": "within", "depth": "layers", "window": "window", "jump": "jump"}
-    columns = ["", *sizes_of.values(), "precision", "planner", "from", "regret", "ms", "at most", "bound by"]
+    """Every candidate considered, the chosen one marked; what the judge said of it, where it did. A predictor is told
+    as layers x width/width within, with the latents that it sees."""
+    columns = ["", "predictor", "sees", "jump", "format", "planner", "regret", "ms", "most", "bound"]
     has_gpu = any(found["place"] == "gpu" for found in result["considered"])
     tried = [(row["figures"] or {}).get("value") for row in result.get("trials") or ()]
-    made = table("considered", *columns, *(["on"] if has_gpu else []), *(["rank, tried"] if tried else []))
+    begin = any(found["planner"]["proposal"] for found in result["considered"])
+    title = "considered; * begins at a proposal" if begin else "considered"
+    made = table(title, *columns, *(["on"] if has_gpu else []), *(["rank, tried"] if tried else []))
     for i, found in enumerate(result["considered"]):
         shape, planner, tick = found["shape"], found["planner"], found["tick_ms"]
-        sizes = [str(shape[key]) for key in sizes_of] if shape else ["model", *[""] * (len(sizes_of) - 1)]
+        sizes = ["as it is", "", ""] if shape is None else [_layers(shape), str(shape["window"]), str(shape["jump"])]
         made.add_row(
             "chosen" if found == result["chosen"] else "", *sizes, found["precision"],
-            f"{planner['samples']} x {planner['iterations']}", "proposal" if planner["proposal"] else "zero",
+            f"{planner['samples']}x{planner['iterations']}" + "*" * planner["proposal"],
             number(regret_of(result, found), digits=2), number(tick["point"]), number(tick["high"]), found["bound"],
             *([found["place"].upper()] if has_gpu else []), *([number(tried[i])] if tried else []),
         )  # fmt: skip
@@ -136,6 +138,10 @@ def distill_table(result: Result) -> Table:
             f"{number(plan['elite_overlap'])}, regret {number(regret)}"
         )
     return made
+
+
+def _layers(shape: Mapping[str, Any]) -> str:
+    return f"{shape['depth']}x{shape['width']}/{shape['mlp_dim']}"
 
 
 def proposal_line(result: Result) -> str:

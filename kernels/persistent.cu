@@ -8,14 +8,17 @@ namespace ewm {
 // run_function(function, call, operands, frame, block) is generated for each bundle.
 template <class RunFunction> inline void run_rows(const Persistent& l, RunFunction run_function) {
   const Frame frame{{l.launch.base[0], l.launch.base[1], l.launch.base[2]}};
-  for (uint32_t i = l.first; i < l.first + l.count; i++) {
-    const GpuLaunch row = l.rows[i];
+  const uint32_t end = l.first + l.count;
+  GpuLaunch row = l.rows[l.first];
+  for (uint32_t i = l.first; i < end;) {
     const Call& c = l.launch.calls[row.call];
     for (uint32_t block = block_index(); block < row.blocks; block += block_count()) {
       run_function(row.function, c, l.launch.operands + c.first_operand, frame, block);
       block_sync();  // shared memory is used again
     }
-    if (i + 1 < l.first + l.count) grid_sync(l.barrier);
+    if (++i == end) return;
+    row = l.rows[i];  // there when the others are
+    grid_sync(l.barrier);
   }
 }
 

@@ -99,7 +99,7 @@ class Memory:
         raw = np.full(at + 128, 0xFF, np.uint8)  # f32 NaN, so that a stray read shows
         whole = raw[-raw.ctypes.data % 128 :][:at]
         self.spaces = [whole[s : s + n] for s, n in zip(starts, sizes, strict=True)]
-        self.calls, self.operands = np.ascontiguousarray(calls), np.ascontiguousarray(operands)
+        self.calls, self.operands = np.array(calls), np.array(operands)
         self.parameter = np.zeros((), LAUNCH)
         for key, array in (("calls", self.calls), ("operands", self.operands)):
             self.parameter[key] = array.ctypes.data

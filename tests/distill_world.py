@@ -34,7 +34,7 @@ class Spot(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         light = pixels.to(self.turn.dtype).mean(-1)
-        at = torch.arange(SIDE, dtype=light.dtype) - (SIDE - 1) / 2
+        at = torch.arange(SIDE, dtype=light.dtype, device=light.device) - (SIDE - 1) / 2
         mass = light.sum((1, 2))
         place = torch.stack([(light.sum(1) * at).sum(1), (light.sum(2) * at).sum(1)], 1) / mass[:, None]
         return place @ self.turn

@@ -50,12 +50,20 @@ def attention(heads: int, queries: int, keys: int, depth: int, width: int, sampl
     return Graph({"y": e.mul(e.matmul(e.softmax(scores, -1), v), 0.5)})
 
 
-def attended(samples: int, tokens: int, k: int, heads: int, depth: int, queries: int = 0) -> Graph:
-    """The attention of each sample's tokens, or its last `queries`, and the one product that makes all of it.
+def normed(y: Node) -> Node:
+    """Whole numbers, none beyond 20."""
+    return e.rint(e.mul(e.div(y, e.add(e.reduce_max(e.absolute(y), -1), 1.0)), 20.0))
+
+
+def attended(samples: int, tokens: int, k: int, heads: int, depth: int, queries: int = 0, before: int = 0) -> Graph:
+    """The attention of each sample's tokens, or its last `queries`, and the one product that makes all of it, of what
+    one of `before` numbers has made, where that is one.
 
     Of whole numbers, with weights that are (`program`), so that tensor cores' sums are exact in any order.
     """
-    x = e.rint(e.mul(e.input("x", (samples, tokens, k)), 3.0))
+    x = e.rint(e.mul(e.input("x", (samples, tokens, before or k)), 3.0))
+    if before:
+        x = normed(e.matmul(x, e.weight(f"whole{before}x{k}", (before, k))))
     made = e.matmul(x, e.weight(f"whole{k}x{heads}x{depth}", (k, 3 * heads * depth)))
     made = e.add(made, e.weight(f"b{heads * depth}", (3 * heads * depth,)))
     made, lead = e.reshape(made, (samples, tokens, 3, heads, depth)), (samples, tokens, heads, depth)
@@ -67,6 +75,18 @@ def attended(samples: int, tokens: int, k: int, heads: int, depth: int, queries:
     scores = e.select(e.less_equal(e.iota((queries, tokens), 1), last), scores, -1e30)
     y = e.permute(e.matmul(e.softmax(scores, -1), v), (0, 2, 1, 3))
     return Graph({"y": e.mul(e.reshape(y, (samples, queries, heads * depth)), 0.5)})
+
+
+def followed(k: int, n: int, lanes: int, outer: int, members: bool = False) -> Graph:
+    """A product whose rows are normed for another one, and the largest of its sums: blocks have whole rows of both.
+
+    Of whole numbers, as `attended`; `members`: each outer index has weights of its own for the first.
+    """
+    x = e.rint(e.mul(e.input("x", (outer, lanes, k)), 3.0))
+    lead = (outer,) if members else ()
+    y = e.add(e.matmul(x, e.weight(f"whole{lead}{k}x{n}", (*lead, k, n))), e.input("residual", (outer, lanes, n)))
+    z = e.add(e.matmul(normed(y), e.weight(f"whole{n}x{k}", (n, k))), e.input("x", (outer, lanes, k)))
+    return Graph({"y": e.reduce_max(z, -1)})
 
 
 def folded(kind: str, outer: int, lanes: int, k: int) -> Graph:
@@ -104,10 +124,11 @@ ATTENTIONS = [
     (1, 1, 1, 1, 1, 1), (2, 3, 3, 8, 8, 33), (2, 13, 13, 5, 7, 0), (3, 1, 30, 16, 13, 5), (1, 5, 7, 3, 1, 40),
     (1, 6, 40, 70, 33, 35), (2, 40, 40, 8, 8, 0), (1, 2, 900, 3, 2, 0),
 ]  # fmt: skip
-ATTENDED = [  # the last is as large as any
+ATTENDED = [  # the last but one is as large as any
     (33, 3, 70, 2, 24), (34, 2, 66, 1, 20), (40, 4, 130, 3, 32), (33, 3, 66, 2, 16, 1), (40, 4, 66, 2, 8, 2),
-    (35, 3, 64, 2, 64),
+    (35, 3, 64, 2, 64), (33, 3, 70, 2, 24, 0, 66),
 ]  # fmt: skip
+FOLLOWED = [(270, 5, 33, 1), (330, 70, 33, 1), (450, 130, 3, 1), (66, 66, 20, 2, True)]
 FOLDS = [(1, 1, 1), (3, 33, 5), (2, 300, 19), (9, 5, 193)]
 E4M3 = e4m3_numbers()[:, None]
 EDGES = np.float32([0.0, -0.0, np.nan, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf])
@@ -118,6 +139,7 @@ GRAPHS = (
     | {f"product_of_each{i}": ensemble(*shape) for i, shape in enumerate([(3, 6, 13, 17), (2, 70, 65, 40)])}
     | {f"attention{i}": attention(*shape) for i, shape in enumerate(ATTENTIONS)}
     | {f"attended{i}": attended(*shape) for i, shape in enumerate(ATTENDED)}
+    | {f"followed{i}": followed(*shape) for i, shape in enumerate(FOLLOWED)}
     | {f"{kind}{i}": folded(kind, *shape) for kind in ("sum", "max") for i, shape in enumerate(FOLDS)}
     | {f"map{i}": arithmetic(*shape) for i, shape in enumerate([(1, 1, 1), (2, 33, 7), (3, 17, 300)])}
     | {"clamped": clamped((0.0, -0.0, 1.0)), "rounded": Graph({"y": e.e4m3(e.input("e4m3", E4M3.shape))})}
@@ -132,7 +154,7 @@ UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-4}
 
 def precisions_of(name: str) -> tuple[str, ...]:
     """Those a graph is tried in: what differs by how rows are rounded alone, behind a norm."""
-    if name.startswith("attended"):
+    if name.startswith(("attended", "followed")):
         return PRECISIONS[1:]
     if not name.startswith("product"):
         return ("fp32",)
@@ -203,7 +225,7 @@ def differences(bundle: Bundle, whole: Program, name: str, seed: int) -> list[st
     return differing(name, whole, bundle.run(name, **inputs), inputs)
 
 
-PARTS = ("product", "attention", "attended", "sum", "max", "map", "clamped", "rounded", "best")
+PARTS = ("product", "attention", "attended", "followed", "sum", "max", "map", "clamped", "rounded", "best")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -224,6 +246,15 @@ def test_an_attention_and_its_product_are_one_launch(bundle: Bundle, whole: Prog
         assert all(f.startswith("ewm_map_") for f in ran[2:]), ran
 
 
+def test_a_block_runs_products_of_whole_rows_and_what_is_behind_them(bundle: Bundle, whole: Program) -> None:
+    """Both products are in one launch; the last one too, as its sums are folded by the block that made them."""
+    for name, family in (("w8a8", "i8"), ("w8s", "rounded"), ("bf16", "bf16"), ("fp16", "fp16")):
+        entry = list(whole.entries).index(f"{name}_followed1")
+        ran = [bundle.functions[int(bundle.rows["function"][row])] for row in bundle.rows_of(entry)]
+        assert ran[0].startswith(f"ewm_chain_product_{family}_rows_"), ran
+        assert all(f.startswith("ewm_map_") for f in ran[1:]), ran
+
+
 def test_the_sizes_of_tiles_stand_once() -> None:
     """Kernels are compiled with the sizes that grids are made of: a second one that differs would write anywhere."""
     texts = "".join(text for name, text in HEADERS.items() if name not in ("format.h", "kernel.h", "launch.h"))
@@ -236,7 +267,7 @@ def test_the_sizes_of_tiles_stand_once() -> None:
 
 # A few calls in which every barrier matters.
 PROBES = (
-    "fp32_product_norm24", "w8a8_product_norm24", "fp32_product_of_each1", "fp32_attention3",
+    "w8a8_followed0", "fp32_product_norm24", "w8a8_product_norm24", "fp32_product_of_each1", "fp32_attention3",
     "fp32_attention6", "fp32_attention7", "fp32_best2", "fp32_best4", "w8a8_product_wide", "w8a8_attended1",
     "w8a8_attended2",
 )  # fmt: skip

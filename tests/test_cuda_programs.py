@@ -11,6 +11,7 @@ import tiny
 from cuda_cpu import GRID_BARRIER, Bundle, LaunchError, Persistent
 
 from edgewm import expr as e
+from edgewm import format as ewm
 from edgewm import interp
 from edgewm.golden import example_inputs
 from edgewm.passes import EXACT, LOWERING, run
@@ -55,13 +56,15 @@ def test_drawn_programs_are_the_oracles(tmp_path: Path) -> None:
 
 
 def chain() -> Program:
-    """Calls of several blocks each, each reading what all blocks of the one before have written."""
+    """Calls of several blocks each, reading what all blocks of the one before have written, but for the norm and the
+    second product of those with whole rows."""
     x = e.input("x", (70, 70))
     y = e.matmul(e.permute(e.tanh(x), (1, 0)), e.weight("a", (70, 70)))
-    y = e.matmul(e.permute(e.softmax(y, -1), (1, 0)), e.weight("b", (70, 70)))
+    y = e.matmul(e.permute(e.softmax(y, -1), (1, 0)), e.weight("b", (70, 20)))
+    y = e.matmul(e.add(y, e.reduce_max(y, -1)), e.weight("c", (20, 70)))
     graph = Graph({"y": e.permute(e.mul(y, e.reduce_sum(e.permute(y, (1, 0)), -1)), (1, 0))})
     program = programs.program_of({"chain": graph})
-    return run(run(program, EXACT).with_(recipe={"b": "w8a8"}), LOWERING)
+    return run(run(program, EXACT).with_(recipe={"b": "w8a8", "c": "w8a8"}), LOWERING)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,21 @@ def test_one_persistent_launch_is_the_oracles(persistent: Persistent) -> None:
         persistent.blocks, persistent.device.seed = blocks, seed
         assert differing(persistent, program, "chain", inputs) == []
     persistent.blocks = BLOCKS
+
+
+def test_workspaces_in_one_place_are_caught(persistent: Persistent) -> None:
+    """A block that is behind still reads the rows of a product when another one writes those of the next."""
+    program, operands = chain(), persistent.memory.operands
+    scratch = operands["space"] == ewm.SCRATCH
+    apart = operands["offset"][scratch]
+    assert apart.any()
+    persistent.device.seed = 107
+    operands["offset"][scratch] = 0
+    try:
+        with pytest.raises(LaunchError, match="written twice"):
+            differing(persistent, program, "chain", programs.inputs_of(program.entries["chain"]))
+    finally:
+        operands["offset"][scratch] = apart
 
 
 def test_a_missing_grid_barrier_is_caught(persistent: Persistent) -> None:

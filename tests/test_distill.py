@@ -668,6 +668,9 @@ def test_the_first_process_chooses_for_all_and_its_refusal_is_everyones(tmp_path
             found = verb.distill("distill_world:make", rate_hz=10.0, **options)
             (tmp_path / str(rank)).write_text(json.dumps(found["chosen"]))
             assert share.first_says(lambda: [rank, None, "é"]) == [0, None, "é"]
+            mine = torch.full((2,), float(rank + 5))
+            share.as_first([mine])
+            assert mine.tolist() == [5.0, 5.0]
             with pytest.raises(EdgewmError, match="no student plans 99 times") as fault:
                 verb.distill("distill_world:make", rate_hz=99.0, **options)
             assert "ask for at most" in fault.value.fix
@@ -681,7 +684,13 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, cache):
     """Rounding alone lies between them while no student's planner chooses: sums are taken in two parts."""
     settings = small(round_steps=24)
     train.train(settings, spot(), tmp_path / "one", cache=cache)
-    in_two_processes(lambda rank: train.train(settings, spot(), tmp_path / "two", cache=cache))
+
+    def work(rank: int) -> None:
+        if rank:  # what it would see itself decides nothing
+            train.fidelity.look = pytest.fail
+        train.train(settings, spot(), tmp_path / "two", cache=cache)
+
+    in_two_processes(work)
     one, two = (json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two"))
     rows = 4 * 12 * PLANNER.horizon  # of a step's longest sum: contexts, candidates, steps
     terms = [name for name in one if name.startswith("loss")]

@@ -210,7 +210,7 @@ def test_a_bundles_plan_is_estimated_where_it_runs(tmp_path: Path, monkeypatch: 
     assert kept["shares"]["sync"] * kept["plan_ms"]["point"] == pytest.approx((launches - nodes) * 1.5 / 1e3)
     assert kept["notes"][-1].endswith("between: as measured")
     monkeypatch.setattr(estimate_verb, "gpu_of", lambda board, mode, measured: None)
-    assert "five trips to the L2" in estimate_verb.estimate(str(tmp_path))["notes"][-1]
+    assert "four trips to the L2" in estimate_verb.estimate(str(tmp_path))["notes"][-1]
     with pytest.raises(EdgewmError, match="--threads is for a plan on a CPU, this is one on a GPU"):
         estimate_verb.estimate(str(tmp_path), threads=2)
     monkeypatch.setattr(estimate_verb, "resolve", lambda name, mode: (resolve("host")[0], board()[1]))

@@ -21,8 +21,8 @@ from edgewm.program import Program
 # Odd shapes, more than one block along each axis; the forms of attention and of topk that differ in their code.
 NAMES = (
     "product_direct23", "product_gathered23", "product_norm23", "product_norm24", "product_of_each1", "attention1",
-    "attention3", "attention6", "attention7", "attended0", "sum2", "max2", "map1", "clamped", "rounded", "best2",
-    "best4",
+    "attention3", "attention6", "attention7", "attended0", "followed0", "sum2", "max2", "map1", "clamped", "rounded",
+    "best2", "best4",
 )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """How long the calls of a bundle take on a board's GPU at least, from facts alone, and an estimate above that.
 
-The bound of a call is the longest of its limits at the board's advertised peaks: `tensor` (products and attention in
+The bound of a launch is the longest of its limits at the board's advertised peaks: `tensor` (products and attention in
 their own format, tiles counted whole), `vector` (all other arithmetic), `l2` (what it reads and writes, through the
-port of each SM) and `memory` (what of that the L2 cannot hold). Where a call has fewer blocks than the mode has SMs,
-the SMs without one do nothing: tensor and vector work is that of the busiest. Nothing runs faster than the bound. The
-estimate divides the limits by the fractions of peaks that published kernels reach (`estimate.gpu.Coefficients`), of
-DRAM's bandwidth by no more than what the threads of a launch have on their way, and adds what each launch costs: a node
-of a replayed graph, or, where launches that follow on each other are one, a barrier of its blocks. No launch takes less
-than what it reads one after the other.
+port of each SM) and `memory` (what of that the L2 cannot hold, a call at a time). Where a launch has fewer blocks than
+the mode has SMs, the SMs without one do nothing: each limit but memory is that of the busiest. Nothing runs faster than
+the bound. The estimate divides the limits by the fractions of peaks that published kernels reach
+(`estimate.gpu.Coefficients`), of DRAM's bandwidth by no more than what the threads of a launch have on their way, and
+adds what each launch costs: a node of a replayed graph, or, where launches that follow on each other are one, a barrier
+of its blocks. No launch takes less than what it reads one after the other.
 """
 
 from __future__ import annotations
@@ -80,35 +80,57 @@ def bundle_rows(
         follows, before = joined and before is not None and step == before + 1, step
         last, own = calls[-1], [phase for call in calls for phase in phases.get(call["call"], [])]
         key = tuple((call["kernel"], tuple(call["dims"]), call["lanes"]) for call in calls)
-        work = sum((Counter({k: v for k, v in call["work"].items() if k != "does"}) for call in calls), Counter())
         if key not in found:
             functions = [_function(facts[names[int(p["function"])]], p, board) for p in own]
+            parts = parts_of(calls, own)
             found[key] = {
                 "what": " + ".join(map(_called, calls)), "family": last["kernel"].partition("<")[0], "indices": [],
                 "functions": functions, "calls": 0, "launches": 0, "nodes": 0, "work": Counter(),
                 "bound_us": Counter(), "estimate_us": 0.0, "nodes_us": 0.0, "barriers_us": 0.0, "latency_us": 0.0,
-                "each": limits_us(work, tile_of(calls, functions[-1]["blocks"]), functions[-1]["blocks"], board, mode),
+                "each": [(limits_us(part.works, part.tiles, part.blocks, board, mode), part) for part in parts],
             }  # fmt: skip
-        row, times = found[key], last["times"]
-        nodes = not follows if joined else len(own)
-        core = row["functions"][-1]
-        resident = occupancy(board.gpu, most, launches.THREADS, at_once).blocks if joined else core["resident"]
-        threads = min(core["blocks"], resident * mode.sm) * launches.THREADS
-        spent = spent_us(row["each"], work, len(own), nodes, threads, mode, with_)
+        row, times, end = found[key], last["times"], 0
+        for limits, part in row["each"]:
+            nodes = not follows if joined else part.launches
+            follows, end = joined, end + part.launches
+            core = row["functions"][end - 1]
+            resident = occupancy(board.gpu, most, launches.THREADS, at_once).blocks if joined else core["resident"]
+            threads = min(part.blocks, resident * mode.sm) * launches.THREADS
+            spent = spent_us(limits, added(part.works), part.launches, nodes, threads, mode, with_)
+            row["nodes"] += times * nodes
+            row["bound_us"].update({limit: us * times for limit, us in limits.items()})
+            row["nodes_us"] += spent["nodes"] * times
+            row["barriers_us"] += spent["barriers"] * times
+            row["latency_us"] += spent["latency"] * times
+            row["estimate_us"] += sum(spent.values()) * times
         row["indices"] += [call["call"] for call in calls]
         row["calls"] += times
         row["launches"] += times * len(own)
-        row["nodes"] += times * nodes
-        row["work"].update({kind: amount * times for kind, amount in work.items()})
-        row["bound_us"].update({limit: us * times for limit, us in row["each"].items()})
-        row["nodes_us"] += spent["nodes"] * times
-        row["barriers_us"] += spent["barriers"] * times
-        row["latency_us"] += spent["latency"] * times
-        row["estimate_us"] += sum(spent.values()) * times
+        row["work"].update({kind: n * times for kind, n in added([call["work"] for call in calls]).items()})
     for row in found.values():
         del row["each"]
         row["bound"] = bound_of(row["bound_us"])
     return sorted(found.values(), key=lambda row: -row["estimate_us"])
+
+
+class Part(NamedTuple):
+    """Launches of a region that are priced together: what their calls do, and the blocks of the last."""
+
+    launches: int
+    works: list[Mapping[str, Any]]
+    tiles: list[Tile]
+    blocks: int
+
+
+def parts_of(calls: Sequence[Mapping[str, Any]], own: Sequence[np.void]) -> list[Part]:
+    """A region's launches, `own`: calls that a chain runs whole, and those behind a barrier, whose rows it rounds."""
+    first = next(i for i, call in enumerate(calls) if call["call"] == int(own[0]["call"]))
+    cuts = [(calls[:first], own[:1]), (calls[first:], own[1:])] if first and len(own) > 1 else [(calls, own)]
+    last = [int(rows[-1]["blocks"]) for _, rows in cuts]
+    return [
+        Part(len(rows), [call["work"] for call in part], tiles_of(part, blocks), blocks)
+        for (part, rows), blocks in zip(cuts, last, strict=True)
+    ]
 
 
 def is_persistent(sections: Mapping[str, bytes]) -> bool:
@@ -131,23 +153,30 @@ def whole(rows: Sequence[Mapping[str, Any]], board: Target, mode: Mode) -> dict[
     }  # fmt: skip
 
 
-def limits_us(work: Mapping[str, int], tile: Tile | None, blocks: int, board: Target, mode: Mode) -> dict[str, float]:
-    """us of a region if each of LIMITS were alone, at advertised peaks; `work` of its calls, `tile` and `blocks` of its
-    core's launch."""
-    gpu = board.gpu
+def limits_us(
+    works: Sequence[Mapping[str, int]], tiles: Sequence[Tile], blocks: int, board: Target, mode: Mode
+) -> dict[str, float]:
+    """us of launches if each of LIMITS were alone, at advertised peaks; `works` of their calls, `tiles` and `blocks` of
+    the core's launch."""
+    l2_bytes, work = board.gpu.l2_bytes or 0, added(works)
     busy = busiest(blocks, mode)
     clocks = mode.gpu_mhz * mode.sm  # of all SMs, a us
     tensor = sum(
-        (tile.operations if tile and tile.form == kind else work[kind]) * busy / (_rate(board, form) * clocks)
+        (sum(t.operations for t in tiles if t.form == kind) or work[kind]) * busy / (_rate(board, form) * clocks)
         for kind, form in FORMATS.items() if work.get(kind)
     )  # fmt: skip
-    touched = work.get("weights", 0) + work.get("arena", 0) + 2 * work.get("scratch", 0)  # written, then read
-    brought = 0 if tile is None else max(0, tile.bytes - work.get("weights", 0))  # and once more by other blocks
+    touched = [w.get("weights", 0) + w.get("arena", 0) + 2 * w.get("scratch", 0) for w in works]  # written, then read
+    brought = max(0, sum(t.bytes for t in tiles) - work.get("weights", 0)) if tiles else 0  # once more by other blocks
     return {
-        "tensor": tensor, "vector": work.get("vector", 0) / (FP32_LANES * clocks),
-        "l2": (touched + brought) / (L2_BYTES * clocks),
-        "memory": max(0, touched - (gpu.l2_bytes or 0)) / (mode.dram_gbps * 1e3),
+        "tensor": tensor, "vector": work.get("vector", 0) * busy / (FP32_LANES * clocks),
+        "l2": (sum(touched) + brought) * busy / (L2_BYTES * clocks),
+        "memory": sum(max(0, each - l2_bytes) for each in touched) / (mode.dram_gbps * 1e3),
     }  # fmt: skip
+
+
+def added(works: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Amounts of calls together, without what they do in words."""
+    return sum((Counter({k: v for k, v in work.items() if k != "does"}) for work in works), Counter())
 
 
 def busiest(blocks: int, mode: Mode) -> float:
@@ -176,14 +205,40 @@ class Tile(NamedTuple):
     bytes: float
 
 
+def tiles_of(calls: Sequence[Mapping[str, Any]], blocks: int) -> list[Tile]:
+    """Of a region's products: of whole rows where they do not end it."""
+    *before, _ = calls
+    last = tile_of(calls, blocks)
+    attends = len(calls) > 1 and calls[-1]["kernel"].startswith("attention")
+    rows = [call for call in (before[:-1] if attends else before) if _is_product(call)]
+    return [_tile_of_rows(call, blocks) for call in rows] + ([last] if last else [])
+
+
+def _tile_of_rows(call: Mapping[str, Any], blocks: int) -> Tile:
+    form = _form(call)
+    moved = launches.rows_bytes(tuple(call["dims"]), NUMBER_BYTES[form])
+    passes = -(-call["dims"][-2] // launches.SIDE)
+    operations = 2.0 * launches.TILE * passes * launches.SIDE * call["dims"][-1] * blocks
+    return Tile(form, operations, float(moved * blocks))
+
+
+def _is_product(call: Mapping[str, Any]) -> bool:
+    return call["kernel"].startswith("product")
+
+
+def _form(call: Mapping[str, Any]) -> str:
+    """Of the numbers that a product multiplies."""
+    return next((kind for kind in FORMATS if call["work"].get(kind) and kind != "f32"), "f32")
+
+
 def tile_of(calls: Sequence[Mapping[str, Any]], blocks: int) -> Tile | None:
     """Of the product that ends a region's calls, or that an attention ends with it; None where none does."""
     attends = len(calls) > 1 and calls[-1]["kernel"].startswith("attention")
     call = calls[-2] if attends else calls[-1]
-    if not call["kernel"].startswith("product"):
+    if not _is_product(call):
         return None
     *outer, width, depth = call["dims"]
-    form = next((kind for kind in FORMATS if call["work"].get(kind) and kind != "f32"), "f32")
+    form = _form(call)
     if attends:
         *_, tokens, numbers, values = calls[-1]["dims"]
         rows, tiles, columns = tokens * launches.TILE, -(-(2 * numbers + values) // launches.SIDE), launches.SIDE

@@ -23,6 +23,7 @@ FOLD = 256  # terms of each lane in shared memory, in `reduce`
 QUERIES, GOOD_BYTES, MOST_BYTES, SLOTS = 4, 40 << 10, 80 << 10, 64  # of `attention`; GOOD_BYTES of int8's rows
 REGISTERS = 128  # of a thread, where an SM of 65,536 holds RESIDENT blocks
 RESIDENT = 2  # blocks that an SM must hold at once; half of what sm_87 shares, the least of all boards, is 82,944 bytes
+MULTIPROCESSORS = 16  # that blocks are shared among, where it is weighed how a product is cut: an AGX Orin's
 
 SIZES: dict[str, int] = {
     "THREADS": THREADS, "TILE": TILE, "SIDE": SIDE, "BAND": BAND, "STRIP": STRIP, "STRIPS": STRIPS, "NARROW": NARROW,
@@ -148,6 +149,29 @@ def _is_narrow(call: Facts) -> bool:
     return _tiles(call, BAND, SIDE) < FEW_TILES
 
 
+def _product_rows(call: Facts) -> Shape:
+    """A block for each outer index and 32 lanes. Shared memory holds STRIPS times a strip of rows and SIDE columns for
+    every two warps, then their sums; before that what it takes to round rows, which is less."""
+    return Shape(_by_rows(call).blocks, STRIPS * THREADS // 64 * (TILE + SIDE) * STRIP)
+
+
+def rows_bytes(dims: tuple[int, ...], size: int) -> int:
+    """What a block of `product_rows` brings of rows and weights, in numbers of `size` bytes."""
+    return -(-dims[-2] // SIDE) * (TILE + SIDE) * dims[-1] * size
+
+
+def takes_rows(call: Facts, size: int, barrier_bytes: int) -> bool:
+    """Whether a product ends sooner where a block has all columns of its rows, and so without two barriers, than in
+    tiles: by what the busiest multiprocessor brings; `barrier_bytes` could be brought in the time of a barrier."""
+
+    def busiest(blocks: int) -> int:
+        return -(-blocks // MULTIPROCESSORS)
+
+    rows, columns = (NARROW, NARROW) if _is_narrow(call) else (BAND, SIDE)
+    tiles = busiest(_tiles(call, rows, columns)) * (rows + columns) * call.dims[-1] * size
+    return busiest(_by_rows(call).blocks) * rows_bytes(call.dims, size) <= tiles + 2 * barrier_bytes
+
+
 def _attention(call: Facts) -> Shape:
     *outer, queries, keys, depth, _ = call.dims
     at_once, spills = attention_cut(queries, keys, depth)
@@ -202,6 +226,7 @@ SHAPES: dict[str, Callable[[Facts], Shape]] = {
     "product_rounded_multiply": _tensor_multiply,
     "product_i8_quantize": _quantize,
     "product_i8_multiply": _tensor_multiply,
+    "product_rows": _product_rows,
     "attention": _attention,
     "product_attention": _product_attention,
 }

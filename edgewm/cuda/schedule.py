@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arena import place
-from ..layout import ZERO, Buffer
+from ..arena import bytes_of, place
+from ..estimate.gpu import BARRIER_CLOCKS, L2_BYTES
+from ..layout import ZERO, Buffer, Stride
 from ..lower import Lowering
 from ..program import Program
 from ..schedule import Call, Operand, Region, Repeat, Schedule, Step, is_direct
@@ -20,8 +21,8 @@ LONGEST = 8  # calls of a launch
 def schedule_gpu(program: Program) -> Schedule:
     """Every entry of a fused program as steps with placed buffers.
 
-    Weights are packed and workspaces measured for `kernels/*.cu`; scratch is one buffer that all workspaces share, as
-    calls run one after the other.
+    Weights are packed and workspaces measured for `kernels/*.cu`; scratch is one buffer that the workspaces of all
+    regions share, as regions run one after the other.
     """
     low = Lowering(program.weights, launches.TILE, _pack, _workspace_bytes, chained, joins=True)
     entries = {name: low.entry(graph, anytime=name == "plan") for name, graph in program.entries.items()}
@@ -34,8 +35,24 @@ def schedule_gpu(program: Program) -> Schedule:
         if not buffer.space and buffer not in ports | workspaces:
             buffer.space = "arena"
     schedule = Schedule(entries, low.constants, low.buffers, launches.TILE)
-    schedule.arena_bytes, schedule.scratch_bytes = place(list(entries.values()), launches.TILE)
+    schedule.arena_bytes, _ = place(list(entries.values()), launches.TILE)
+    schedule.scratch_bytes = max((_place_workspaces(e.steps) for e in entries.values()), default=0)
     return schedule
+
+
+def _place_workspaces(steps: list[Step]) -> int:
+    """One behind the other in each region, where a block may be calls ahead of another; returns the end of the last."""
+    end = 0
+    for step in steps:
+        if isinstance(step, Repeat):
+            end = max(end, _place_workspaces(step.body))
+            continue
+        at = 0
+        for workspace in (call.workspace for call in step.calls if call.workspace is not None):
+            workspace.offset_bytes = at
+            at += bytes_of(workspace, launches.TILE)
+        end = max(end, at)
+    return end
 
 
 def chained(flow: list, tile: int) -> list[Step]:
@@ -86,16 +103,50 @@ def can_join(region: list[Call], call: Call) -> bool:
 def can_chain(chain: list[Call], call: Call) -> bool:
     """Whether blocks of `call` read nothing that another block of the chain's calls has written.
 
-    All of a chain are cut alike, into 32 lanes at one outer index: reductions, and at the end what a product does to
-    its rows before it multiplies.
+    All of a chain are cut alike, into 32 lanes at one outer index: reductions, products of whole rows
+    (`product_rows.cu`), and at the end what a product does to its rows before it multiplies. A product that ended the
+    chain is one of whole rows from then on.
     """
-    if any(member.family != "reduce" for member in chain) or is_direct(call) or _outer(call) != _outer(chain[0]):
+    *before, last = chain
+    if (call.family == "product" and is_direct(call)) or _outer(call) != _outer(chain[0]):
         return False
-    written = {member.out.buffer: member.out for member in chain}
-    if call.out.buffer in written:
+    if last.family != "reduce" and not can_take_rows(before, last):
         return False
-    first = call.reads() if call.family == "reduce" else [o for _, o in call.groups["left"]]
-    return all(_same_row(o, written[o.buffer], len(_outer(call))) for o in first if o.buffer in written)
+    if any(call.out.buffer is member.out.buffer for member in chain):
+        return False
+    return _reads_own(call, call.reads() if call.family == "reduce" else [o for _, o in call.groups["left"]], chain)
+
+
+def can_take_rows(chain: list[Call], product: Call) -> bool:
+    """Whether a block can have all columns of its rows behind those calls, and is not slower for it."""
+    if product.family not in launches.BYTES or not _reads_own(product, product.reads(), [*chain, product]):
+        return False
+    size, _ = launches.BYTES[product.family]
+    return launches.takes_rows(_facts(product), size, BARRIER_CLOCKS * L2_BYTES)
+
+
+def _outer(call: Call) -> list[int]:
+    return call.dims[: -1 if call.family == "reduce" else -2]
+
+
+def _reads_own(call: Call, operands: list[Operand], chain: list[Call]) -> bool:
+    """Whether of what a chain's calls write, a lane at an outer index reads what was written there alone."""
+    made = {member.out.buffer: member for member in chain}
+    return all(_is_own(o, call, made[o.buffer]) for o in operands if o.buffer in made)
+
+
+def _is_own(read: Operand, call: Call, made: Call) -> bool:
+    outer, written = len(_outer(made)), made.out
+    inside, whole = _inner(read, call, outer), _inner(written, made, outer)
+    is_part = not inside or (inside.keys() == whole.keys() and all(inside[s] <= whole[s] for s in whole))
+    is_there = read.mode == written.mode == "V" and read.offset == written.offset
+    return is_there and read.strides[:outer] == written.strides[:outer] and is_part
+
+
+def _inner(operand: Operand, call: Call, outer: int) -> dict[Stride, int]:
+    """Strides of an operand along the loops behind the outer ones, and how far these go."""
+    loops = zip(operand.strides[outer:], call.dims[outer:], strict=False)
+    return {stride: count for stride, count in loops if stride != ZERO}
 
 
 def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
@@ -137,16 +188,6 @@ def can_attend(product: Call, call: Call, uses: Counter[Buffer]) -> bool:
 def _place(at: int, row: int, column: int) -> tuple[int, int]:
     """Row and column of an element of a matrix with these strides: `Place` of product_attention.cu."""
     return (at // row, at % row // column) if row > column else (at % column // row, at // column)
-
-
-def _outer(call: Call) -> list[int]:
-    return call.dims[: -1 if call.family == "reduce" else -2]
-
-
-def _same_row(reads: Operand, writes: Operand, outer: int) -> bool:
-    """Whether a lane at an outer index reads one number, the one that it has written."""
-    along = reads.mode == writes.mode == "V" and reads.strides[:outer] == writes.strides[:outer]
-    return along and all(s == ZERO for s in (*reads.strides[outer:], *writes.strides[outer:]))
 
 
 class Launched(NamedTuple):

@@ -8,13 +8,13 @@ space.py       the student's latents: the teacher's, or the directions of them t
 prune.py       a start from the teacher: its layers and channels, chosen by what planning loses without them
 condition.py   what an action says to a student's layers, in few numbers
 losses.py      what is matched, each term by name
-fake_quant.py  products rounded in training by the bundle's own recipe and formulas
+fake_quant.py  products rounded in training by the bundle's own recipe and formulas     formulas.py   these in torch
 fidelity.py    does it plan as the teacher does? On held-out contexts, without a bundle
 states.py      where a run stands, on disk: whole, hashed, the newest two
 material.py    what a run is a function of: its settings, the teacher's answers, where the student's planner begins
 train.py       the run: rounds of candidates that the student's own planner drew, steps, looks
 study.py       trials that processes and machines share     trials.py   which of those that hold a rate plans best
-processes.py   one process, or several that torchrun started
+devices.py     where that is computed          processes.py   one process, or several that torchrun started
 write_student.py  the checkpoint that `build` takes
 verb.py        `edgewm distill`                pareto.py   every candidate as time, fidelity and success
 budgets.py     smaller planners, blind and from a proposal, and what their plans lose

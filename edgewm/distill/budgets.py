@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..judge.gates import NAMED
 from ..judge.sides import Side, blind_cost
 from ..judge.sources import Source
 from ..models import Model
 from ..program import Planner
+from .devices import HOST
 from .teacher import HELD_OUT, Teacher, check_gain, contexts, encoded, noise, searched, teacher_of
 
 Array = np.ndarray
@@ -42,16 +44,18 @@ class Budgets:
 def budgets(
     name: str, model: Model, sizes: Sequence[Planner], source: Source, seed: int,
     holds: Callable[[Model, Planner], bool], trained: Callable[[], tuple[Model, dict[str, Any]]] | None,
+    device: torch.device = HOST,
 ) -> Budgets:  # fmt: skip
     """Planners of these sizes, its own first, for the model `name`. Where it does not hold the rate with any that is as
     good, those follow that begin at a proposal: the model's, or what `trained` gives, if anything does. Where nothing
-    tells how good plans are, or a student cannot be taught, the model's own planner stands alone."""
+    tells how good plans are, or a student cannot be taught, the model's own planner stands alone. Plans are tried on
+    the device."""
     (own, *smaller), worth = sizes, None
     if own.proposal and model.proposal is None:
         model, worth = trained()
     if not smaller or own.history != 1 or own.objective != "final" or None in (source.rollouts, source.contexts):
         return Budgets(model, [[own]], {}, worth)
-    teacher, regrets = teacher_of(name, model, own, source), {}
+    teacher, regrets = teacher_of(name, model.on(device), own, source), {}
     loses = regret(teacher, seed)
 
     def as_good(side: Side, tried: Sequence[Planner]) -> Iterator[Planner]:
@@ -67,7 +71,7 @@ def budgets(
         if model.proposal is None:
             model, worth = trained()
         left = [replace(planner, proposal=True, warm_start=False) for planner in left]
-        begun = list(as_good(teacher_of(name, model, own, source).side, left))
+        begun = list(as_good(teacher_of(name, model.on(device), own, source).side, left))
         group, left = [*group, *begun], left[len(begun) :]
     return Budgets(model, [group, *([planner] for planner in left)], regrets, worth)
 

@@ -62,7 +62,7 @@ def _said(model: Model) -> Tensor:
     planner = model.planner
     drawn = planner.var_scale * torch.randn(DRAWN, model.action_dim, generator=torch.Generator().manual_seed(0))
     low, high = (edge if at is None else at for at, edge in ((planner.low, -math.inf), (planner.high, math.inf)))
-    return F.silu(model.torch.action_encoder(drawn.clamp(low, high))).double()
+    return F.silu(model.torch.action_encoder(drawn.clamp(low, high).to(model.device))).double()
 
 
 def _modulations(module: nn.Module, kept: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Products rounded in training as a bundle rounds them, by its recipe and its formulas; gradients pass all the same."""
+"""Products rounded in training as a bundle rounds them, by its recipe and its formulas; gradients pass all the same.
+
+Weights are held on the host, by what holds them for a bundle; products are done where the module is.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from ..passes import EXACT, run
 from ..passes.quantize_products import HOLD, value_of
 from ..program import Graph, Planner
 from ..quantize import recipe_of
-from ..quantize.fast import values_of
 from .choice import untrained
+from .formulas import DTYPE, values_of
 from .shapes import Shape
 
 Formats = Mapping[str, str]  # linear layer -> how a bundle holds it
@@ -49,16 +52,17 @@ def rounded(module: nn.Module, formats: Formats) -> Iterator[None]:
 
 
 def _rounding(layer: nn.Linear, form: str):
-    parts = HOLD[form].hold(_matrix(layer), None)
-    held = torch.from_numpy(value_of(parts, form).T)
+    parts, device = HOLD[form].hold(_matrix(layer), None), layer.weight.device
+    held = torch.from_numpy(value_of(parts, form).T).to(device)
     weight = layer.weight + (held - layer.weight).detach()
+    leaves = {name: _there(part, device) for name, part in zip(HOLD[form].parts, parts, strict=True)}
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.detach().float().reshape(-1, x.shape[-1]).numpy()
-        graph = _product(form, len(rows), *_matrix(layer).shape)
-        found = values_of(graph, {"x": rows}, dict(zip(HOLD[form].parts, parts, strict=True)))[graph.outputs["y"]]
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            rows = x.detach().float().reshape(-1, x.shape[-1])
+            found = values_of(_product(form, *rows.shape, layer.out_features), {"x": rows, **leaves})["y"]
         exact = F.linear(x, weight)
-        product = exact + (torch.from_numpy(found).view_as(exact) - exact).detach()
+        product = exact + (found.view_as(exact) - exact).detach()
         return product if layer.bias is None else product + layer.bias
 
     return forward
@@ -81,6 +85,10 @@ def on_levels(module: nn.Module, formats: Formats) -> None:
             layer.weight.data.copy_(torch.from_numpy(value_of(HOLD[form].hold(once, None), form).T))
 
 
+def _there(part: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(part.astype(np.float32)).to(device, DTYPE[dtype_of(part)])
+
+
 def _matrix(layer: nn.Linear):
     """(in, out), as a bundle has it."""
-    return layer.weight.detach().numpy().T
+    return layer.weight.detach().cpu().numpy().T

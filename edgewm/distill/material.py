@@ -65,8 +65,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns from: shards of frames and banks on disk, held-out searches, the student's space, facts; and
-    where the student's planner begins, None for zero."""
+    """What a run learns from: shards of frames and banks on disk, held-out searches, the student's space; facts and
+    where the student's planner begins, None for zero, on the teacher's device."""
 
     frames: list[Arrays]
     banks: list[Arrays]
@@ -126,8 +126,10 @@ def material(settings: Settings, teacher: Teacher, cache: Path, progress: Progre
     probe = None
     if "states" in seen[0]:
         probe = _probe(own, np.concatenate([s["states"] for s in seen]))
-    variance = torch.tensor(float(own.var(0).sum()))
-    facts = losses.Facts(variance, planner.elites, None if probe is None else torch.from_numpy(probe))
+    device = teacher.model.device
+    variance = torch.tensor(float(own.var(0).sum()), device=device)
+    known = None if probe is None else torch.from_numpy(probe).to(device)
+    facts = losses.Facts(variance, planner.elites, known)
     proposal = None if settings.proposal is None else proposed(settings.proposal, teacher, space, cache, progress)
     return Material(seen, banks, held, space, facts, proposal)
 
@@ -139,7 +141,7 @@ def proposed(
     searcher = replace(teacher, planner=beginning.blind(teacher.model.planner))
     made = beginning.gathered(searcher, settings, cache, progress)
     made |= {key: space.of(made[key]) for key in ("latent", "goal_latent")}
-    return beginning.learned(made, settings, progress, teacher.name)[0]
+    return beginning.learned(made, settings, progress, teacher.name, teacher.model.device)[0]
 
 
 def _probe(latents: Array, states: Array) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,24 +18,34 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import EdgewmError
+from .devices import HOST, device_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # what the first does alone may take long; one that died is noticed at once
 
 
+def backend_of(device: torch.device) -> str:
+    return "gloo" if device == HOST else f"{HOST.type}:gloo,{device.type}:nccl"
+
+
 @dataclass
 class Processes:
-    """This process is number `rank` of `count`; in a `with` block, or one within it, they know each other (gloo: a run
-    is on CPUs)."""
+    """This process is number `rank` of `count`, and trains on `device`; in a `with` block, or one within it, they know
+    each other: by gloo what is on the host, by NCCL what is on GPUs."""
 
     rank: int = 0
     count: int = 1
+    device: torch.device = HOST
     is_outermost: bool = False
 
     @classmethod
-    def here(cls) -> Processes:
-        """What torchrun says; alone without it."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    def here(cls, device: str = HOST.type) -> Processes:
+        """What torchrun says; alone without it. `device` as `device_of` takes it."""
+        rank, count, local, beside = (
+            int(os.environ.get(name, alone))
+            for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        )
+        return cls(rank, count, device_of(device, local, beside))
 
     @property
     def is_first(self) -> bool:
@@ -44,7 +54,7 @@ class Processes:
     def __enter__(self) -> Processes:
         self.is_outermost = self.count > 1 and not dist.is_initialized()
         if self.is_outermost:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group(backend_of(self.device), timeout=PATIENCE)
         return self
 
     def __exit__(self, *fault: Any) -> None:
@@ -57,7 +67,7 @@ class Processes:
 
     def meet(self) -> None:
         if self.count > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # of the host's: which backend a barrier takes is torch's choice
 
     def first_then_all(self, make: Callable[[], T]) -> T:
         """What the first process writes to disk, the others read."""
@@ -83,6 +93,12 @@ class Processes:
         if "fault" in said:
             raise EdgewmError(*said["fault"])
         return said["found"]
+
+    def as_first(self, tensors: Iterable[Tensor]) -> None:
+        """In place, what the first process has: two GPUs may round what is made on each."""
+        if self.count > 1:
+            for x in tensors:
+                dist.broadcast(x.detach(), 0)
 
     def average(self, gradients: Sequence[Tensor]) -> None:
         """In place, over processes."""

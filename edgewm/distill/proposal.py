@@ -101,31 +101,33 @@ def train(
     too little data, and for losses that are no numbers."""
     say = progress or (lambda stage, done: None)
     made = gathered(teacher, settings, cache, say)
-    found, missed = learned(made, settings, say, teacher.name)
+    found, missed = learned(made, settings, say, teacher.name, teacher.model.device)
     held = {key: value[::HELD] for key, value in made.items()}
-    z, goal = (torch.from_numpy(held[key]) for key in ("latent", "goal_latent"))
-    own = np.clip(found(z, goal).numpy(), teacher.planner.low, teacher.planner.high)
+    z, goal = (torch.from_numpy(held[key]).to(teacher.model.device) for key in ("latent", "goal_latent"))
+    own = np.clip(found(z, goal).cpu().numpy(), teacher.planner.low, teacher.planner.high)
     lost = costs(teacher, held["latent"], held["goal_latent"], own) - held["plan_cost"]
     gained = held["blind_cost"] - held["plan_cost"]
     check_gain(gained.sum(), teacher.name)
     return found, {"regret": float(lost.sum() / gained.sum()), "missed": missed, "held_out": len(own)}
 
 
-def learned(made: Arrays, settings: Settings, say: Progress, where: str) -> tuple[Proposal, float]:
-    """The network that imitates plans, from the latents that stand beside them, and what it misses of their variance
-    where it was not trained."""
-    z, goal, plans = (torch.from_numpy(made[key]) for key in ("latent", "goal_latent", "plan"))
-    held = np.arange(len(z)) % HELD == 0
-    seen = torch.from_numpy(np.flatnonzero(~held))
+def learned(
+    made: Arrays, settings: Settings, say: Progress, where: str, device: torch.device
+) -> tuple[Proposal, float]:  # fmt: skip
+    """The network that imitates plans, from the latents that stand beside them, trained on the device, and what it
+    misses of their variance where it was not trained."""
+    z, goal, plans = (torch.from_numpy(made[key]).to(device) for key in ("latent", "goal_latent", "plan"))
+    held = torch.arange(len(z), device=device) % HELD == 0
+    seen = np.flatnonzero(np.arange(len(z)) % HELD)
     torch.manual_seed(settings.seed)
-    found = Proposal(z.shape[1], settings.width, *plans.shape[1:])
+    found = Proposal(z.shape[1], settings.width, *plans.shape[1:]).to(device)
     found.centre.copy_(z.mean(0))
     found.spread.fill_(max(float(z.var(0).mean().sqrt()), SMALLEST))
     optimizer = torch.optim.AdamW(found.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     best, least = copy.deepcopy(found), math.inf
     for step in range(settings.steps):
         rng = np.random.default_rng([settings.seed, step])
-        index = seen[torch.from_numpy(rng.integers(len(seen), size=settings.batch))]
+        index = torch.from_numpy(seen[rng.integers(len(seen), size=settings.batch)]).to(device)
         loss = (found(z[index], goal[index]) - plans[index]).square().mean()
         if not math.isfinite(loss.item()):
             raise EdgewmError(f"the loss is {loss.item()} at step {step}", where, "give a lower --learning-rate")
@@ -150,5 +152,5 @@ def _off(found: Proposal, z: Tensor, goal: Tensor, plans: Tensor) -> Tensor:
 
 def write(found: Proposal, folder: Path) -> None:
     """`proposal.safetensors` in a checkpoint's directory, whole or not at all."""
-    weights: Mapping[str, Any] = {name: value.contiguous() for name, value in sorted(found.state_dict().items())}
+    weights: Mapping[str, Any] = {name: value.cpu().contiguous() for name, value in sorted(found.state_dict().items())}
     targets.write_bytes(folder / FILE, save(weights))

@@ -40,7 +40,7 @@ def take_encoder(module: nn.Module, teacher: Teacher, space: Space) -> bool:
     kept = ("encoder.", "projector.")
     own = {k: v for k, v in source.state_dict().items() if k.startswith(kept)}
     last = f"projector.{len(source.projector) - 1}"
-    axes, mean = torch.from_numpy(space.axes), torch.from_numpy(space.mean)
+    axes, mean = (torch.from_numpy(x).to(teacher.model.device) for x in (space.axes, space.mean))
     own[f"{last}.weight"] = space.scale * (axes.T @ own[f"{last}.weight"])
     own[f"{last}.bias"] = space.scale * ((own[f"{last}.bias"] - mean) @ axes)
     wanted = {k: v.shape for k, v in module.state_dict().items() if k.startswith(kept)}
@@ -105,8 +105,8 @@ def inputs_of(
         for name, layer in products(block).items():
             reads(f"{i}.{name}", layer)
     for i in range(min(CONTEXTS, len(held["costs"]))):
-        candidates = torch.from_numpy(np.concatenate(held["candidates"][i][::EVERY])[::EVERY])
-        z = torch.from_numpy(np.array(held["latent"][i]))
+        tried = np.concatenate(held["candidates"][i][::EVERY])[::EVERY]
+        candidates, z = (torch.from_numpy(np.array(x)).to(teacher.model.device) for x in (tried, held["latent"][i]))
         cut.rollout(z.expand(len(candidates), 1, -1), candidates)
     return {key: (x / n, xx / n - torch.outer(x / n, x / n)) for key, (n, x, xx) in sums.items()}
 
@@ -127,17 +127,17 @@ def stand_still(module: nn.Module, latents: Array) -> None:
     width, first, last = latents.shape[1], module.pred_proj[0], module.pred_proj[-1]
     if first.out_features < 2 * width:
         return
-    z = torch.from_numpy(latents).double()
+    z = torch.from_numpy(latents).to(first.weight.device).double()
     seen = nn.functional.layer_norm(z, (width,), eps=module.predictor.norm.eps)
     x, y = seen - seen.mean(0), z - z.mean(0)
-    ridge = RIDGE * x.square().mean() * len(x) * torch.eye(width, dtype=x.dtype)
+    ridge = RIDGE * x.square().mean() * len(x) * torch.eye(width, dtype=x.dtype, device=x.device)
     way = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T.float()
     with torch.no_grad():
         module.pos_embed.mul_(SMALL)
         for layer in (first, last):
             layer.weight.mul_(SMALL)
             layer.bias.zero_()
-        eye = torch.eye(width)
+        eye = torch.eye(width, device=z.device)
         first.weight[: 2 * width] = torch.cat([eye, -eye])
         last.weight[:, : 2 * width] = torch.cat([way, -way], 1)
         last.bias.copy_(z.mean(0).float() - way @ seen.mean(0).float())
@@ -199,7 +199,8 @@ def narrow(
     bias = source.attn.qkv.bias.unflatten(0, (3, source.attn.num_heads, dim))
     target.attn.qkv.weight.copy_(values[:, heads].flatten(0, 2))
     target.attn.qkv.bias.copy_(bias[:, heads].flatten())
-    _take_inputs(target.attn.proj, source.attn.proj, (heads[:, None] * dim + torch.arange(dim)).flatten(), attended)
+    taken = (heads[:, None] * dim + torch.arange(dim, device=heads.device)).flatten()
+    _take_inputs(target.attn.proj, source.attn.proj, taken, attended)
     _narrow_mlp(target.mlp, source.mlp, hidden)
 
 
@@ -224,7 +225,7 @@ def _take_inputs(target: nn.Linear, source: nn.Linear, taken: Tensor, read: Mome
     weight, bias = source.weight[:, taken], source.bias
     if read is not None and len(taken) < source.in_features:
         (middle, power), wide = read, source.weight.double()
-        ridge = RIDGE * power.diagonal().mean() * torch.eye(len(taken), dtype=power.dtype)
+        ridge = RIDGE * power.diagonal().mean() * torch.eye(len(taken), dtype=power.dtype, device=power.device)
         weight = wide @ torch.linalg.solve(power[taken][:, taken] + ridge, power[taken]).T
         bias = bias + wide @ middle - weight @ middle[taken]
     target.weight.copy_(weight)

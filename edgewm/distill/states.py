@@ -32,7 +32,7 @@ def keep(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     final, partial = folder / f"state-{step:06d}", folder / ".state.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_bytes(partial / TENSORS, save({k: v.contiguous() for k, v in tensors.items()}))
+    write_bytes(partial / TENSORS, save({k: v.cpu().contiguous() for k, v in tensors.items()}))
     write_bytes(partial / FACTS, (json.dumps({**facts, "step": step}, indent=1) + "\n").encode())
     sums = {name: digest(partial / name) for name in (TENSORS, FACTS)}
     write_bytes(partial / SUMS, (json.dumps(sums, indent=1) + "\n").encode())

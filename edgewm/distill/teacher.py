@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import EdgewmError
 from ..judge.imagine import model_actions
 from ..judge.sides import Search, Side, blind_cost, rollout, search, upstream
 from ..judge.sources import Source
 from ..models import Model
+from ..ops import NUMPY
 from ..program import Planner
+from .devices import HOST
 
 Array = np.ndarray
 Arrays = dict[str, Array]
@@ -26,7 +29,8 @@ GROUPS = 3  # iterations of a search that become groups of candidates
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model, run by torch, with its planner and where its data come from. The planner is the student's."""
+    """A model, run by torch where it is, with its planner and where its data come from. The planner is the student's:
+    students are trained on the same device."""
 
     model: Model
     side: Side
@@ -55,7 +59,24 @@ def teacher_of(name: str, model: Model, planner: Planner, source: Source, data: 
                 "give --data DIRECTORY of recorded episodes, or FILE.safetensors with contexts and trajectories",
             )  # fmt: skip
     side = upstream(model, replace(planner, proposal=True))  # `searched` tells whether it is asked to propose
+    if model.device != HOST:
+        check_runs(side, model, planner, name)
     return Teacher(model, side, planner, source, name, data)
+
+
+def check_runs(side: Side, model: Model, planner: Planner, where: str) -> None:
+    """EdgewmError for a model that does not run where it is: one that makes tensors of its own somewhere else."""
+    blank = {p.name: np.zeros(p.shape, NUMPY[p.dtype]) for p in model.ports_of("observation")}
+    try:
+        z = side.encode(blank)
+        side.score(z, z, np.zeros((1, planner.horizon, model.action_dim), np.float32))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as fault:
+        raise EdgewmError(
+            f"the model does not run on {model.device}: {str(fault).splitlines()[0]}", where,
+            "let it make its tensors on the device of those that it is given, or give --device cpu",
+        ) from fault  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- data

@@ -2,7 +2,8 @@
 
 A step is a function of the weights, the optimizer's state and `(seed, step)`; a round's data of the weights that it
 begins with. States are kept between rounds, so a run that was killed and resumed ends in the same bits as one that was
-not, on one thread. Under `torchrun` each process takes its share of a batch, and gradients are averaged.
+not, on one thread of a CPU; a GPU orders sums as it likes. All of it is computed where the teacher's model is; a batch
+at a time goes there. Under `torchrun` each process takes its share of a batch, and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..judge.sides import Side, upstream
 from ..options import Progress
 from ..reference.model import build, normalise
 from . import fidelity, losses, proposal, prune, states, targets
+from .devices import computing
 from .fake_quant import Formats, formats_of, on_levels, rounded
 from .material import Material, Notice, Settings, material
 from .processes import Processes
@@ -41,16 +43,21 @@ RUN, LOG = "run", "log.jsonl"
 # ---------------------------------------------------------------------------------------------------------- a step
 
 
-def answers(batch: Arrays, frames_: Arrays, space: Space, side: int) -> tuple[dict[str, Tensor], losses.Seen]:
-    """Inputs of the student and what the teacher says of them, in the student's space."""
+def answers(
+    batch: Arrays, frames_: Arrays, space: Space, side: int, device: torch.device
+) -> tuple[dict[str, Tensor], losses.Seen]:  # fmt: skip
+    """Inputs of the student and what the teacher says of them, in the student's space, on the device."""
+
+    def there(x: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(device)
+
     pictures = [frames_["frames"], batch["observation"], batch["goal"]]
     given = {
-        "pictures": torch.from_numpy(np.concatenate([p.reshape(-1, side, side, 3) for p in pictures])),
-        "candidates": torch.from_numpy(np.ascontiguousarray(batch["candidates"])),
+        "pictures": there(np.concatenate([p.reshape(-1, side, side, 3) for p in pictures])),
+        "candidates": there(batch["candidates"]),
     }
-    mapped = {key: torch.from_numpy(space.of(batch[key])) for key in ("latent", "goal_latent", "futures")}
-    costs = torch.from_numpy(np.ascontiguousarray(batch["costs"]))
-    latents = torch.from_numpy(space.of(frames_["latents"]))
+    mapped = {key: there(space.of(batch[key])) for key in ("latent", "goal_latent", "futures")}
+    latents, costs = there(space.of(frames_["latents"])), there(batch["costs"])
     return given, losses.Seen(latents, mapped["latent"], mapped["goal_latent"], mapped["futures"], costs)
 
 
@@ -121,7 +128,8 @@ def _joined(parts: list[Arrays]) -> Arrays:
 
 @dataclass
 class Run:
-    """What changes: the student, the running average of its weights, the optimizer, and the best average so far."""
+    """What changes: the student, the running average of its weights, the optimizer, and, on the host, the best average
+    so far."""
 
     module: torch.nn.Module
     average: torch.nn.Module
@@ -154,21 +162,21 @@ class Run:
         self.average.load_state_dict(part("average."))
         self.best = part("best.")
         for name, p in self.module.named_parameters():
-            moments = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["step"] is not None:
-                self.optimizer.state[p] = moments
+            if (step := tensors.get(f"adam.step.{name}")) is not None:  # which AdamW keeps on the host
+                moments = {key: tensors[f"adam.{key}.{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {"step": step, **moments}
         self.facts = dict(facts)
 
 
 def begun(settings: Settings, teacher: Teacher, made: Material) -> Run:
-    """A fresh student."""
+    """A fresh student, where its teacher is; drawn on the host, so that it is the same anywhere."""
     if settings.weights.get("features") and not prune.begins_as(settings.shape, teacher.model):
         raise EdgewmError(
             "a student that is narrower than its teacher, or jumps, has no features like its", "--losses features",
             "leave it out",
         )  # fmt: skip
     torch.manual_seed(settings.seed)
-    module = build(config_of(settings.shape, teacher.model)).eval()
+    module = build(config_of(settings.shape, teacher.model)).eval().to(teacher.model.device)
     facts: dict[str, Any] = {"step": 0, "best_rank": -math.inf, "best_round": 0, "elapsed_s": 0.0, "history": []}
     sees_alike = settings.start != "random" and prune.take_encoder(module, teacher, made.space)
     if settings.start == "teacher":
@@ -193,13 +201,16 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in `out`, writes the student there, and returns its facts: figures of each round, which was best.
 
-    `stop_after` ends the run after so many steps, as a kill would; `share` says which processes take part, by default
-    all that torchrun started. EdgewmError where a run is in the way, where losses
-    are no numbers, and where the disk is full; what was best before stays.
+    It is computed where the teacher's model is; `devices` of the facts are the kinds that it has been on. `stop_after`
+    ends the run after so many steps, as a kill would; `share` says which processes take part, by default all that
+    torchrun started. EdgewmError where a run is in the way, where losses are no numbers, and where the disk or a GPU's
+    memory is full; what was best before stays.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
-    share = share or Processes.here()
-    with share, states.disk(out), states.alone(out / RUN) if share.is_first else nullcontext():
+    device = teacher.model.device
+    share = share or replace(Processes.here(), device=device)
+    alone = states.alone(out / RUN) if share.is_first else nullcontext()
+    with computing(device), share, states.disk(out), alone:
         if states.kept(out / RUN) and not resume:
             raise EdgewmError("the directory already holds a run", str(out), "pass --resume, or give another -o")
         made = share.first_then_all(lambda: material(settings, teacher, cache or out / RUN / "cache", say, tell))
@@ -209,6 +220,8 @@ def train(
         found = states.newest(out / RUN, tell) if resume else None
         if found is not None:
             run.restore(*found)
+        share.as_first([*run.module.state_dict().values(), *run.average.state_dict().values()])
+        run.facts["devices"] = [*dict.fromkeys([*run.facts.get("devices", ()), device.type])]
         keep_log(out / LOG, run.facts["step"])
         _rounds(settings, teacher, out, made, run, share, say, stop_after or settings.steps)
     return run.facts
@@ -233,14 +246,15 @@ def _rounds(
             say(f"step {step + 1}/{settings.steps}, {left_s / 60:.0f} min left", (step + 1) / settings.steps)
         student = run.student()
         side = _side(student, teacher, settings, made)
-        found = fidelity.look(teacher, side, made.held, HELD_OUT + settings.seed * 4096)
+        seed = HELD_OUT + settings.seed * 4096
+        found = share.first_says(lambda side=side, seed=seed: fidelity.look(teacher, side, made.held, seed))
         elapsed_s = before_s + time.monotonic() - clock
         run.facts |= {"step": end, "elapsed_s": elapsed_s}
         line = {"step": end, **found, **sums}
         run.facts["history"] = [*run.facts["history"], line]
         is_best = not run.best or found["rank"] > run.facts["best_rank"]
         if is_best:
-            run.best = student.state_dict()
+            run.best = {name: value.cpu() for name, value in student.state_dict().items()}
             run.facts |= {"best_rank": found["rank"], "best_round": index}
         if share.is_first:  # the state comes last: what a kill before it leaves is written again
             if is_best:
@@ -279,22 +293,24 @@ def _step(
 ) -> dict[str, float]:  # fmt: skip
     side = teacher.model.ports_of("observation")[0].shape[1]
     batch, seen = drawn(settings, step, made, fresh, share)
-    given, theirs = answers(batch, seen, made.space, side)
-    with rounded(run.module, run.formats), torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
+    device = teacher.model.device
+    given, theirs = answers(batch, seen, made.space, side, device)
+    with rounded(run.module, run.formats), torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed):
         ours = imagined(run.module, given, theirs, run.sees_alike)
     ours = losses.Seen(*(x.float() for x in vars(ours).values()))
     if settings.weights.get("features"):
         with torch.no_grad():
-            told = rolled(teacher.model.torch, torch.from_numpy(np.array(batch["latent"])), given["candidates"])[1]
+            starts = torch.from_numpy(np.array(batch["latent"])).to(device)
+            told = rolled(teacher.model.torch, starts, given["candidates"])[1]
         theirs = replace(theirs, features=told)
     loss, terms = losses.total(ours, theirs, made.facts, settings.weights)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     share.average([p.grad for p in run.module.parameters() if p.grad is not None])
     norm = torch.nn.utils.clip_grad_norm_(run.module.parameters(), settings.gradient_clip)
-    found = share.mean(
-        {"loss": loss.item(), **{f"loss_{k}": v.item() for k, v in terms.items()}, "gradient_norm": norm.item()}
-    )
+    figures = {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in terms.items()}, "gradient_norm": norm}
+    values = torch.stack([*figures.values()]).tolist()  # the host waits for the device once a step
+    found = share.mean(dict(zip(figures, values, strict=True)))
     if not all(map(math.isfinite, found.values())):
         bad = next(name for name, value in found.items() if not math.isfinite(value))
         raise EdgewmError(

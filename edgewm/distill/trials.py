@@ -64,7 +64,8 @@ def work(
         train(own, teacher, place, cache=answers, resume=True, progress=say, share=Processes())
         made = load(str(place))
         student = as_model(made.torch, judge.model, candidate.planner, made.proposal)
-        found = fidelity.look(judge, upstream(student, candidate.planner), held, seed, candidate.planner)
+        side = upstream(student.on(judge.model.device), candidate.planner)
+        found = fidelity.look(judge, side, held, seed, candidate.planner)
         shutil.rmtree(place)
         return {"value": found["rank"], **found}
 

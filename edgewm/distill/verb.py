@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..build import build
 from ..data import identity
 from ..judge.sources import Source, source_of
@@ -27,6 +29,7 @@ from . import budgets, losses, pareto, states
 from . import trials as trying
 from .asked import BUNDLE, CONFIG, asked_before, asked_for, check, check_out, check_room
 from .choice import Board, Candidate, board_of, candidate_of, chosen, considered, fastest, holds, rivals, tick
+from .devices import computing
 from .material import LEARNING, TUNING, Notice, Settings, bytes_of
 from .processes import Processes
 from .proposal import Settings as Beginning
@@ -50,7 +53,7 @@ def distill(
     terms: Sequence[str] = losses.DEFAULT, training: Mapping[str, Any] | None = None, judged: int | None = None,
     episodes: int | None = None, resume: bool = False, dry_run: bool = False, seed: int = 0,
     trials: int | None = None, trial_steps: int = trying.STEPS, study: Path | None = None, join: bool = False,
-    progress: Progress | None = None, notice: Notice | None = None,
+    device: str = AUTO, progress: Progress | None = None, notice: Notice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Find and train what of MODEL plans `rate_hz` times a second on the target; what `--json` prints.
 
@@ -68,10 +71,14 @@ def distill(
     best is trained in full; who else knows the journal `study` (in OUT, where left out) takes some of them with `join`,
     and trains nothing else: `student` is None then.
 
+    Models and losses are computed on `device`, as `device_of` takes it. It is no part of what was asked: a run may go
+    on elsewhere, as in another number of processes; in the same bits it ends on CPUs alone.
+
     EdgewmError for a rate that no student meets, too little data, a teacher that cannot foresee, losses that are no
-    numbers, a full disk, another run in OUT.
+    numbers, a full disk, another run in OUT, a device that is not there.
     """
     say, tell = progress or (lambda stage, done: None), notice or (lambda text: None)
+    share = Processes.here(device)
     board, full = board_of(target, mode, threads, measured, place), load(model)
     given = {k: v for k, v in (planner or {}).items() if v is not None}
     asked = {
@@ -92,7 +99,7 @@ def distill(
     def begun() -> tuple[Model, dict[str, Any]]:
         """MODEL with a proposal that is trained for it, and what that is worth."""
         shown = part(progress, 0.0, 0.1, "proposal")
-        return with_trained(model, full, source, asked["data"], beginning, answers, shown)
+        return with_trained(model, full, source, asked["data"], beginning, answers, shown, share.device)
 
     def choice() -> dict[str, Any]:
         """What is considered and chosen: by others whose study is joined, by a run that is to go on, or here."""
@@ -103,7 +110,8 @@ def distill(
             return _told(asked, [entry["candidate"] for entry in opened.entries])
         if resume and not dry_run and (before := asked_before(out, asked)):
             return before
-        found = decided(full, source, board, asked, begun, is_study, part(progress, 0.1, 0.1, "shapes"))
+        shown = part(progress, 0.1, 0.1, "shapes")
+        found = decided(full, source, board, asked, begun, is_study, share.device, shown)
         if is_study and found["chosen"]["shape"] is not None:
             kept = rivals([candidate_of(c) for c in found["considered"]], rate_hz)[:trials]
             found["considered"] = [c.as_json() for c in kept]
@@ -112,7 +120,7 @@ def distill(
                 found["chosen"] = None
         return found
 
-    with Processes.here() as share:
+    with computing(share.device), share:
         found = share.first_says(choice)
         taught = [candidate_of(c) for c in ([found["chosen"]] if found["chosen"] else found["considered"])]
         is_student = taught[0].shape is not None
@@ -120,9 +128,10 @@ def distill(
         if dry_run or not (is_student or is_begun):
             return found
         whole = begun()[0] if is_begun else full
+        moved = whole.on(share.device)
 
         def teaching(planner: Planner) -> Teacher:
-            return teacher_of(model, whole, planner, source, asked["data"])
+            return teacher_of(model, moved, planner, source, asked["data"])
 
         def settings_for(candidate: Candidate) -> Settings:
             return settings_of(candidate, full, terms, training or {}, beginning, seed)
@@ -164,7 +173,7 @@ def distill(
             before = 0.5 if is_study else 0.2
             found["run"] = train(
                 settings_for(best), teaching(best.planner), out, cache=answers_of(best.planner), resume=resume,
-                progress=part(progress, before, 0.9 - before), notice=tell,
+                progress=part(progress, before, 0.9 - before), notice=tell, share=replace(share),
             )  # fmt: skip
     if not share.is_first:
         return found
@@ -185,7 +194,7 @@ def distill(
 
 def decided(
     full: Model, source: Source, board: Board, asked: Mapping[str, Any], begun: Callable[[], Any], every: bool,
-    progress: Progress | None,
+    device: torch.device, progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What holds the rate, as `--json` prints it, with a proposal that is `begun` where that is needed."""
     rate_hz, precision, given = asked["rate_hz"], asked["precision"], asked["planner"]
@@ -195,6 +204,7 @@ def decided(
     told = budgets.budgets(
         asked["teacher"], full, sizes, source, asked["seed"],
         partial(holds, board=board, rate_hz=rate_hz, precision=precision), begun if may_begin else None,
+        device,
     )  # fmt: skip
     candidates = considered(told.model, board, rate_hz, precision, told.groups, progress, every=every)
     return _told(asked, [c.as_json() for c in candidates]) | {

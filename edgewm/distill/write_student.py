@@ -26,7 +26,7 @@ def write_student(
     write_bytes(out / "config.json", _json(config))
     write_bytes(out / ROBOT, _json(robot(teacher, planner)))
     shipped = {
-        name: value.contiguous()
+        name: value.cpu().contiguous()
         for name, value in sorted(weights.items())
         if value.is_floating_point() and not name.startswith(NOT_SHIPPED)
     }

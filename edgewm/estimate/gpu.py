@@ -29,9 +29,9 @@ FP32_LANES, EXPONENTIALS = 128, 16
 SOFTMAX_OPERATIONS = 6  # of a score beside its exponential: scale, mask, maximum, difference, sum, quotient
 L2_BYTES = 64  # into an SM each clock: the width of its port; not measured on these boards
 # In trips to the L2 of some 300 clocks, one after the other; not measured on these boards. A barrier of all blocks of
-# a cooperative launch, in place of a node, is five (fence, arrival, release, what is run next) and a barrier of each
+# a cooperative launch, in place of a node, is four (fence, arrival, a look too early, release) and a barrier of each
 # block; the least that a launch then does is five (its call, operands, weights or middle of a row, numbers, results).
-BARRIER_CLOCKS, LEAST_CLOCKS = 2000, 1500
+BARRIER_CLOCKS, LEAST_CLOCKS = 1700, 1500
 DRAM_LATENCY_US = 0.7  # from a read to its answer under load, as published for other GPUs; not measured on these boards
 FLIGHT_BYTES = 16  # that a thread of edgewm's kernels has on their way at once
 RUNTIMES = ("fused", "graph")

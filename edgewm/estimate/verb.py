@@ -217,7 +217,7 @@ def _of_own_kernels(
 ) -> dict[str, Any]:  # fmt: skip
     notes = [OF_OTHERS]
     if found["persistent"]:
-        barrier = "a barrier is taken to cost five trips to the L2" if made.barrier_us is None else "as measured"
+        barrier = "a barrier is taken to cost four trips to the L2" if made.barrier_us is None else "as measured"
         notes.append(f"launches that follow on each other run as one, with barriers of all blocks between: {barrier}")
     told = _told(subject, board, mode, precision, "gpu", found, list(made.sources), tuple(notes), is_probed)
     return told | {"runtime": "edgewm"}

@@ -186,39 +186,39 @@ def replan(
 
 
 def upstream(model: Any, planner: Planner, dtype: str = "float32") -> Side:
-    """The full model, an `edgewm.models.Model`, run by torch itself.
+    """The full model, an `edgewm.models.Model`, run by torch itself, on the device where it is.
 
     `dtype` is what it computes in: float32 (what its users run) or float64 (to measure rounding against).
     """
     import torch
 
-    kind = getattr(torch, dtype)
+    kind, device = getattr(torch, dtype), model.device
     module = copy.deepcopy(model.torch).to(kind).eval()
     ports = model.ports_of("observation")
 
     def tensor(x: Array) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(kind)
+        return torch.from_numpy(np.ascontiguousarray(x)).to(device, kind)
 
     @torch.inference_mode()
     def encode(observation: Observation) -> Array:
-        seen = (torch.from_numpy(as_port(observation[p.name], p)) for p in ports)
-        return model.encode(module, *(x.to(kind) if x.is_floating_point() else x for x in seen))[0].numpy()
+        seen = (torch.from_numpy(as_port(observation[p.name], p)).to(device) for p in ports)
+        return model.encode(module, *(x.to(kind) if x.is_floating_point() else x for x in seen))[0].cpu().numpy()
 
     @torch.inference_mode()
     def predict(z: Array, actions: Array) -> Array:
-        return model.predict(module, tensor(z), tensor(actions)).numpy()
+        return model.predict(module, tensor(z), tensor(actions)).cpu().numpy()
 
     cost = model.scored(planner.objective)
 
     @torch.inference_mode()
     def score(z: Array, goal: Array, candidates: Array) -> Array:
         latents, actions = in_context(planner, z, candidates)
-        return cost(module, tensor(latents), tensor(goal[None]), tensor(actions)).numpy()
+        return cost(module, tensor(latents), tensor(goal[None]), tensor(actions)).cpu().numpy()
 
     @torch.inference_mode()
     def proposed(z: Array, goal: Array) -> tuple[Array, Array]:
-        mean = proposal(tensor(z[None]), tensor(goal[None]))[0].numpy()
-        return np.clip(mean, planner.low, planner.high), proposal.std.numpy()
+        mean = proposal(tensor(z[None]), tensor(goal[None]))[0].cpu().numpy()
+        return np.clip(mean, planner.low, planner.high), proposal.std.cpu().numpy()
 
     proposal = copy.deepcopy(model.proposal).to(kind) if planner.proposal and model.proposal is not None else None
     propose = None if proposal is None else proposed

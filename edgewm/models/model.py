@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -49,6 +51,18 @@ class Model:
     def ports_of(self, kind: str) -> tuple[Port, ...]:
         """The ports of one kind, in order; goal ports answer observation ports one by one."""
         return tuple(p for p in self.ports if p.kind == kind)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's numbers are; the host, where it has none."""
+        return next(chain(self.torch.parameters(), self.torch.buffers()), torch.empty(0)).device
+
+    def on(self, device: torch.device) -> Model:
+        """The same there, in memory of its own; itself, where it is there."""
+        if device == self.device:
+            return self
+        both = (module and copy.deepcopy(module).to(device) for module in (self.torch, self.proposal))
+        return replace(self, **dict(zip(("torch", "proposal"), both, strict=True)))
 
     def scored(self, objective: str) -> Score:
         """The function that scores by a planner's objective. EdgewmError where this model has none for it."""

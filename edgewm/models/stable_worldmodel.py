@@ -89,8 +89,8 @@ def lewm(module: LeWM, image_px: int, action_dim: int, planner: Planner = PLANNE
 
 
 def encode(module: LeWM, pixels: Tensor) -> Tensor:
-    kind = module.predictor.pos_embedding.dtype
-    mean, std = (torch.tensor(IMAGENET[k], dtype=kind) for k in ("mean", "std"))
+    kind, device = module.predictor.pos_embedding.dtype, module.predictor.pos_embedding.device
+    mean, std = (torch.tensor(IMAGENET[k], dtype=kind, device=device) for k in ("mean", "std"))
     return module.encode(((pixels.to(kind) / 255 - mean) / std).movedim(-1, -3))
 
 

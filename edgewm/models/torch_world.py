@@ -43,7 +43,7 @@ def lewm(
 
     def encode(m: torch.nn.Module, pixels: Tensor) -> Tensor:
         kind = m.pos_embed.dtype
-        shift, width = torch.tensor(mean, dtype=kind), torch.tensor(std, dtype=kind)
+        shift, width = (torch.tensor(x, dtype=kind, device=m.pos_embed.device) for x in (mean, std))
         x = (pixels.to(kind) * scale - shift) / width
         return m.encode(x.movedim(-1, -3).unsqueeze(1)).squeeze(1)
 

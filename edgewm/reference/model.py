@@ -58,7 +58,8 @@ class JumpingLeWM(LeWM):
         """`z` (B, T, D) and `actions` (B, T, A), T up to `history`, to the latent after the last one, (B, 1, D)."""
         length = z.shape[1]
         if length < self.history:
-            later = torch.zeros(len(actions), self.history - length, actions.shape[2], dtype=actions.dtype)
+            missing = (len(actions), self.history - length, actions.shape[2])
+            later = torch.zeros(missing, dtype=actions.dtype, device=actions.device)
             actions = torch.cat([actions, later], 1)
         taken = actions.flatten(1).unsqueeze(1)
         seen = z[:, :1] + self.pos_embed[:, length - 1 : length]
