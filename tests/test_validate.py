@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgewm import format as ewm_format
 from edgewm import validate as verb
@@ -530,6 +531,21 @@ def test_another_models_bundle_is_refused(bundle):
     with pytest.raises(EdgewmError, match="port 'pixels' is") as fault:
         verb._same_model(manifest_of(bundle), other, "mine")
     assert "the model it was built from" in fault.value.fix
+
+
+def test_a_simulator_that_does_not_fit_is_refused_and_known_data_are_told(bundle, tmp_path, monkeypatch):
+    """Before the bundle is opened, which holds nothing that could be run."""
+    frames, data, told = np.zeros((3, 4, 4, 3), np.uint8), tmp_path / "rec.safetensors", []
+    save_file({"pixels": frames, "goal": frames}, data)
+    known = json.loads(ewm_format.unpack((bundle / "model.ewm").read_bytes())["manifest"])
+    known["calibration_sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    (bundle / "model.ewm").write_bytes(ewm_format.pack({"manifest": json.dumps(known).encode()}, "t", bytes(32)))
+    monkeypatch.setattr("edgewm.models.load", lambda word: model())
+    with pytest.raises(EdgewmError, match=r"the simulator shows shape \(64, 64, 3\) on port 'pixels'"):
+        verb.validate(
+            bundle, against="mine", suite=("plan", "closed-loop"), env="reference", data=data, notice=told.append
+        )
+    assert told == [f"{bundle} was calibrated on {data}: judge it on other data, too"]
 
 
 def test_an_unknown_suite_is_refused(bundle):
