@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from recording import add_flags, finish
 
 from edgewm import models
 from edgewm.binding import Runtime
 from edgewm.build import build
 from edgewm.judge import plan
-from edgewm.judge.sides import Side, compiled, rollout, search, upstream
+from edgewm.judge.sides import Side, compiled, upstream
 from edgewm.judge.sources import source_of
 from edgewm.quantize.search import held
 
@@ -51,24 +50,10 @@ def seen_by(
     """What each side shows in each context, beside one and the same search of the full model."""
     found: dict[str, list[plan.Context]] = {name: [] for name in sides}
     for i, (observation, goal) in enumerate(pairs):
-        shape = (2, planner.iterations, planner.samples, planner.horizon, action_dim)
-        noises = np.random.default_rng([plan._NOISE, SEED, i]).standard_normal(shape, np.float32)
-        z, target = full.encode(observation), full.encode(goal)
-        first, other = (search(lambda c: full.score(z, target, c), planner, n) for n in noises)  # noqa: B023
-        everyone = first.candidates.reshape(-1, *first.mean.shape)
-        followed = everyone[np.linspace(0, len(everyone) - 1, plan.DRIFT_CANDIDATES).round().astype(int)]
-        latents = rollout(full, z, followed)
+        noises = plan.noises_of(planner, action_dim, SEED, i)
+        bank = plan.bank_of(full, planner, observation, goal, noises)
         for name, side in sides.items():
-            own, own_target = side.encode(observation), side.encode(goal)
-            chosen = np.asarray(side.plan(observation, goal, noises[0]), np.float64)
-            costs = np.stack([side.score(own, own_target, c) for c in first.candidates])
-            found[name].append(plan.Context(
-                full_cost=first.costs.astype(np.float64), compressed_cost=costs.astype(np.float64),
-                full_plan=first.mean, other_plan=other.mean, compressed_plan=chosen,
-                plan_costs=np.asarray(full.score(z, target, np.stack([first.mean, chosen])), np.float64),
-                blind_cost=float(np.median(first.costs[0])), full_latents=latents,
-                compressed_latents=rollout(side, own, followed),
-            ))  # fmt: skip
+            found[name].append(plan.beside(full, bank, side, observation, goal, noises[0]))
         print(f"{i + 1} contexts", file=sys.stderr, flush=True)
     return found
 

@@ -18,10 +18,9 @@ from . import report, statistics
 from .errors import EdgewmError
 from .film import FILMED_EPISODES, Film, check_place
 from .imports import function_of
-from .judge.sides import Memory, Observation, Side, named, replan
+from .judge.sides import Observation, named
 from .manifest import Manifest, read_manifest
 from .options import Progress
-from .program import Planner, Port
 
 Array = np.ndarray
 
@@ -96,37 +95,6 @@ def compiled_policy(runtime: Any, clock: list[int], manifest: Manifest, goal: Ob
     return policy
 
 
-def planning_policy(side: Side, planner: Planner, action: Port, goal: Observation, seed: int) -> Policy:
-    """The same loop around any side: plan every `commit_steps` periods, play the plan open loop between."""
-    rng, memory = np.random.default_rng([0xF011, seed]), Memory()
-    target = side.encode(goal)
-    axes = int(np.prod(action.shape))
-    shape = (planner.iterations, planner.samples, planner.horizon, planner.action_block * axes)
-    scale, offset = np.asarray(action.scale or (1.0,) * axes), np.asarray(action.offset or (0.0,) * axes)
-    coming: Array | None = None  # what follows on the chunk in play
-    chunk = np.empty((0, axes))
-
-    def planned(observation: Observation, begun: int = 0) -> Array:
-        noise = rng.standard_normal(shape, np.float32)
-        return replan(side, planner, observation, target, noise, memory, begun).reshape(-1, axes) * scale + offset
-
-    def policy(observation: Observation, period: int) -> Step:
-        nonlocal chunk, coming
-        at, plan_ms = period % planner.commit_steps, None
-        if at == 0:
-            began = time.perf_counter()
-            chunk = planned(observation) if coming is None else coming
-            if planner.roll_committed:
-                if period == 0:
-                    memory.forget_frames()  # the same frame again
-                coming = planned(observation, begun=1)
-            plan_ms = 1e3 * (time.perf_counter() - began)
-        played = np.clip(chunk[at], action.low, action.high) if (action.low, action.high) != (None, None) else chunk[at]
-        return Step(played.astype(np.float32), plan_ms)
-
-    return policy
-
-
 def run(
     bundle: Path, *, env: str = "reference", episodes: int = 10, seed: int = 0, gif: Path | None = None,
     threads: int | None = None, progress: Progress | None = None,
@@ -138,7 +106,7 @@ def run(
     from .backends import opened
 
     make, manifest, clock = world_of(env), read_manifest(bundle), [0]
-    _fits(make(seed), env, manifest)
+    fits(make(seed), env, manifest)
     if gif:
         check_place(gif)
     film = Film(manifest) if gif else None
@@ -181,17 +149,18 @@ def run(
     return result
 
 
-def _fits(world: Any, env: str, manifest: Manifest) -> None:
-    """EdgewmError when the world does not show what the bundle wants to see, or runs at another rate."""
-    seen = world.reset(0)
-    for port in manifest.ports_of("observation"):
-        value = seen.get(port.name)
-        if value is None or np.size(value) != int(np.prod(port.shape)):
-            found = f"shape {np.shape(value)}" if value is not None else "nothing"
-            raise EdgewmError(
-                f"the simulator shows {found} on port {port.name!r}, the bundle wants {port.shape}", env,
-                "run the bundle in the world its model was trained for",
-            )  # fmt: skip
+def fits(world: Any, env: str, manifest: Manifest) -> None:
+    """EdgewmError when the world does not show what the bundle wants to see, has no such goal, or runs at another
+    rate."""
+    for what, values in (("simulator shows", world.reset(0)), ("simulator's goal shows", world.goal)):
+        for port in manifest.ports_of("observation"):
+            value = values.get(port.name)
+            if value is None or np.size(value) != int(np.prod(port.shape)):
+                found = f"shape {np.shape(value)}" if value is not None else "nothing"
+                raise EdgewmError(
+                    f"the {what} {found} on port {port.name!r}, the bundle wants {port.shape}", env,
+                    "take the world that the bundle's model was trained for",
+                )  # fmt: skip
     rate_hz = 1 / world.period_s
     if abs(rate_hz - manifest.rate_hz) > 1e-6 * rate_hz:
         raise EdgewmError(

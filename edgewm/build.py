@@ -22,20 +22,21 @@ from typing import Any
 from . import kit
 from .arena import regions
 from .bundle import compile_bundle, compile_gpu_bundle, pack
+from .data import identity
 from .errors import EdgewmError
 from .estimate.placed import Placement
 from .estimate.verb import SECTION
 from .garbage import uncollected
 from .golden import Answers, answers, record
-from .manifest import BACKEND_MANIFEST, read_manifest
+from .manifest import BACKEND_MANIFEST, CALIBRATION, read_manifest
 from .ops import graph_flops
-from .options import AUTO, CALIBRATED, NATIVE, Progress, is_named, part
+from .options import AUTO, CALIBRATED, NATIVE, OWN_RECIPE, Progress, is_named, part
 from .passes import EXACT, LOWERING, run
 from .place import check_gpu_tools, check_place, clock_of, has_gpu, place_program
 from .planner import settled
 from .program import Graph, Planner, Port, Program
 from .quantize import recipe_of
-from .quantize.calibrate import calibrated
+from .quantize.calibrate import calibrated, check_contexts
 from .schedule import Schedule
 from .target import Mode, Target, resolve
 
@@ -116,9 +117,11 @@ def build(
             f"leave it out, or build {', '.join((*CALIBRATED, AUTO))}",
         )  # fmt: skip
     if precision != AUTO and not is_named(precision):
-        precision = "recipe"  # a bundle names no path
+        precision = OWN_RECIPE  # a bundle names no path
     program = program.with_(recipe=recipe, target=board)
-    if not dry_run:
+    if dry_run:
+        check_contexts(program, model, calibration)
+    else:
         program = calibrated(program, model, calibration, seed)
     program = run(program, LOWERING)
     say("schedule", 0.5)
@@ -129,6 +132,8 @@ def build(
         check_gpu_tools(board, place)
     manifest = manifest_of(program, board, power, precision, rate, cores, seed, files, placed)
     manifest |= {AUTO: found} if found else {}
+    manifest |= {OWN_RECIPE: dict(recipe)} if precision == OWN_RECIPE else {}
+    manifest |= {CALIBRATION: identity(calibration)} if calibration is not None else {}
     weight_bytes = sum(a.nbytes for a in schedule.constants.values())
     result = {
         "target": board.name, "mode": power.name, "precision": precision, "bundle": None, "sha256": None,

@@ -299,7 +299,7 @@ def validate_table(result: Result) -> Table | Group:
     lines += [f"{name}: not judged, {why}" for name, why in (result.get("skipped") or {}).items()]
     lines += [f"{name}: {'; '.join(whys)}" for name, whys in (result.get("left_out") or {}).items()]
     for point in (result.get("latency") or {}).get("points", ()):
-        late = f"{point['name']} ({number(point['ms'], 'ms')})" if point["name"] == "measured" else point["name"]
+        late = point["name"] if point["name"].endswith(" ms") else f"{point['name']} ({number(point['ms'], 'ms')})"
         late = f"late by {late}" if point["ms"] else late
         sides = ", ".join(f"{side} {_successes(point[side])}" for side in ("full", "compressed"))
         lines.append(f"success with plans {late}: {sides}")

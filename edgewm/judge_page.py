@@ -24,8 +24,8 @@ def judge(found: Found | None) -> str:
     if found is None:
         return "<section><h2>The judge</h2><p class='none'>Not validated yet.</p></section>"
     against = escape(str(found.get("against", "the full model")))
-    other = "" if found.get("same_weights", True) else " The bundle was built from other weights than this model's."
-    words = f"Against <b>{against}</b>, on the same noise{_preset(found)}.{other}"
+    other = " The bundle was built from other weights than this model's." * (found.get("same_weights") is False)
+    words = f"Against <b>{against}</b>, on the same noise{_evidence(found)}{_preset(found)}.{other}"
     parts = "".join(_suite(name, found) for name in TITLES if _rows(name, found))
     return f"<section><h2>The judge</h2><p>{words}</p>{parts}{_left_out(found)}</section>"
 
@@ -34,6 +34,11 @@ def _preset(found: Found) -> str:
     if "preset" not in found:
         return ""
     return f", by the preset <b>{escape(str(found['preset']))}</b>"
+
+
+def _evidence(found: Found) -> str:
+    known = " (which the bundle was calibrated on)" * bool(found.get("is_calibrated_on_data"))
+    return f", on <b>{escape(str(found['data']))}</b>{known}" if found.get("data") else ""
 
 
 def _rows(suite: str, found: Found) -> list[Found]:
@@ -121,7 +126,7 @@ def _layers(found: Found | None) -> str:
         f"error of the last iteration\u2019s costs over their spread, {found['contexts']} contexts; weights rounded to "
         "nearest, the other layers in full"
         + (f"; {more} more cost less" if more else "")
-        + (f"; {len(found['not_told'])} products are no linear layers" if found["not_told"] else ""),
+        + (f"; {len(found['not_told'])} products are no whole linear layers" if found["not_told"] else ""),
     )  # fmt: skip
 
 
@@ -192,7 +197,7 @@ def causality(figures: Found) -> str:
                 "out-of-fold R² of a model action",
                 high=1.0,
             ),
-            f"{BOTH}; largest change of a latent by a later action: {charts.short(figures['prefix_change'][1] or 0)}",
+            f"{BOTH}; largest change of a latent by a later action: {_short(figures['prefix_change'][1])}",
         )
     return cards
 
@@ -217,7 +222,7 @@ def horizon(figures: Found) -> str:
             "Blackout: what is expected when the camera comes back",
             charts.lines(both, figures["blackout_steps"], "model actions in the dark", "share of spread"),
             f"after {figures['blackout_frames_before']} frames seen; imagining in one go or in two parts differs by "
-            + " and ".join(charts.short(g or 0) for g in figures["prefix_gap"]),
+            + " and ".join(map(_short, figures["prefix_gap"])),
         )
     return cards
 
@@ -250,6 +255,10 @@ COLUMNS = {"spearman_min": "least Spearman", "elite_overlap": "elites", "regret"
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _short(value: float | None) -> str:
+    return "not a number" if value is None else charts.short(value)
 
 
 def closed_loop(figures: Found) -> str:

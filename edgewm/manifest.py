@@ -15,6 +15,7 @@ from .options import BACKENDS, NATIVE
 from .program import Planner, Port
 
 BACKEND_MANIFEST = "manifest.json"  # of a bundle that another runtime runs
+CALIBRATION = "calibration_sha256"  # of recorded data that steps or formats were chosen by
 
 
 @dataclass(frozen=True)

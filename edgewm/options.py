@@ -9,6 +9,7 @@ SUITES = ("plan", "physics", "causality", "horizon", "general", "closed-loop")
 PRECISIONS = ("fp32", "bf16", "bf16_all", "w8a8", "w8a8_all")  # recipes by name; with _all the encoder's products too
 FURTHER = ("fp16", "fp16_all", "w8a16", "fp8")  # recipes that save no time on a CPU: no student is trained for them
 AUTO = "auto"  # the recipe is chosen by planning and by the clock
+OWN_RECIPE = "recipe"  # what a bundle calls the precision of a recipe out of a file, and the recipe
 # recipes that need something to plan from
 CALIBRATED = ("w8a8_smooth", "w8a8_static", "w4a8", "w4a16_g32", "w4a16_g64", "w4a16_g128")
 RECIPES = (*PRECISIONS, *FURTHER, *CALIBRATED)

@@ -32,12 +32,21 @@ def add(bundle: Path, part: str, result: Mapping[str, Any]) -> Path:
     bundle = Path(bundle)
     manifest = read_manifest(bundle)
     file = bundle / "report.json"
-    old = json.loads(file.read_text()) if file.is_file() else {}
+    old = _read(file)
     kept = {k: old[k] for k in PARTS if k in old and old.get("bundle_sha256") == manifest.sha256}
     parts = {**kept, part: dict(result)}
     made = {"schema_version": SCHEMA_VERSION, "bundle_sha256": manifest.sha256, **parts}
     _write(file, json.dumps(made, indent=1, allow_nan=False) + "\n")
     return _write(bundle / "report.html", page(manifest, parts))
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """What a report holds; nothing where there is none, or it is not whole."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(file: Path, text: str) -> Path:
@@ -99,7 +108,9 @@ def verdict(parts: Parts) -> str:
         failed = [g["name"].replace("_", " ") for g in gates if g["passed"] is False]
         state = {True: "good", False: "bad", None: "none"}[found["passed"]]
         words = {
-            True: f"It plans like the full model: all {len(gates)} gates passed.",
+            True: f"It plans like the full model: all {len(gates)} gates passed."
+            if "plan" in found.get("suites", ("plan",))
+            else f"It passed {', '.join(found['suites'])}; nothing says yet that it plans like the full model.",
             False: f"It does not plan like the full model: {', '.join(failed)} failed.",
             None: "Not enough evidence to say whether it plans like the full model.",
         }[found["passed"]]

@@ -1,13 +1,14 @@
 """The verb `validate`: the judge's suites on one bundle, and a verdict bound to it.
 
 The verdict lies beside `model.ewm` as `verdict.json`, names it by SHA-256, and is written beside its place and renamed.
-Suites may be run one after another: what they say of the same bytes by the same preset comes together.
+Suites may be run one after another: what they say of the same bytes on the same evidence comes together.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,14 +23,13 @@ from .judge.latency import Latency, latencies
 from .judge.recorded import wanted, wanted_rollouts
 from .judge.sides import compiled, upstream, window_of
 from .judge.sources import Source, source_of
-from .manifest import Manifest, read_manifest
-from .options import AUTO, NATIVE, SUITES, Progress
+from .manifest import CALIBRATION, Manifest, read_manifest
+from .options import AUTO, NATIVE, OWN_RECIPE, SUITES, Progress
 from .program import Port
 
 VERDICT = "verdict.json"
 SCHEMA_VERSION = 1
 EXACT_PRECISION = "fp32"
-OWN_RECIPE = "recipe"  # what a bundle calls the precision of a recipe out of a file
 DEFAULT_SUITES = tuple(s for s in SUITES if s != "closed-loop")  # where there is evidence for them
 Notice = Callable[[str], None]
 
@@ -49,20 +49,29 @@ def validate(
     `judge.episodes`) and the simulator `env` (as `act.run` takes it) come before the model's own; `apart`: of them
     those that `distill` keeps from a student. `notice` is told how long episodes will take.
 
-    Raises EdgewmError when a suite cannot run at all: no such model, ports that do not match, no data, a bundle for
-    another machine.
+    Raises EdgewmError, before anything is judged, when a suite cannot run at all: no such model, ports that do not
+    match, no data, a simulator of other ports or another rate, a bundle for another machine or in a place that cannot
+    be written.
     """
-    from .act import period_of, world_of
+    from .act import fits, period_of, world_of
     from .backends import opened
+    from .data import identity
     from .models import load
 
-    asked = check_suites(suite, latency)
+    asked = check_suites(suite, latency, episodes, env)
     limits = gates.preset_of(preset)
     manifest, model = read_manifest(bundle), load(against)
     _same_model(manifest, model, against)
+    check_place(Path(bundle))
+    tell = notice or (lambda text: None)
     late = latencies(latency, Path(bundle), manifest.sha256)
+    data_sha256 = None if data is None else identity(data)
+    if data is not None and manifest.raw.get(CALIBRATION) == data_sha256:
+        tell(f"{bundle} was calibrated on {data}: judge it on other data, too")
     source = source_of(against, model, data, apart=apart)
     source = source if env is None else replace(source, make=world_of(env))
+    if "closed-loop" in (asked or ()) and source.make is not None:
+        fits(source.make(seed), env or against, manifest)
     clock = [0]
     with opened(bundle, manifest, threads or manifest.threads, period_of(manifest), lambda: clock[0]) as runtime:
         subjects = subjects_of(manifest, model, runtime)
@@ -72,9 +81,10 @@ def validate(
         result = judge(
             subjects, manifest, model, runtime, clock, source, suite=asked, preset=limits,
             episodes=episodes or limits.episodes, contexts=contexts or limits.contexts, latency=late, seed=seed,
-            progress=progress or (lambda stage, done: None), notice=notice or (lambda text: None),
+            progress=progress or (lambda stage, done: None), notice=tell,
         )  # fmt: skip
-        shown = None if source.gallery is None else picture.futures(subjects, source.gallery, manifest.rate_hz, seed)
+        gallery = long_enough(source, subjects.periods)[0].gallery
+        shown = None if gallery is None else picture.futures(subjects, gallery, manifest.rate_hz, seed)
     if result["plan"]:
         begun = time.perf_counter()
         add_layers(result, manifest, model, source, seed, progress or (lambda stage, done: None))
@@ -84,7 +94,14 @@ def validate(
         "bundle_sha256": manifest.sha256,
         "against": against,
         "same_weights": has_weights_of(manifest, model),
+        "model_sha256": dict(model.files),
+        "data": None if data is None else str(data),
+        "data_sha256": data_sha256,
+        "held_out": bool(apart),
+        "is_calibrated_on_data": data is not None and manifest.raw.get(CALIBRATION) == data_sha256,
     }
+    if result["closed_loop"]:
+        result["closed_loop"]["env"] = env
     result = {**head, **result}
     whole = merged(read_verdict(bundle), result)
     write_verdict(Path(bundle), whole)
@@ -94,13 +111,18 @@ def validate(
     return result
 
 
-def check_suites(suite: Sequence[str] | None, latency: Sequence[str] = ()) -> Sequence[str] | None:
-    """The suites asked for; None for the usual ones. EdgewmError for one that is none, or a latency without a loop."""
+def check_suites(
+    suite: Sequence[str] | None, latency: Sequence[str] = (), episodes: int | None = None, env: str | None = None
+) -> Sequence[str] | None:
+    """The suites asked for; None for the usual ones. EdgewmError for one that is none, and for what belongs to a loop
+    without one."""
     unknown = [s for s in suite or () if s not in SUITES]
     if unknown or (suite is not None and not suite):
         raise EdgewmError(f"no suite {unknown[0]!r}" if unknown else "no suite", "--suite", f"use {', '.join(SUITES)}")
-    if latency and "closed-loop" not in (suite or ()):
-        raise EdgewmError("a latency without a loop", "--latency", "add --suite closed-loop")
+    of_loop = {"--latency": ("a latency", latency), "--episodes": ("episodes", episodes), "--env": ("a simulator", env)}
+    for option, (what, given) in of_loop.items():
+        if given and "closed-loop" not in (suite or ()):
+            raise EdgewmError(f"{what} without a loop", option, "add --suite closed-loop")
     return suite
 
 
@@ -121,8 +143,8 @@ def judge(
 ) -> dict[str, Any]:  # fmt: skip
     """The suites asked for, as one result. `clock` holds the nanoseconds that `runtime` reads as its clock."""
     result: dict[str, Any] = {
-        "precision": manifest.precision, "preset": preset.name, "seed": seed, "contexts": contexts, "suites": [],
-        "skipped": {}, "left_out": {}, "seconds": {}, "gates": [],
+        "precision": manifest.precision, "preset": preset.name, "limits": dict(preset.limits), "seed": seed,
+        "contexts": contexts, "suites": [], "skipped": {}, "left_out": {}, "seconds": {}, "gates": [],
     }  # fmt: skip
     result |= {_key(name): None for name in SUITES} | {"latency": None}
 
@@ -132,10 +154,10 @@ def judge(
             found, rows = plan.run(
                 subjects.full, subjects.compressed, subjects.planner, model.action_dim, pairs, contexts, seed, progress
             )
-            parts = [own.run(runtime, model, subjects.planner, source.contexts(own.PLANS, seed + 1), seed)]
-            if manifest.precision == EXACT_PRECISION and model.files and has_weights_of(manifest, model):
+            parts = [own.run(runtime, model, subjects.planner, source.contexts(own.PLANS, seed + 1), seed, preset)]
+            if manifest.precision == EXACT_PRECISION and has_weights_of(manifest, model):
                 pairs = source.contexts(exact.CONTEXTS, seed + 1)
-                parts.append(exact.run(model, subjects.planner, subjects.full, subjects.compressed, pairs, seed))
+                parts.append(exact.run(model, subjects.planner, *subjects.both, pairs, seed, preset))
             if subjects.whole is not None:
                 parts.append(budget.run(subjects, model.action_dim, source.contexts(contexts, seed), seed))
             for figures, judgements in parts:
@@ -143,13 +165,14 @@ def judge(
             return found, rows, []
         return IMAGINING[name](subjects, source, contexts, seed, progress)
 
-    for name in (s for s in SUITES if s in (suite or DEFAULT_SUITES)):
-        fault = lacking(name, model, source)
-        if fault is not None:
-            if suite is not None or name == "plan":
-                raise fault
-            result["skipped"][name] = fault.what
-            continue
+    source, short = long_enough(source, subjects.periods)
+    asked = [name for name in SUITES if name in (suite or DEFAULT_SUITES)]
+    for name in asked:  # all of them, before any takes its minutes
+        fault = short if short is not None and name in OF_FUTURES else lacking(name, model, source)
+        if fault is not None and (suite is not None or name == "plan"):
+            raise fault
+        result["skipped"] |= {} if fault is None else {name: fault.what}
+    for name in (s for s in asked if s not in result["skipped"]):
         begun = time.perf_counter()
         result["suites"].append(name)
         if name == "closed-loop":
@@ -176,7 +199,8 @@ def add_layers(
     from .passes import run as passed
     from .quantize import recipe_of
 
-    if manifest.precision == OWN_RECIPE:
+    recipe = manifest.raw.get(AUTO, manifest.raw).get(OWN_RECIPE)
+    if manifest.precision == OWN_RECIPE and recipe is None:
         result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle does not name its recipe")
         return
     if manifest.backend != NATIVE and manifest.precision != EXACT_PRECISION:
@@ -184,9 +208,10 @@ def add_layers(
         return
     if manifest.precision == EXACT_PRECISION:
         return
-    if AUTO in manifest.raw:
-        recipe = manifest.raw[AUTO]["recipe"]
-    else:
+    if has_weights_of(manifest, model) is False:
+        result["left_out"].setdefault("plan", []).append("which layer costs what: the bundle is of another model")
+        return
+    if recipe is None:
         blind = replace(manifest.planner, proposal=False)  # which the full model may not have
         recipe = recipe_of(passed(capture_model(model, blind), EXACT), manifest.precision)
     pairs = source.contexts(min(layers.CONTEXTS, result["contexts"]), seed + 2)
@@ -198,6 +223,22 @@ IMAGINING = {
 }  # fmt: skip
 
 
+OF_FUTURES = ("physics", "causality", "horizon")
+
+
+def long_enough(source: Source, periods: int) -> tuple[Source, EdgewmError | None]:
+    """The source, and why it has no futures of so many periods, which it is then without."""
+    if source.rollouts is None:
+        return source, None
+    try:
+        next(iter(source.rollouts(1, periods, 0)), None)
+    except EdgewmError as fault:
+        shifts = source.shifts
+        bare = None if shifts is None else lambda: {name: replace(s, rollouts=None) for name, s in shifts().items()}
+        return replace(source, rollouts=None, impossible=None, gallery=None, shifts=bare), fault
+    return source, None
+
+
 def _key(suite: str) -> str:
     return suite.replace("-", "_")
 
@@ -206,17 +247,15 @@ def lacking(suite: str, model: Any, source: Source) -> EdgewmError | None:
     """Why a suite cannot run; None where it can."""
     record = "give --data DIRECTORY of recorded episodes, or --data FILE.safetensors with the arrays {}"
     missing = {
-        "plan": ("contexts", "contexts to plan in", record.format(wanted(model))),
-        "physics": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
-        "causality": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
-        "horizon": ("rollouts", "recorded futures", record.format(wanted_rollouts(model))),
+        "plan": ("contexts", "recorded observations and goals to plan from", record.format(wanted(model))),
+        **dict.fromkeys(OF_FUTURES, ("rollouts", "recorded futures", record.format(wanted_rollouts(model)))),
         "general": ("shifts", "shifted scenes", record.format(wanted(model))),
-        "closed-loop": ("make", "a simulator", "name one by --env module:function"),
+        "closed-loop": ("make", "simulator", "name one by --env module:function"),
     }
     name, what, otherwise = missing[suite]
     if getattr(source, name) is None:
         return EdgewmError(
-            f"nothing like {what} for this model", "--against",
+            f"no {what} for this model", "--against",
             f"{otherwise}; or give module:function and define {name}() in that module (edgewm/judge/sources.py)",
         )  # fmt: skip
     cameras = len(model.ports_of("observation"))
@@ -227,10 +266,11 @@ def lacking(suite: str, model: Any, source: Source) -> EdgewmError | None:
     return None
 
 
-def has_weights_of(manifest: Manifest, model: Any) -> bool:
-    """Whether the bundle was built from these very files. A student is judged against its teacher, so other weights are
-    no fault; but the reader should know, and they leave more than rounding between the two."""
-    return dict(model.files) == manifest.raw.get("model_sha256")
+def has_weights_of(manifest: Manifest, model: Any) -> bool | None:
+    """Whether the bundle was built from these very files; None for a model that is of none. A student is judged against
+    its teacher, so other weights are no fault; but the reader should know, and they leave more than rounding between
+    the two."""
+    return dict(model.files) == manifest.raw.get("model_sha256") if model.files else None
 
 
 def _same_model(manifest: Manifest, model: Any, against: str) -> None:
@@ -248,13 +288,16 @@ def _same_model(manifest: Manifest, model: Any, against: str) -> None:
             )  # fmt: skip
 
 
-SAME = ("schema_version", "bundle_sha256", "against", "same_weights", "preset")
+SAME = ("schema_version", "bundle_sha256", "against", "same_weights", "model_sha256", "preset", "limits", "seed")
 
 
 def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """The verdict that both runs give together: of each suite the newer; the new one alone where they asked for
-    something else."""
-    if old is None or any(old.get(key) != new[key] for key in SAME):
+    something else, or on other data. A closed loop takes no data."""
+    if old is None or any(key not in old or old[key] != new[key] for key in SAME):
+        return new
+    on_data = [found for found in (new, old) if set(found["suites"]) - {"closed-loop"}] or [new]
+    if len({(found.get("data_sha256"), found.get("held_out")) for found in on_data}) > 1:
         return new
     kept = [name for name in old["suites"] if name not in new["suites"]]
     rows = [row for row in old["gates"] if row["suite"] in kept] + new["gates"]
@@ -264,9 +307,19 @@ def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     suites = [name for name in SUITES if name in (*kept, *new["suites"])]
     skipped = {name: why for name, why in (old["skipped"] | new["skipped"]).items() if name not in suites}
     return {
-        **new, **figures, **both, "skipped": skipped, "suites": suites, "passed": gates.verdict(rows),
+        **new, **{key: on_data[0].get(key) for key in ("data", "data_sha256", "held_out")}, **figures, **both,
+        "skipped": skipped, "suites": suites, "passed": gates.verdict(rows),
         "gates": sorted(rows, key=lambda row: SUITES.index(row["suite"])),
     }  # fmt: skip
+
+
+def check_place(bundle: Path) -> None:
+    """EdgewmError where a verdict cannot be written."""
+    try:
+        with tempfile.TemporaryFile(dir=bundle):
+            pass
+    except OSError as fault:
+        raise _unwritten(bundle / VERDICT, fault) from fault
 
 
 def write_verdict(bundle: Path, result: dict[str, Any]) -> None:
@@ -278,18 +331,23 @@ def write_verdict(bundle: Path, result: dict[str, Any]) -> None:
         beside.replace(file)
     except OSError as fault:
         beside.unlink(missing_ok=True)
-        raise EdgewmError(
-            f"the verdict cannot be written: {fault.strerror}", str(file), "make the bundle directory writable"
-        ) from fault
+        raise _unwritten(file, fault) from fault
+
+
+def _unwritten(file: Path, fault: OSError) -> EdgewmError:
+    what = f"the verdict cannot be written: {fault.strerror}"
+    return EdgewmError(what, str(file), "make the bundle directory writable")
 
 
 def read_verdict(bundle: Path) -> dict[str, Any] | None:
-    """The verdict on exactly this `model.ewm`; None where there is none, or it is on other bytes."""
+    """The verdict on exactly this `model.ewm`; None where there is none, or it is on other bytes, or not whole."""
     file = Path(bundle) / VERDICT
-    if not file.is_file():
+    try:
+        found = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
         return None
-    found = json.loads(file.read_text())
-    return found if found.get("bundle_sha256") == read_manifest(bundle).sha256 else None
+    is_of_it = isinstance(found, dict) and found.get("bundle_sha256") == read_manifest(bundle).sha256
+    return found if is_of_it else None
 
 
 def is_validated(bundle: Path) -> bool:

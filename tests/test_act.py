@@ -83,6 +83,7 @@ def test_a_loop_that_sees_reaches_the_goal_and_plans_when_its_chunk_is_played():
 
 
 def test_the_full_models_loop_plays_its_plan_in_the_robots_units():
+    from edgewm.judge.latency import of_model, timed
     from edgewm.judge.sides import Side
 
     port = Port("action", "action", (2,), low=-3.0, high=9.0, scale=(2.0, 2.0), offset=(1.0, 0.0))
@@ -90,13 +91,18 @@ def test_the_full_models_loop_plays_its_plan_in_the_robots_units():
         encode=lambda o: np.zeros(1), predict=lambda z, a: z[:, -1], plan=lambda o, g, n: None, window=1,
         score=lambda z, g, c: np.square(c - 1.0).sum((1, 2)),
     )  # fmt: skip
-    policy = act.planning_policy(side, PLANNER, port, {"pixels": np.zeros(1)}, 0)
-    played = [policy({"pixels": np.zeros(1)}, k) for k in range(6)]
-    assert [p.plan_ms is not None for p in played] == [True, False, False, False, False, True]
-    mean = np.mean([p.action for p in played], 0)
+    manifest, seen, planned = dataclasses.replace(MANIFEST, ports=(PIXELS, GOAL, port)), {"pixels": np.zeros(1)}, []
+    shape = (PLANNER.iterations, PLANNER.samples, PLANNER.horizon, PLANNER.action_block * 2)
+
+    def noise(plan: int) -> np.ndarray:
+        planned.append(plan)
+        return np.random.default_rng(plan).standard_normal(shape, np.float32)
+
+    policy = timed(of_model(side, manifest, seen, noise), PLANNER, lambda: 0)
+    played = [(policy(seen, period), len(planned)) for period in range(6)]
+    assert [plans for _, plans in played] == [1, 1, 1, 1, 1, 2]
+    mean = np.mean([action for action, _ in played], 0)
     assert 2 * 0.3 + 1 < mean[0] <= 3.0 and 2 * 0.3 < mean[1] <= 2.0
-    again = act.planning_policy(side, PLANNER, port, {"pixels": np.zeros(1)}, 0)
-    assert np.array_equal(again({"pixels": np.zeros(1)}, 0).action, played[0].action)
 
 
 def test_simulators_by_name(monkeypatch):
@@ -129,12 +135,15 @@ def test_a_world_that_does_not_fit_the_bundle_is_refused():
     with pytest.raises(
         EdgewmError, match=r"shows shape \(64, 64, 3\) on port 'pixels', the bundle wants \(1, 32, 32, 3\)"
     ):
-        act._fits(ROOMS.make(0), "reference", other)
+        act.fits(ROOMS.make(0), "reference", other)
     slow = Manifest("ab", "host", "AS_IS", "fp32", 10.0, 1, PLANNER, (PIXELS,), {})
     with pytest.raises(EdgewmError, match="simulator runs at 20 Hz, the bundle at 10 Hz") as fault:
-        act._fits(ROOMS.make(0), "reference", slow)
+        act.fits(ROOMS.make(0), "reference", slow)
     assert fault.value.fix.endswith("or build with --rate-hz 20")
-    act._fits(ROOMS.make(0), "reference", MANIFEST)
+    act.fits(ROOMS.make(0), "reference", MANIFEST)
+    blank = types.SimpleNamespace(reset=ROOMS.make(0).reset, goal={}, period_s=0.05)
+    with pytest.raises(EdgewmError, match="the simulator's goal shows nothing on port 'pixels'"):
+        act.fits(blank, "mine:blank", MANIFEST)
 
 
 def test_the_verb_acts_films_and_reports(tmp_path, monkeypatch):
@@ -208,7 +217,8 @@ def test_a_checkpoint_without_contexts_is_told_which_arrays_to_record(tmp_path):
     words = "pixels (N, 64, 64, 3) uint8, goal (N, 64, 64, 3) uint8"
     assert recorded.wanted(model) == words
     fault = validate.lacking("plan", model, sources.Source())
-    assert "nothing like contexts" in fault.what and f"--data FILE.safetensors with the arrays {words}" in fault.fix
+    assert fault.what == "no recorded observations and goals to plan from for this model"
+    assert f"--data FILE.safetensors with the arrays {words}" in fault.fix
     save_file({"pixels": np.zeros((0, 64, 64, 3), np.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(EdgewmError, match="array 'pixels' has no rows"):
         recorded.recorded(tmp_path / "a.safetensors", model)

@@ -308,6 +308,40 @@ def test_a_recipe_of_ones_own_is_followed(tmp_path: Path) -> None:
     assert recipe_of(program, "fp32") == {} == recipe_of(program, "w8a8")  # each of its products is too small to gain
 
 
+def test_a_bundle_holds_its_recipe_and_what_it_was_calibrated_on(tmp_path: Path, monkeypatch) -> None:
+    file, data, told = tmp_path / "recipe.json", tmp_path / "rec.safetensors", []
+    name = next(n for n, a in driver.capture(MODEL, {}, None, None)[0].weights.items() if a.ndim == 2)
+    file.write_text(json.dumps({name: "w4a8"}))
+    data.write_bytes(b"recorded")
+    monkeypatch.setattr(driver, "write", lambda program, schedule, manifest, *rest: told.append(manifest) or {})
+    monkeypatch.setattr(driver, "calibrated", lambda program, *rest: program)
+    for calibration in (data, None):
+        build(MODEL, precision=str(file), calibration=calibration, out=tmp_path / "out")
+    assert [manifest["recipe"] for manifest in told] == [{name: "w4a8"}] * 2
+    assert told[0]["calibration_sha256"] == hashlib.sha256(b"recorded").hexdigest()
+    assert "calibration_sha256" not in told[1]
+
+
+def test_a_weight_that_is_named_is_named_with_its_slices(tmp_path: Path) -> None:
+    names = ("w", "w[0:2]", "w[2:4]", "w2[0:2]", "v[0:2]")
+    x = e.input("x", (3, 2))
+    graph = Graph({name: e.matmul(x, e.weight(name, (2, 5))) for name in names})
+    weights, file = {name: np.ones((2, 5), np.float32) for name in names}, tmp_path / "r.json"
+    program = Program({"score": graph}, weights)
+    for recipe, held in (
+        ({"w": "w8a8"}, {"w": "w8a8", "w[0:2]": "w8a8", "w[2:4]": "w8a8"}),
+        ({"w[2:4]": "fp32", "w": "bf16"}, {"w": "bf16", "w[0:2]": "bf16"}),
+        ({"w": "bf16", "w[0:2]": "w8a8"}, {"w": "bf16", "w[0:2]": "w8a8", "w[2:4]": "bf16"}),
+        ({"v": "w8a8"}, {"v[0:2]": "w8a8"}),
+    ):
+        file.write_text(json.dumps(recipe))
+        assert recipe_of(program, str(file)) == held
+    file.write_text('{"v[0": "w8a8"}')
+    with pytest.raises(EdgewmError, match="no product has a weight") as fault:
+        recipe_of(program, str(file))
+    assert fault.value.fix == "`edgewm show --stage exact` lists them"
+
+
 def test_fewer_samples_pull_elites_and_commitment_along() -> None:
     from edgewm.program import Planner
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgewm import expr as e
 from edgewm import interp
+from edgewm.build import build
 from edgewm.errors import EdgewmError
 from edgewm.models import Model
 from edgewm.options import CALIBRATED
@@ -203,6 +204,8 @@ def test_without_anything_to_plan_from_it_is_refused(exact: Program) -> None:
     with pytest.raises(EdgewmError) as caught:
         calibrated(named, "tiny:lewm")
     assert "nothing to plan from" in caught.value.what and "--calibration" in caught.value.fix
+    with pytest.raises(EdgewmError, match="nothing to plan from"):
+        build("tiny:lewm", precision="w4a8", dry_run=True)
 
 
 def test_named_recipes_of_few_bits_hold_straits_in_bf16(exact: Program) -> None:

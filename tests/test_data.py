@@ -118,8 +118,9 @@ def test_contexts_and_trajectories_are_cut_out_of_episodes(tmp_path):
         assert np.array_equal(shown, written[i].state[at : at + 4])
     assert len(list(source.rollouts(9, 3, 0))) == 3 and len(list(source.rollouts(9, 8, 0))) == 1
     assert source.longest == 2 and source.shifts is not None and source.impossible is not None
-    pictures, states = source.states(12, 0)
+    pictures, states, episode = source.states(12, 0)
     assert np.array_equal(pictures[:, 0, 0, :2], states[:, :2]) and len(states) == 12
+    assert np.array_equal(pictures[:, 0, 0, 0], episode) and np.bincount(episode).tolist() == [3] * 4  # all of them
     learning = source_of("some/checkpoint", model(), tmp_path, learning=True)
     assert len(list(learning.contexts(100, 0))) == sum(len(e.action) - 1 for e in written)
     with pytest.raises(EdgewmError, match="the longest of 4 episodes has 8 periods") as fault:

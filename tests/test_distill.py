@@ -1042,7 +1042,7 @@ def test_the_whole_verb_from_recorded_episodes(tmp_path, monkeypatch):
     found = verb.distill("distill_world:make", progress=quiet, **asked)
     kept = json.loads((tmp_path / "student" / verb.CONFIG).read_text())
     assert kept["asked"]["data"] == identity(data) and found["verdict"]["plan"]["contexts"] == 48 // ONE_IN
-    assert (tmp_path / "student" / "bundle" / "model.ewm").is_file()
+    assert json.loads((tmp_path / "student" / "bundle" / "verdict.json").read_text())["held_out"] is True
     stale = tmp_path / "begun" / verb.CONFIG
     stale.parent.mkdir()
     stale.write_text(json.dumps({**kept, "asked": {**kept["asked"], "seed": 7}}))  # of a run that never kept a state

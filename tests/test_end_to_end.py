@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -87,6 +88,8 @@ def test_a_checkpoint_elsewhere_is_judged_on_recorded_data_and_a_named_simulator
         data=tmp_path / "recorded.safetensors", env="reference",
     )  # fmt: skip
     assert found["passed"] is None and found["same_weights"] and finite(found)
+    assert found["data_sha256"] and not found["is_calibrated_on_data"]
+    assert "futures" in json.loads((out / "report.json").read_text())
     assert found["horizon"]["trajectories"] == CONTEXTS and found["closed_loop"]["full"]["episodes"] == 1
 
 

@@ -57,13 +57,19 @@ def test_a_preset_of_ones_own(tmp_path):
     for text, message in (
         ('{"base": "lenient"}', "no preset 'lenient' to begin with"), ('{"limits": {"luck": 1}}', "no gate 'luck'"),
         ('{"limits": {"regret": "0.1"}}', "the limit of regret is '0.1'"), ("[1]", "not a preset"),
-        ("{", "not a preset"),
+        ("{", "not a preset"), ('{"base": []}', "no preset \\[\\] to begin with"),
+        ('{"limit": {"regret": 0.2}}', "a preset has no 'limit'"), ('{"unseen": 0.5}', "a preset has no 'unseen'"),
+        ('{"limits": {"closed_loop_loss": 0}}', "the margin closed_loop_loss is 0"),
+        ('{"limits": {"late_loss": 1.0}}', "the margin late_loss is 1.0"),
     ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(EdgewmError, match=message):
             gates.preset_of(str(file))
     with pytest.raises(EdgewmError, match="no preset 'lenient'"):
         gates.preset_of("lenient")
+    (tmp_path / "strict.json").write_text('{"base": "explore"}')
+    with pytest.raises(EdgewmError, match="would be told as 'strict'"):
+        gates.preset_of(str(tmp_path / "strict.json"))
 
 
 # ------------------------------------------------------------------------------------------- suite closed-loop

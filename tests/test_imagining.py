@@ -7,6 +7,7 @@ full model sees it through an orthonormal basis and knows its motion but for a l
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -208,6 +209,47 @@ def test_figures_of_physics():
     assert figures == {} and rows == {} and len(left_out) == 2
 
 
+def beside(n: int, seed: int, trajectories: int, moments: int):
+    """Frames of few trajectories, `moments` of each, as `derived` has them of recorded ones."""
+    _, x = walked(np.random.default_rng([6, seed]), trajectories, 10)
+    return *(np.repeat(x[:, 0], moments, 0),) * 2, np.repeat(np.arange(trajectories), moments)
+
+
+@pytest.mark.parametrize(("trajectories", "passed"), [(CONTEXTS - 1, None), (CONTEXTS, True)])
+def test_frames_of_one_trajectory_are_one_sample(trajectories, passed):
+    source = dataclasses.replace(SOURCE, impossible=None, states=lambda n, seed: beside(n, seed, trajectories, 8))
+    figures, rows, _ = looked("physics", side(), source=source)
+    row = rows["probe_loss"]
+    assert figures["probe_frames"] == 8 * trajectories and (row["samples"], row["passed"]) == (trajectories, passed)
+
+
+def test_a_probe_never_saw_what_it_is_asked_about():
+    """States that no picture shows, but one number of each trajectory's own: known by heart they would be read."""
+    rng = np.random.default_rng(0)
+    latents, unit = np.repeat(rng.normal(size=(20, 40)), 9, 0), np.repeat(np.arange(20), 9)
+    shown = physics.Shown([latents, latents], np.repeat(rng.normal(size=(20, 1)), 9, 0), unit)
+    spread = np.square(shown.states - shown.states.mean(0)).mean()
+    assert np.square(shown.read(0, latents) - shown.states).mean() < 0.01 * spread
+    assert np.square(shown.out_of_fold(0, 0) - shown.states).mean() > 0.5 * spread
+
+
+def test_states_that_never_change_are_left_out_and_few_trajectories_decide_nothing():
+    def probed(states):
+        return looked("physics", side(), source=dataclasses.replace(SOURCE, impossible=None, states=states))
+
+    def still(n: int, seed: int):
+        frames, states = SOURCE.states(n, seed)
+        return frames, np.where(np.arange(STATES) == 1, 0.3, states)
+
+    figures, rows, left_out = probed(still)
+    assert figures["probe_names"] == ["a", "c", "d"] and rows["probe_loss"]["passed"] is True
+    assert left_out[0] == "b is the same in every frame, so nothing to probe for" and len(left_out) == 2
+    _, rows, left_out = probed(lambda n, seed: (SOURCE.states(n, seed)[0], np.ones((n, STATES))))
+    assert rows == {} and len(left_out) == STATES + 1
+    _, rows, _ = probed(lambda n, seed: beside(n, seed, 4, 8))
+    assert (rows["probe_loss"]["samples"], rows["probe_loss"]["passed"]) == (4, None)
+
+
 def test_figures_of_causality():
     figures, rows, _ = looked("causality", side(predict=damped))
     real, full, compressed = (figures["divergence_by_step"][k][-1] for k in ("real", "full", "compressed"))
@@ -215,6 +257,8 @@ def test_figures_of_causality():
     assert rows["action_effect"]["value"] == pytest.approx(0.5, rel=0.05)
     assert figures["action_r2"][0] > 0.9 > figures["action_r2_by_period"][0] > 0.4
     assert figures["prefix_change"] == [0.0, 0.0]
+    few = looked("causality", side(), 1)[1]["recoverability_loss"]
+    assert (few["passed"], few["samples"]) == (None, 1)
     figures, rows, left_out = looked("causality", side(), source=dataclasses.replace(SOURCE, branches=None))
     assert "counterfactual_added" not in rows and left_out == ["no two real futures from one start"]
 
@@ -235,6 +279,32 @@ def test_figures_of_general():
     assert "error" not in figures["shifts"]["far"] and figures["usual_error"][0] < 0.1
     figures, rows, left_out = looked("general", side(), source=dataclasses.replace(SOURCE, shifts=None))
     assert figures == {} and rows == {} and left_out == ["no shifted scenes, and no contexts to make them of"]
+
+
+@pytest.mark.parametrize("is_endless", [False, True])
+def test_no_scene_is_counted_in_two_shifts(is_endless):
+    """Whatever shifts make of the same draws, each draw is looked at in one of them alone."""
+    n, asked, seen = 7, [], Counter()
+
+    def spied(draw):
+        return lambda *given: asked.append(given) or draw(*given)
+
+    def told(observation):
+        seen[observation["pixels"].tobytes()] += 1
+        return encode(observation)
+
+    shift = sources.Shift(spied(contexts), spied(rollouts), is_endless=is_endless)
+    source = dataclasses.replace(SOURCE, shifts=lambda: dict.fromkeys("abc", shift), rollouts=None)
+    figures, rows, _ = looked("general", side(encode=told), n, source)
+    assert [s["contexts"] for s in figures["shifts"].values()] == [3, 2, 2]
+    assert rows["shifted_rank"]["samples"] == rows["shifted_error_added"]["samples"] == n
+    starts = [frames[0] for frames, *_ in rollouts(n, PLANNER.horizon * BLOCK, 0)]
+    if is_endless:  # draws of their own, and none in vain
+        assert len({seed for *_, seed in asked}) == 3 and sum(given[0] for given in asked) == 2 * n
+    else:
+        assert {given[-1] for given in asked} == {0}
+        assert all(seen[start.tobytes()] == 1 for start in starts)
+        assert all(seen[part["pixels"].tobytes()] == 2 for pair in contexts(n, 0) for part in pair)
 
 
 def test_a_curve_passes_a_threshold_between_steps():

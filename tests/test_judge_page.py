@@ -41,7 +41,7 @@ def test_layers_are_shown_dearest_first_each_with_a_bar_of_its_share() -> None:
     text = judge_page.plan(RANKS | {"layers": {"rows": rows, "contexts": 8, "not_told": ["merged"]}})
     wide, narrow = (float(v) for v in re.findall(r'class="bar" [^>]*?width="([\d.]+)"', text))
     assert wide == 4 * narrow
-    assert "a.&lt;b&gt;" in text and ".weight" not in text and "1 products are no linear layers" in text
+    assert "a.&lt;b&gt;" in text and ".weight" not in text and "1 products are no whole linear layers" in text
     long = {"rows": [layer("a.very.long.name.of.a.layer.indeed", 0.1)], "contexts": 8, "not_told": []}
     assert "…ry.long.name.of.a.layer.indeed"[-25:] in judge_page.plan(RANKS | {"layers": long})
     many = {"rows": [layer(f"l{i}", 0.1) for i in range(judge_page.MOST_LAYERS + 3)], "contexts": 8, "not_told": []}
@@ -80,3 +80,18 @@ def test_costs_in_shifted_scenes_stand_side_by_side() -> None:
     assert "What plans leave of the cost there" in judge_page.general({"shifts": shifts})
     shifts = {"size": {"error": [0.3, 0.4]}}
     assert "What plans leave" not in judge_page.general({"shifts": shifts})
+
+
+def test_what_is_not_a_number_is_not_told_as_none() -> None:
+    figures = {"action_r2": [0.9, 0.8], "action_r2_by_period": [0.5, 0.4], "prefix_change": [0.0, None]}
+    assert "by a later action: not a number" in judge_page.causality(figures)
+    assert "by a later action: 0<" in judge_page.causality(figures | {"prefix_change": [0.0, 0.0]})
+
+
+def test_other_weights_are_told_and_unknown_ones_are_not() -> None:
+    found = {"gates": [], "against": "mine", "preset": "default", "data": "a <b>"}
+    assert "on <b>a &lt;b&gt;</b>, by the preset" in judge_page.judge(found)
+    known = judge_page.judge(found | {"is_calibrated_on_data": True})
+    assert "</b> (which the bundle was calibrated on), by the preset" in known
+    for same, is_told in ((True, False), (None, False), (False, True)):
+        assert ("other weights" in judge_page.judge(found | {"same_weights": same})) is is_told

@@ -96,24 +96,26 @@ def test_the_measured_latency_is_that_of_these_very_bytes(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(found))
     (measured,) = latency.latencies(["measured"], tmp_path, "abc")
     assert measured == latency.Latency("measured", (30.0, 40.0), (5.0, 1.0), True)
-    with pytest.raises(EdgewmError, match="no profile of this bundle"):
-        latency.latencies(["measured"], tmp_path, "another")
+    for text, sha256 in ((json.dumps(found), "another"), ('{"bundle_sha256": "abc", "prof', "abc"), ("[]", "abc")):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(EdgewmError, match="no profile of this bundle"):
+            latency.latencies(["measured"], tmp_path, sha256)
 
 
 def test_latencies_of_files_and_of_the_estimate(tmp_path, monkeypatch):
     file = tmp_path / "board.json"
     file.write_text(json.dumps({"plan_ms": {"p50": 30.0}, "histograms": {"plan_ms": [[30.0, 5], [40.0, 1]]}}))
-    assert latency.latencies([str(file)], tmp_path, "") == [latency.Latency("measured", (30.0, 40.0), (5.0, 1.0), True)]
+    assert latency.latencies([str(file)], tmp_path, "") == [latency.Latency("board", (30.0, 40.0), (5.0, 1.0), True)]
     band = {"plan_ms": {"point": 20.0, "low": 15.0, "high": 30.0}}
     file.write_text(json.dumps(band))
     monkeypatch.setattr("edgewm.estimate.verb.estimate", lambda subject: band)
-    for word in (str(file), "estimated"):
+    for word, name in ((str(file), "board"), ("estimated", "estimated")):
         found = latency.latencies([word, "5"], tmp_path, "")
         assert [(f.name, f.median_ms, f.is_gated) for f in found] == [
-            ("estimated, low", 15.0, False), ("estimated", 20.0, False), ("estimated, high", 30.0, True),
-            ("5 ms", 5.0, False),
+            (f"{name}, low", 15.0, False), (name, 20.0, False), (f"{name}, high", 30.0, True), ("5 ms", 5.0, False),
         ]  # fmt: skip
-    for text in ("[1]", "{", '{"plan_ms": {"p50": 3}}', '{"plan_ms": {"point": 1, "low": "?", "high": 2}}'):
+    no_times = '{"plan_ms": {"point": 1, "low": -1, "high": 2}}', '{"plan_ms": {"p50": 3}}', "[1]", "{"
+    for text in (*no_times, '{"plan_ms": {"point": 1, "low": "?", "high": 2}}'):
         file.write_text(text)
         with pytest.raises(EdgewmError, match="no time of a plan in it") as fault:
             latency.latencies([str(file)], tmp_path, "")
@@ -265,6 +267,12 @@ def test_the_verdict_on_the_late_plans_takes_as_many_episodes_as_it_needs(alike,
     assert (rows[0]["passed"], played) == (None, 30) if episodes == 30 else rows[0]["passed"] is True and played < 60
 
 
+def test_the_verdict_is_on_the_slowest_latency_that_is_gated(alike):
+    late = [latency.Latency(n, (ms,), (1.0,), gated) for n, ms, gated in
+            (("a", 20.0, True), ("b", 150.0, True), ("400 ms", 400.0, False))]  # fmt: skip
+    assert by_latency(late, 5)[0]["gated"] == "b"
+
+
 def test_no_verdict_on_latencies_that_are_nobodys(alike):
     figures, rows = by_latency([latency.Latency("100 ms", (100.0,), (1.0,))], 5)
     assert rows == [] and len(figures["points"]) == 2
@@ -304,13 +312,6 @@ def test_shifted_scenes_take_turns_and_are_counted_apart(alike):
     assert "closed loop: " in told[0] and "30 pairs of episodes, shifted scenes" in told[0]
     assert "passes where a loss of 20 points is excluded with 95 % confidence" in told[0]
     assert abs(near["episodes"] - far["episodes"]) <= 1
-
-
-def test_a_simulator_of_another_rate_is_refused():
-    slow = SimpleNamespace(period_s=0.1)
-    with pytest.raises(EdgewmError, match="the simulator runs at 10 Hz, the bundle at 20 Hz") as fault:
-        loops.closed_loop(loop(), SimpleNamespace(make=lambda seed: slow, shifts=None), 3, False, ())
-    assert fault.value.fix == "build with --rate-hz 10"
 
 
 def test_periods_to_success_of_one_episode():

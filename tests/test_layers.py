@@ -61,10 +61,25 @@ def test_the_layer_that_eight_bits_hurt_comes_first() -> None:
 
 
 def test_more_bits_cost_less_and_what_is_no_layer_is_named() -> None:
-    found = told(lewm(), {MLP: "bf16", OTHER: "w8a8", "constant/7": "w8a8", "pos_embed": "bf16"})
+    recipe = {MLP: "bf16", OTHER: "w8a8", "constant/7": "w8a8", "pos_embed": "bf16", "+hidden": "bf16"}
+    found = told(lewm(), recipe)
     error = {row["form"]: row["cost_error"] for row in found["rows"]}
     assert error["bf16"] < error["w8a8"] and found["not_told"] == ["constant/7", "pos_embed"]
-    assert "2 products are no linear layers" in card(found) and card({**found, "rows": []}) == "" == card(None)
+    assert "2 products are no whole linear layers" in card(found) and card({**found, "rows": []}) == "" == card(None)
+
+
+def test_a_layer_whose_error_is_not_finite_comes_first(monkeypatch) -> None:
+    model, real = lewm(), layers.with_one
+
+    def with_one(module, name: str, kind: str):
+        made = real(module, name, kind)
+        if name == OTHER:
+            made.get_submodule(OTHER.removesuffix(".weight")).register_forward_hook(lambda *given: given[-1] * np.nan)
+        return made
+
+    monkeypatch.setattr(layers, "with_one", with_one)
+    rows = told(model, {MLP: "w8a8", OTHER: "w8a8"})["rows"]
+    assert [(row["name"], row["cost_error"] is None) for row in rows] == [(OTHER, True), (MLP, False)]
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -14,15 +14,14 @@ from plan_robot import KINDS, PERIOD, SETTINGS, Robot, bundle, captured, exact
 from planning import Arrays, drawn, program_of, remembering
 
 from edgewm import act
-from edgewm import expr as e
-from edgewm.arithmetic import normal
 from edgewm.binding import Runtime
 from edgewm.errors import EdgewmError
 from edgewm.interp import run
 from edgewm.judge import sides
+from edgewm.judge.latency import of_model, timed
+from edgewm.judge.noise import philox
 from edgewm.manifest import Manifest
 from edgewm.ops import graph_flops
-from edgewm.program import Graph
 
 # ------------------------------------------------------------------------------------------------ exact, then compiled
 
@@ -225,33 +224,25 @@ class Drift:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loop_around_a_bundle_and_around_the_full_model_play_alike(kind: str, monkeypatch) -> None:
-    """`edgewm run`'s policies on one noise: of all that the full model plays, each period's action is the nearest."""
+def test_the_loop_around_a_bundle_and_around_the_full_model_play_alike(kind: str) -> None:
+    """On the bundle's own noise: of all that the full model plays, each period's action is the nearest."""
     window, block, settings = SETTINGS[kind]
     program, model, clock = program_of(window, block, **settings), remembering(window, block), [0]
-    planner, (action,) = program.planner, model.ports_of("action")
+    planner, planned, played, world = program.planner, [], [], Drift()
     manifest = Manifest("ab", "host", "AS_IS", "fp32", 50.0, 1, planner, model.ports, {})
     goal = {"state": drawn(model.ports_of("goal"), 5)["goal"]}
-    plans = iter(range(99))
-    whole = (planner.iterations, planner.samples, planner.horizon, model.action_dim)
 
-    class Drawn:
-        """The noise of the bundle's next plan: its key is the seed, its counter counts plans."""
+    def noise(plan: int) -> np.ndarray:
+        planned.append(plan)
+        return philox(planner, model.action_dim, 7, plan)
 
-        def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-            assert shape == whole
-            counter, key = e.const(next(plans), "u32"), (e.const(7, "u32"), e.const(0, "u32"))
-            rounds = [(e.const(i, "u32"), counter, e.const(0, "u32")) for i in range(shape[0])]
-            return np.stack([run(Graph({"y": normal(shape[1:], words, key)}), {}, {})["y"] for words in rounds])
-
-    side = sides.upstream(model, planner, "float64")
-    monkeypatch.setattr(act.np.random, "default_rng", lambda seed: Drawn())
-    ours, world, played = act.planning_policy(side, planner, action, goal, 7), Drift(), []
-    observation = {"state": world.state}
+    full = of_model(sides.upstream(model, planner, "float64"), manifest, goal, noise)
+    ours, observation = timed(full, planner, lambda: 0), {"state": world.state}
     for period in range(world.max_steps):
-        step = ours(observation, period)
-        played.append((step.action, step.plan_ms is not None))
-        observation = world.step(step.action)
+        before = len(planned)
+        action = ours(observation, period)
+        played.append((action, len(planned) > before))
+        observation = world.step(action)
     with Runtime(bundle(kind), clock=lambda: clock[0], period_ns=PERIOD) as runtime:
         theirs, world = act.compiled_policy(runtime, clock, manifest, goal, 7), Drift()
         observation, wanted = {"state": world.state}, np.stack([action for action, _ in played])

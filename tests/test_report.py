@@ -195,6 +195,19 @@ def test_a_failed_and_an_undecided_verdict_are_told(tmp_path):
     assert "Not enough evidence" in text and "3 independent samples, 59 needed" in text and "not a number" in text
 
 
+def test_a_verdict_that_says_nothing_of_plans_is_told_as_what_it_is(tmp_path):
+    write_bundle(tmp_path)
+    text = checked(report.add(tmp_path, "validate", judged() | {"suites": ["causality", "horizon"]}))
+    assert "It passed causality, horizon; nothing says yet that it plans like the full model." in text
+
+
+def test_a_report_that_is_not_whole_is_written_anew(tmp_path):
+    write_bundle(tmp_path)
+    for text in ('{"bundle_sha256": "ab', "[]"):
+        (tmp_path / "report.json").write_text(text)
+        checked(report.add(tmp_path, "profile", profiled()))
+
+
 def test_parts_of_other_bytes_are_dropped(tmp_path):
     whole(tmp_path)
     write_bundle(tmp_path, precision="fp32")

@@ -50,6 +50,16 @@ def test_recorded_data_serve_as_contexts_and_are_checked(tmp_path):
     save_file({"pixels": frames[:, :2].copy(), "goal": frames}, file)
     with pytest.raises(EdgewmError, match="rows of 'pixels' have shape"):
         recorded.recorded(file, model())
+    for other, message in (
+        (frames.transpose(0, 3, 1, 2).copy(), r"rows of 'pixels' have shape \(3, 4, 4\)"),
+        (frames.astype(np.float32) / 255, "rows of 'pixels' are float32"),
+        (frames[:5].copy(), "contexts do not match: 5 of 'pixels', 7 of 'goal'"),
+    ):
+        save_file({"pixels": other, "goal": frames}, file)
+        with pytest.raises(EdgewmError, match=message):
+            recorded.recorded(file, model())
+    save_file({"pixels": frames[:, None].copy(), "goal": frames}, file)
+    assert len(list(recorded.recorded(file, model())["contexts"](9, 0))) == 7
     file.write_bytes(b"no")
     with pytest.raises(EdgewmError, match="not a safetensors file"):
         recorded.recorded(file, model())
@@ -63,8 +73,11 @@ def test_states_beside_recorded_trajectories_are_checked_and_probed(tmp_path):
     save_file(arrays | {"rollout_state": values}, file)
     found = sources.source_of("some/checkpoint", model(), file)
     assert found.longest == 12 and found.branches is None
-    seen, shown = found.states(20, 0)
-    assert seen.shape == (20, 4, 4, 3) and np.array_equal(seen.reshape(20, -1)[:, :3], shown)
+    seen, shown, of = found.states(21, 0)
+    assert seen.shape == (21, 4, 4, 3) and np.array_equal(seen.reshape(21, -1)[:, :3], shown)
+    assert sorted(np.bincount(of)) == [4, 4, 4, 4, 5]  # of all trajectories as many
+    frame = {(*shown,): which for which in range(5) for shown in values[which]}
+    assert len({(of[i], frame[(*shown[i],)]) for i in range(21)}) == 5
     save_file(arrays | {"rollout_state": values[:, :9].copy()}, file)
     with pytest.raises(EdgewmError, match=r"'rollout_state' has shape \(5, 9, 3\)"):
         recorded.recorded(file, model())
@@ -120,6 +133,15 @@ def test_impossible_clips_are_cut_together_from_recorded_ones_or_stand_still():
     assert found.states(3, 0) is None  # nothing lies beside the frames
 
 
+def test_recorded_frames_show_what_is_imagined():
+    found = derived.completed(sources.Source(rollouts=made), model())
+    frames, actions, shown = found.gallery(7, 0)
+    assert len(frames) == 8 == len(actions) + 1 and frames[-1, 0, 0, 0] == 7
+    assert shown.shape == (derived.SHOWN, 4, 4, 3) and len({frame[0, 0, 1] for frame in shown}) == derived.SHOWN // 8
+    two = SimpleNamespace(ports_of=lambda kind: (Port("a", "observation", (1, 4, 4, 3), "u8"),) * 2)
+    assert derived.completed(sources.Source(rollouts=made), two).gallery is None
+
+
 def test_pictures_are_shifted_where_nobody_shifts_a_scene():
     frames = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pair = {"a": frames, "b": np.ones(3)}, {"a": frames}
@@ -148,7 +170,8 @@ def test_a_module_of_ones_own_gives_what_it_declares(tmp_path, monkeypatch):
 
 
 def test_what_somebody_brought_is_not_derived():
-    mine = sources.Source(contexts=lambda n, seed: [], rollouts=made, states=made, impossible=made, shifts=dict)
+    given = {"states": made, "impossible": made, "gallery": made, "shifts": dict}
+    mine = sources.Source(contexts=lambda n, seed: [], rollouts=made, **given)
     assert derived.completed(mine, model()) == mine
 
 
@@ -157,3 +180,9 @@ def test_recorded_data_replace_the_scenes_that_belong_to_a_world(tmp_path):
     save_file({"pixels": frames, "goal": frames}, tmp_path / "a.safetensors")
     found = sources.source_of("reference", model(), tmp_path / "a.safetensors")
     assert found.shifts().keys() == derived.PICTURES.keys() and found.make is not None
+    own = sources.source_of("reference", model()).gallery.__self__
+    assert found.gallery.__self__ == own  # nothing was recorded to show instead
+    rolled = {"rollout_pixels": frames[None], "rollout_action": np.zeros((1, 6, 2), np.float32)}
+    save_file(rolled, tmp_path / "b.safetensors")
+    shown = sources.source_of("reference", model(), tmp_path / "b.safetensors").gallery(6, 0)[0]
+    assert np.array_equal(shown, frames)

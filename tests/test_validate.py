@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgewm import format as ewm_format
 from edgewm import validate as verb
@@ -360,8 +361,15 @@ def test_the_verdict_is_bound_to_the_bytes_it_judged(bundle):
 
 
 def test_a_verdict_that_cannot_be_written_is_refused(bundle, tmp_path):
-    with pytest.raises(EdgewmError, match="the verdict cannot be written"):
-        verb.write_verdict(tmp_path / "nowhere", {})
+    for early in (verb.check_place, lambda place: verb.write_verdict(place, {})):
+        with pytest.raises(EdgewmError, match="the verdict cannot be written"):
+            early(tmp_path / "nowhere")
+
+
+def test_a_verdict_that_is_not_whole_is_none(bundle):
+    for text in ('{"bundle_sha256": "ab', "[]"):
+        (bundle / "verdict.json").write_text(text)
+        assert verb.read_verdict(bundle) is None and not verb.is_validated(bundle)
 
 
 def trajectories(n: int, steps: int, seed: int = 0):
@@ -407,6 +415,10 @@ def test_layers_are_told_where_the_bundle_names_a_recipe(bundle):
         manifest = dataclasses.replace(manifest_of(bundle), precision=precision)
         verb.add_layers(result, manifest, model(), sources.Source(contexts=contexts), 0, quiet)
         assert result == {"plan": {}, "left_out": left_out}
+    result, other = {"plan": {}, "left_out": {}}, model()
+    other.files = {"weights": "of another"}
+    verb.add_layers(result, manifest_of(bundle), other, sources.Source(contexts=contexts), 0, quiet)
+    assert result["left_out"] == {"plan": ["which layer costs what: the bundle is of another model"]}
 
 
 def test_the_usual_suites_are_those_there_is_evidence_for(bundle):
@@ -414,17 +426,47 @@ def test_the_usual_suites_are_those_there_is_evidence_for(bundle):
     result = judge_whole(bundle, suite=None, source=found)
     assert result["suites"] == ["plan"] and result["passed"] is True
     assert result["skipped"].keys() == {"physics", "causality", "horizon", "general"}
-    assert "nothing like recorded futures" in result["skipped"]["horizon"]
+    assert "no recorded futures" in result["skipped"]["horizon"]
 
 
 @pytest.mark.parametrize(
     ("suite", "message"),
-    [("closed-loop", "nothing like a simulator"), ("horizon", "nothing like recorded futures"),
-     ("general", "nothing like shifted scenes"), ("plan", "nothing like contexts")],
+    [("closed-loop", "no simulator"), ("horizon", "no recorded futures"), ("general", "no shifted scenes"),
+     ("plan", "no recorded observations and goals to plan from")],
 )  # fmt: skip
 def test_a_suite_asked_for_without_evidence_is_refused(bundle, suite, message):
     with pytest.raises(EdgewmError, match=f"{message}.* for this model"):
         judge_whole(bundle, suite=[suite], source=sources.Source())
+
+
+def test_what_cannot_run_is_refused_before_anything_runs(bundle):
+    def never(n: int, seed: int):
+        raise AssertionError("planned before the refusal")
+
+    with pytest.raises(EdgewmError, match="no simulator for this model"):
+        judge_whole(bundle, suite=["plan", "closed-loop"], source=sources.Source(contexts=never))
+
+
+def too_short(n: int, steps: int, seed: int):
+    raise EdgewmError(f"trajectories of {steps - 1} periods", "a file", "record more")
+
+
+def test_futures_shorter_than_a_plan_are_refused_or_left_out(bundle):
+    shift = sources.Shift(contexts, too_short)
+    short = sources.Source(contexts=contexts, rollouts=too_short, shifts=lambda: {"dark": shift})
+    result = judge_whole(bundle, suite=None, source=short, contexts=4)
+    assert result["skipped"] == dict.fromkeys(("physics", "causality", "horizon"), "trajectories of 7 periods")
+    assert result["suites"] == ["plan", "general"]
+    assert result["left_out"]["general"] == ["no recorded futures of shifted scenes"]
+    with pytest.raises(EdgewmError, match="trajectories of 7 periods"):
+        judge_whole(bundle, suite=["plan", "horizon"], source=short)
+
+
+def test_ones_own_limits_reach_every_gate(bundle):
+    lenient = dataclasses.replace(gates.DEFAULT, limits={**gates.DEFAULT.limits, "own_plans": 1.0})
+    result = judge_whole(bundle, FakeRuntime(Toy(), stuck=True), suite=["plan"], preset=lenient)
+    (row,) = (g for g in result["gates"] if g["name"] == "own_plans")
+    assert (row["limit"], row["passed"]) == (1.0, True) and result["limits"]["own_plans"] == 1.0
 
 
 def test_plans_that_the_robot_would_make_otherwise_are_refused(bundle):
@@ -440,7 +482,10 @@ def test_a_preset_decides_and_is_named(bundle):
 
 def test_suites_run_one_after_another_come_together(bundle):
     first, second = judge_whole(bundle, suite=["plan"]), judge_whole(bundle, suite=["horizon"])
-    head = {"schema_version": 1, "bundle_sha256": manifest_of(bundle).sha256, "against": "toy", "same_weights": True}
+    head = {
+        "schema_version": 1, "bundle_sha256": manifest_of(bundle).sha256, "against": "toy", "same_weights": True,
+        "model_sha256": {"weights": "ab"}, "data": "a", "data_sha256": "12", "held_out": False,
+    }  # fmt: skip
     whole = verb.merged(head | second, head | first)
     assert whole["suites"] == ["plan", "horizon"] and whole["passed"] is True
     assert whole["plan"] == first["plan"] and whole["horizon"] == second["horizon"]
@@ -448,8 +493,15 @@ def test_suites_run_one_after_another_come_together(bundle):
     worse = head | second | {"gates": [row | {"passed": False} for row in second["gates"]], "passed": False}
     assert verb.merged(worse, head | first)["passed"] is False
     assert verb.merged(worse, head | second) == head | second  # the newer of the same suite
-    for other in ({"preset": "strict"}, {"bundle_sha256": "0"}, {"against": "another"}):
+    for other in ({"preset": "strict"}, {"bundle_sha256": "0"}, {"against": "another"}, {"data_sha256": "34"},
+                  {"seed": 1}, {"limits": {}}, {"model_sha256": {}}, {"held_out": True}):  # fmt: skip
         assert verb.merged(head | second | other, head | first) == head | first
+    for missing in (*verb.SAME, "data_sha256"):  # of an older edgewm
+        older = {key: value for key, value in (head | second).items() if key != missing}
+        assert verb.merged(older, head | first) == head | first
+    loop = head | first | {"suites": ["closed-loop"], "gates": [], "seconds": {}, "data": None, "data_sha256": None}
+    for whole_loop in (verb.merged(loop, head | first), verb.merged(head | first, loop)):  # which takes no data
+        assert whole_loop["suites"] == ["plan", "closed-loop"] and whole_loop["data"] == "a"
     assert verb.merged(None, head | first) == head | first
     usual = head | judge_whole(bundle, suite=None, source=sources.Source(contexts=contexts))
     assert "horizon" in usual["skipped"] and "horizon" not in verb.merged(head | second, usual)["skipped"]
@@ -459,9 +511,19 @@ def test_suites_run_one_after_another_come_together(bundle):
     assert verb.is_validated(bundle)
 
 
-def test_a_latency_without_a_loop_is_refused():
-    with pytest.raises(EdgewmError, match="a latency without a loop"):
-        verb.check_suites(("plan",), ("100",))
+@pytest.mark.parametrize("asked", [{"latency": ("100",)}, {"episodes": 3}, {"env": "reference"}])
+def test_what_belongs_to_a_loop_is_refused_without_one(asked):
+    for suite in (("plan",), None):
+        with pytest.raises(EdgewmError, match="without a loop") as fault:
+            verb.check_suites(suite, **asked)
+        assert fault.value.where == f"--{next(iter(asked))}" and fault.value.fix == "add --suite closed-loop"
+    assert verb.check_suites(("closed-loop",), **asked)
+
+
+def test_weights_of_a_model_without_files_are_nobodys(bundle):
+    built = dataclasses.replace(manifest_of(bundle), raw={"model_sha256": {"a": "1"}})
+    for files, same in (({}, None), ({"a": "1"}, True), ({"a": "2"}, False)):
+        assert verb.has_weights_of(built, SimpleNamespace(files=files)) is same
 
 
 def test_another_models_bundle_is_refused(bundle):
@@ -469,6 +531,21 @@ def test_another_models_bundle_is_refused(bundle):
     with pytest.raises(EdgewmError, match="port 'pixels' is") as fault:
         verb._same_model(manifest_of(bundle), other, "mine")
     assert "the model it was built from" in fault.value.fix
+
+
+def test_a_simulator_that_does_not_fit_is_refused_and_known_data_are_told(bundle, tmp_path, monkeypatch):
+    """Before the bundle is opened, which holds nothing that could be run."""
+    frames, data, told = np.zeros((3, 4, 4, 3), np.uint8), tmp_path / "rec.safetensors", []
+    save_file({"pixels": frames, "goal": frames}, data)
+    known = json.loads(ewm_format.unpack((bundle / "model.ewm").read_bytes())["manifest"])
+    known["calibration_sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    (bundle / "model.ewm").write_bytes(ewm_format.pack({"manifest": json.dumps(known).encode()}, "t", bytes(32)))
+    monkeypatch.setattr("edgewm.models.load", lambda word: model())
+    with pytest.raises(EdgewmError, match=r"the simulator shows shape \(64, 64, 3\) on port 'pixels'"):
+        verb.validate(
+            bundle, against="mine", suite=("plan", "closed-loop"), env="reference", data=data, notice=told.append
+        )
+    assert told == [f"{bundle} was calibrated on {data}: judge it on other data, too"]
 
 
 def test_an_unknown_suite_is_refused(bundle):

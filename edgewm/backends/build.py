@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import build as native
+from ..data import identity
 from ..errors import EdgewmError
-from ..manifest import BACKEND_MANIFEST, read_manifest
+from ..manifest import BACKEND_MANIFEST, CALIBRATION, read_manifest
 from ..options import Progress
 from ..passes import EXACT, run
 from ..program import Program
@@ -83,6 +84,7 @@ def build(
             "backend": backend, "runs": dict.fromkeys(held.entries, backend), "build": recipe,
             "graphs": {name: files.ports_of(graph) for name, graph in graphs.items()},
         }  # fmt: skip
+        fields |= {CALIBRATION: identity(calibration)} if calibration is not None else {}
         made[BACKEND_MANIFEST] = files.manifest_text(fields, made).encode()
         say("check", 0.9)
         with native.staging(out) as folder:

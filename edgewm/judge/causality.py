@@ -19,7 +19,7 @@ from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects, encoded, follow, model_actions
-from .sides import Side
+from .sides import Side, within_bounds
 from .sources import Source
 
 Array = np.ndarray
@@ -109,6 +109,8 @@ def recoverable(subjects: Subjects, starts: list[Array], rng: np.random.Generato
     A model action is a block of periods, of which the latents show the outcome: so the gate is on the block's sum.
     """
     n, width = starts[0].shape
+    if n < FOLDS:
+        return {}, [judged("recoverability_loss", math.nan, n)]
     each = max(1, -(-ROWS_PER_FEATURE * 2 * width // n))
     actions = candidates(subjects.planner, rng, (n * each, 2, action_dim(subjects)))
     unit = np.repeat(np.arange(n), each)
@@ -155,9 +157,7 @@ def action_dim(subjects: Subjects) -> int:
 
 def candidates(planner: Planner, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Model actions as the planner first draws them."""
-    drawn = planner.var_scale * rng.standard_normal(shape)
-    drawn = drawn if planner.low is None else np.maximum(drawn, planner.low)
-    return drawn if planner.high is None else np.minimum(drawn, planner.high)
+    return within_bounds(planner, planner.var_scale * rng.standard_normal(shape))
 
 
 def prefix(subjects: Subjects, starts: list[Array], rng: np.random.Generator) -> tuple[Figures, Rows]:

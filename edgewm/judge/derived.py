@@ -12,29 +12,34 @@ from typing import Any
 
 import numpy as np
 
+from .episodes import in_turn
 from .sides import Observation
 from .sources import Clip, Pairs, Rollouts, Shift, Source
 
 Array = np.ndarray
 DARKER = 0.6  # of the light there was
 MOVED = 1 / 16  # of the picture's side
+SHOWN = 256  # frames, about, to recognise imagined latents by
 
 
 def completed(source: Source, model: Any) -> Source:
     """The source with what can be derived from it, for the ports of `model`."""
     made = source
-    has_camera = any(p.dtype == "u8" and p.shape[-1] == 3 for p in model.ports_of("observation"))
+    observations = model.ports_of("observation")
+    has_camera = any(p.dtype == "u8" and p.shape[-1] == 3 for p in observations)
     if source.rollouts is not None and source.states is None:
         made = made.having(states=_states(source))
     if source.rollouts is not None and source.impossible is None:
         made = made.having(impossible=_impossible(source))
+    if source.rollouts is not None and source.gallery is None and has_camera and len(observations) == 1:
+        made = made.having(gallery=_gallery(source))
     if source.contexts is not None and source.shifts is None and has_camera:
         made = made.having(shifts=lambda: {name: _shifted(source, change) for name, change in PICTURES.items()})
     return made
 
 
-def _states(source: Source) -> Callable[[int, int], tuple[Array, Array] | None]:
-    def states(n: int, seed: int) -> tuple[Array, Array] | None:
+def _states(source: Source) -> Callable[[int, int], tuple[Array, Array, Array] | None]:
+    def states(n: int, seed: int) -> tuple[Array, Array, Array] | None:
         """A moment of each of `n` trajectories, several where there are fewer; None where nothing lies beside them."""
         periods = source.longest or 1
         found = list(source.rollouts(n, periods, seed))
@@ -43,9 +48,9 @@ def _states(source: Source) -> Callable[[int, int], tuple[Array, Array] | None]:
         rng = np.random.default_rng([0x57A7E, seed])
         each = -(-n // len(found))
         moments = [rng.permutation(len(frames))[:each] for frames, _, _ in found]
-        frames = np.concatenate([frames[at] for (frames, _, _), at in zip(found, moments, strict=True)])
-        values = np.concatenate([values[at] for (_, _, values), at in zip(found, moments, strict=True)])
-        return frames[:n], values[:n]
+        places = in_turn(moments)[:n]
+        frames, values = (np.stack([found[i][part][at] for i, at in places]) for part in (0, 2))
+        return frames, values, np.array([i for i, _ in places])
 
     return states
 
@@ -63,6 +68,17 @@ def _impossible(source: Source) -> Callable[[int, int, int], Iterator[Clip]]:
                 yield Clip("frozen", actions, frames, frames[np.minimum(np.arange(steps + 1), at)])
 
     return impossible
+
+
+def _gallery(source: Source) -> Callable[[int, int], tuple[Array, Array, Array]]:
+    def gallery(periods: int, seed: int) -> tuple[Array, Array, Array]:
+        """Of some trajectories the one whose picture changes most, and the frames of all."""
+        found = list(source.rollouts(-(-SHOWN // (periods + 1)), periods, seed))
+        changed = [np.abs(frames[-1].astype(float) - frames[0]).mean() for frames, _, _ in found]
+        frames, actions, _ = found[int(np.argmax(changed))]
+        return frames, actions, np.concatenate([frames for frames, _, _ in found])
+
+    return gallery
 
 
 # ------------------------------------------------------------------------------------------------- shifted pictures

@@ -61,10 +61,12 @@ def evidence(data: Path, model: Any, learning: bool, apart: bool | None = None) 
             state = None if one.state is None else one.state[start : stop + 1]
             yield seen(one, start, stop + 1), one.action[start:stop], state
 
-    def states(n: int, seed: int) -> tuple[Array, Array]:
-        moments = drawn(np.random.default_rng([STATES, seed]), periods + 1, n, False)
-        pictures = [seen(held[i], at, at + 1)[0] for i, at in moments]
-        return np.stack(pictures), np.stack([held[i].state[at] for i, at in moments])
+    def states(n: int, seed: int) -> tuple[Array, Array, Array]:
+        rng, each = np.random.default_rng([STATES, seed]), -(-n // len(held))
+        places = in_turn([rng.permutation(p + 1)[:each] for p in periods])[:n]
+        pictures = [seen(held[i], at, at + 1)[0] for i, at in places]
+        values = [held[i].state[at] for i, at in places]
+        return np.stack(pictures), np.stack(values), np.array([i for i, _ in places])
 
     usable = periods[periods >= reach] if (periods >= reach).any() else periods
     found = {"contexts": contexts, "rollouts": rollouts}
@@ -85,6 +87,12 @@ def drawn(rng: np.random.Generator, room: Array, n: int, apart: bool) -> list[tu
     at = rng.choice(ends[-1], min(n, int(ends[-1])), replace=False)
     which = np.searchsorted(ends, at, side="right")
     return list(zip(which.tolist(), (at - ends[which] + room[which]).tolist(), strict=True))
+
+
+def in_turn(moments: Sequence[Array]) -> list[tuple[int, int]]:
+    """Pairs (trajectory, moment) of each one's moments: the first of all, then the second of those that have one."""
+    longest = max(map(len, moments), default=0)
+    return [(i, int(at[j])) for j in range(longest) for i, at in enumerate(moments) if j < len(at)]
 
 
 def _ports(model: Any, where: str) -> tuple[Port, Port]:

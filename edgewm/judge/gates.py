@@ -158,7 +158,8 @@ DEFAULT = USUAL
 def preset_of(given: str) -> Preset:
     """A named preset, or one's own from a JSON file: `{"base": "default", "limits": {"regret": 0.02}}`.
 
-    EdgewmError for an unknown name, base or gate, or a limit that is no number.
+    EdgewmError for an unknown name, base, key or gate, for a limit that is no number, or a margin of success outside
+    of 0 to 1, and for a file that is called as a named preset is.
     """
     if given in NAMED:
         return NAMED[given]
@@ -166,18 +167,24 @@ def preset_of(given: str) -> Preset:
     if not path.is_file():
         raise EdgewmError(f"no preset {given!r}", "--preset", f"use {', '.join(PRESETS)}, or a JSON file")
     fix = 'write {"base": "default", "limits": {"regret": 0.02}}'
+    if path.stem in NAMED:
+        raise EdgewmError(f"a preset of one's own would be told as {path.stem!r}", given, "give the file another name")
     try:
         found = json.loads(path.read_text())
         base, limits = found.get("base", DEFAULT.name), dict(found.get("limits", {}))
     except (ValueError, AttributeError, TypeError) as fault:
         raise EdgewmError(f"not a preset: {fault}", given, fix) from fault
-    if base not in NAMED:
+    if strange := sorted(set(found) - {"base", "limits"}):
+        raise EdgewmError(f"a preset has no {strange[0]!r}", given, fix)
+    if not isinstance(base, str) or base not in NAMED:
         raise EdgewmError(f"no preset {base!r} to begin with", given, f"name one of {', '.join(PRESETS)} as base")
     for name, limit in limits.items():
         if name not in GATES:
             raise EdgewmError(f"no gate {name!r}", given, f"name one of {', '.join(GATES)}")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EdgewmError(f"the limit of {name} is {limit!r}", given, "give a number")
+        if GATES[name].limits == MARGIN and not 0 < limit < 1:
+            raise EdgewmError(f"the margin {name} is {limit!r}", given, "give a share of episodes, above 0 and below 1")
     return replace(NAMED[base], name=path.stem, limits=MappingProxyType({**NAMED[base].limits, **limits}))
 
 

@@ -2,13 +2,16 @@
 
 In each shifted scene both models score what the full model's planner looks at, and the compressed one plans on the same
 noise; recorded futures of the scene show how far each strays from what comes. What the full model itself cannot do
-there is reported and judged by nobody: the gates are about what compression adds to it. Samples are pooled over shifts.
+there is reported and judged by nobody: the gates are about what compression adds to it. Samples are pooled over shifts,
+so none is looked at in two of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,25 +21,33 @@ from ..options import Progress
 from .gates import finite, judged, ratio_interval
 from .imagine import Subjects, encoded, follow, model_actions
 from .sides import elites_of, search, start_of
-from .sources import Shift, Source
+from .sources import Pairs, Rollouts, Shift, Source
 
 Array = np.ndarray
 Figures = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-_NOISE = 0x6E4E
+_NOISE, _TURN = 0x6E4E, 0x7095
+PARTS = ("contexts", "rollouts")  # of a shift
 
 
 def run(subjects: Subjects, source: Source, n: int, seed: int, progress: Progress) -> tuple[Figures, Rows, list[str]]:
     """Figures, gates, and what was left out. `n` contexts and as many trajectories, shared out among the shifts."""
     if source.shifts is None or not (shifts := dict(source.shifts())):
         return {}, [], ["no shifted scenes, and no contexts to make them of"]
-    to_plan, to_follow = (_each(n, [getattr(s, part) for s in shifts.values()]) for part in ("contexts", "rollouts"))
-    usual = _strays(subjects, Shift(rollouts=source.rollouts), to_follow, seed)
+    to_plan, to_follow = ([name for name, s in shifts.items() if getattr(s, part) is not None] for part in PARTS)
+    share = -(-n // len(to_follow)) if to_follow else 0
+    usual = _strays(subjects, source.rollouts(share, subjects.periods, seed)) if share and source.rollouts else None
     found, planned, strayed = {}, [], []
     for i, (name, shift) in enumerate(shifts.items()):
-        contexts = _planned(subjects, shift, to_plan, seed) if shift.contexts is not None else []
-        error = _strays(subjects, shift, to_follow, seed)
+        contexts, error = [], None
+        if name in to_plan:
+            turn, turns = to_plan.index(name), len(to_plan)
+            pairs = _dealt(shift, shift.contexts, n, seed, turn, turns)
+            contexts = _planned(subjects, pairs, range(turn, n, turns), seed)
+        if name in to_follow:
+            draw = partial(_as_far, shift, subjects.periods)
+            error = _strays(subjects, _dealt(shift, draw, n, seed, to_follow.index(name), len(to_follow)))
         found[name] = _figures(subjects, contexts, error)
         planned += contexts
         strayed += [] if error is None else list(error.T)
@@ -54,10 +65,17 @@ def run(subjects: Subjects, source: Source, n: int, seed: int, progress: Progres
     return figures, rows, left_out
 
 
-def _each(n: int, there: Sequence[object]) -> int:
-    """`n` shared out among what there is."""
-    count = sum(part is not None for part in there)
-    return -(-n // count) if count else 0
+def _dealt(shift: Shift, draw: Callable[[int, int], Iterable], n: int, seed: int, turn: int, turns: int) -> Iterable:
+    """One shift's share of `n` draws (n, seed): every `turns`th of those that all shifts make of one seed, from its
+    turn on; or as many of a seed of its own where that gives others."""
+    if not shift.is_endless:
+        return islice(draw(n, seed), turn, None, turns)
+    own = int(np.random.default_rng([_TURN, seed, turn]).integers(2**31))
+    return draw(len(range(turn, n, turns)), own)
+
+
+def _as_far(shift: Shift, steps: int, n: int, seed: int) -> Rollouts:
+    return shift.rollouts(n, steps, seed)
 
 
 def _root(squared: Array) -> float | None:
@@ -82,13 +100,14 @@ def _figures(subjects: Subjects, contexts: list[tuple], error: Array | None) -> 
     return figures
 
 
-def _planned(subjects: Subjects, shift: Shift, n: int, seed: int) -> list[tuple]:
-    """For each context: Spearman, elite overlap, costs under the full model of both plans, cost of a blind draw."""
+def _planned(subjects: Subjects, pairs: Pairs, places: Iterable[int], seed: int) -> list[tuple]:
+    """For each context, on noise of its place among all: Spearman, elite overlap, costs under the full model of both
+    plans, cost of a blind draw."""
     full, compressed, planner = subjects.full, subjects.compressed, subjects.planner
     width = planner.action_block * int(np.prod(subjects.action.shape))
     shape = (planner.iterations, planner.samples, planner.horizon, width)
     found = []
-    for i, (observation, goal) in enumerate(shift.contexts(n, seed)):
+    for i, (observation, goal) in zip(places, pairs, strict=False):  # there may be fewer
         noise = np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
         z, target = full.encode(observation), full.encode(goal)
         own, own_target = compressed.encode(observation), compressed.encode(goal)
@@ -111,11 +130,11 @@ def _plan_gates(planned: list[tuple]) -> Rows:
     ]  # fmt: skip
 
 
-def _strays(subjects: Subjects, shift: Shift, n: int, seed: int) -> Array | None:
+def _strays(subjects: Subjects, rollouts: Rollouts) -> Array | None:
     """Squared errors (2, N) at the planner's horizon against what came, over the variance of latents there."""
-    if shift.rollouts is None or n == 0:
+    drawn = list(rollouts)
+    if not drawn:
         return None
-    drawn = list(shift.rollouts(n, subjects.periods, seed))
     actions = np.stack([model_actions(a, subjects.action, subjects.planner) for _, a, _ in drawn])
     first, last = (np.stack([frames[at] for frames, _, _ in drawn]) for at in (0, -1))
     starts = [encoded(side, subjects.camera, first) for side in subjects.both]

@@ -59,7 +59,7 @@ def latencies(words: Sequence[str], bundle: Path, sha256: str) -> list[Latency]:
 
     `measured`, from the clock's part of the bundle's report; `estimated`, both ends and the middle of what
     `edgewm estimate` says of the bundle; a JSON file of `edgewm profile --json` or `edgewm estimate --json`, which may
-    be of a board that is not here; or milliseconds. EdgewmError for anything else.
+    be of a board that is not here and is told by its name; or milliseconds. EdgewmError for anything else.
     """
     return [late for word in words for late in _named(word, bundle, sha256)]
 
@@ -70,7 +70,7 @@ def _named(word: str, bundle: Path, sha256: str) -> list[Latency]:
     if word == ESTIMATED:
         from ..estimate.verb import estimate
 
-        return _estimated(estimate(str(bundle))["plan_ms"])
+        return _estimated(ESTIMATED, estimate(str(bundle))["plan_ms"])
     return _of_file(Path(word)) if Path(word).is_file() else [_given(word)]
 
 
@@ -89,23 +89,27 @@ def _given(word: str) -> Latency:
 
 def _measured(bundle: Path, sha256: str) -> Latency:
     file = Path(bundle) / "report.json"
-    found: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    buckets = ((found.get("profile") or {}).get("histograms") or {}).get("plan_ms")
-    if found.get("bundle_sha256") != sha256 or not buckets:
+    try:
+        found: Mapping[str, Any] = json.loads(file.read_text())
+        buckets = ((found.get("profile") or {}).get("histograms") or {}).get("plan_ms")
+        is_of_it = found.get("bundle_sha256") == sha256
+    except (OSError, ValueError, AttributeError):  # none, or not whole
+        is_of_it, buckets = False, None
+    if not is_of_it or not buckets:
         raise EdgewmError("no profile of this bundle", str(file), f"run `edgewm profile {bundle}` first")
-    return _counted(buckets)
+    return _counted(MEASURED, buckets)
 
 
-def _counted(buckets: Sequence[Sequence[float]]) -> Latency:
+def _counted(name: str, buckets: Sequence[Sequence[float]]) -> Latency:
     """Of a histogram's [ms, count]."""
-    return Latency(MEASURED, tuple(float(v) for v, _ in buckets), tuple(float(n) for _, n in buckets), True)
+    return Latency(name, tuple(float(v) for v, _ in buckets), tuple(float(n) for _, n in buckets), True)
 
 
-def _estimated(plan_ms: Mapping[str, float]) -> list[Latency]:
+def _estimated(name: str, plan_ms: Mapping[str, float]) -> list[Latency]:
     """The band's ends and its middle apart: it says how well the time is known, not how it varies. The verdict is on
     the slow end."""
     return [
-        Latency(ESTIMATED if end == "point" else f"{ESTIMATED}, {end}", (float(plan_ms[end]),), (1.0,), end == "high")
+        Latency(name if end == "point" else f"{name}, {end}", (float(plan_ms[end]),), (1.0,), end == "high")
         for end in ENDS
     ]
 
@@ -115,7 +119,10 @@ def _of_file(file: Path) -> list[Latency]:
     try:
         found = json.loads(file.read_text())
         buckets = (found.get("histograms") or {}).get("plan_ms")
-        return [_counted(buckets)] if buckets else _estimated(found["plan_ms"])
+        made = [_counted(file.stem, buckets)] if buckets else _estimated(file.stem, found["plan_ms"])
+        if not all(0 <= value < math.inf for late in made for value in late.values):
+            raise ValueError("it is below 0 or without end")
+        return made
     except (ValueError, AttributeError, KeyError, TypeError) as fault:
         raise EdgewmError(f"no time of a plan in it: {fault}", str(file), fix) from fault
 

@@ -19,7 +19,7 @@ import numpy as np
 from .. import expr as e
 from .. import statistics
 from ..interp import run as interpret
-from ..options import Progress
+from ..options import WITH, Progress
 from ..passes.quantize_products import HOLD, quantize_products
 from ..program import Graph, Planner, Program
 from .gates import finite
@@ -75,7 +75,8 @@ def run(
     model: Any, planner: Planner, recipe: Mapping[str, str], pairs: Pairs, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """`rows` of `name`, `form`, `cost_error` (rms over spread, mean over contexts) and `spearman_min`, the dearest
-    first; `not_told`, the products that are no linear layers of the model's."""
+    first, those without a finite error before all; `not_told`, the products that are no whole linear layer of the
+    model's. Values that a recipe holds between calls are no product's."""
     full, seen = upstream(model, planner), []
     shape = (planner.iterations, planner.samples, planner.horizon, model.action_dim)
     for i, (observation, goal) in enumerate(pairs):
@@ -85,7 +86,8 @@ def run(
         chosen = np.linspace(0, planner.samples - 1, min(CANDIDATES, planner.samples)).round().astype(int)
         seen.append((observation, goal, found.candidates[-1, chosen], found.costs[-1, chosen].astype(np.float64)))
     rows, not_told = [], []
-    for i, (name, kind) in enumerate(recipe.items()):
+    products = {name: kind for name, kind in recipe.items() if not name.startswith(WITH)}
+    for i, (name, kind) in enumerate(products.items()):
         made = with_one(model.torch, name, kind)
         if made is None:
             not_told.append(name)
@@ -96,6 +98,6 @@ def run(
         rank = [statistics.spearman(c, own) for c, (*_, own) in zip(costs, seen, strict=True)]
         rows.append({"name": name, "form": kind, "cost_error": finite(float(np.mean(error))),
                      "spearman_min": finite(float(np.min(rank)))})  # fmt: skip
-        progress("layers", (i + 1) / len(recipe))
-    rows.sort(key=lambda row: -(row["cost_error"] or 0.0))
+        progress("layers", (i + 1) / len(products))
+    rows.sort(key=lambda row: -np.inf if row["cost_error"] is None else -row["cost_error"])
     return {"contexts": len(seen), "rows": rows, "not_told": not_told}

@@ -1,9 +1,10 @@
 """Suite `physics`: is the world's state still in the latents, and does what cannot be still surprise?
 
-State probes: a linear probe for each model reads what a picture shows, from latents of held-out frames and from
-imagined ones. Violation of expectation: clips with a planted impossibility against the same clips without; surprise is
-the distance between the latent predicted from what was seen and the latent of what came, the largest of a clip; how
-well it tells the two kinds apart is an AUROC, which needs no threshold. One clip pair is one sample.
+State probes: a linear probe for each model reads what a picture shows, from latents of frames out of fold and from
+imagined ones; the frames of one trajectory are one sample. Violation of expectation: clips with a planted impossibility
+against the same clips without; surprise is the distance between the latent predicted from what was seen and the latent
+of what came, the largest of a clip; how well it tells the two kinds apart is an AUROC, which needs no threshold. One
+clip pair is one sample.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ Figures = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 FIT_ROWS = 4  # of a probe, for each dimension of a latent
+FOLDS = 5
 
 
 def run(subjects: Subjects, source: Source, n: int, seed: int, progress: Progress) -> tuple[Figures, Rows, list[str]]:
     """Figures, gates, and what was left out for want of evidence."""
     figures, rows, left_out = {}, [], []
-    if source.states is None or source.rollouts is None or (drawn := _probes(subjects, source, n, seed)) is None:
+    if source.states is None or source.rollouts is None or (drawn := _drawn(subjects, source, n, seed)) is None:
         left_out.append("no states beside frames, so nothing to probe for")
     else:
         progress("physics: probes", 0.3)
-        found, judgements = _probed(subjects, drawn, source, n, seed)
+        found, judgements, still = _probed(subjects, drawn, source, n, seed)
         figures, rows = figures | found, rows + judgements
+        left_out += [f"{name} is the same in every frame, so nothing to probe for" for name in still]
     progress("physics: surprise", 0.5)
     if source.impossible is None:
         left_out.append("no impossible clips, and no trajectories to make them of")
@@ -50,51 +53,67 @@ def run(subjects: Subjects, source: Source, n: int, seed: int, progress: Progres
 # ------------------------------------------------------------------------------------------------------------ probes
 
 
-class Probe(NamedTuple):
-    """What one side's probe was fitted on, latents (N, D) and states (N, K); and held-out ones."""
+class Shown(NamedTuple):
+    """Frames as probes see them: latents (N, D) of both sides, states (N, K), and the trajectory of each (N,)."""
 
-    latents: Array
+    latents: list[Array]
     states: Array
-    test_latents: Array
-    test_states: Array
+    unit: Array
 
-    def read(self, latents: Array, states: Array) -> Array:
-        """States (M, K) read from other latents; `states` are their true ones."""
+    def read(self, side: int, latents: Array, rows: Array | slice = slice(None)) -> Array:
+        """States (M, K) that the probe of one side, fitted on some rows, reads from other latents."""
         import torch
         from torch_world.metrics import linear_probe
 
-        given = (torch.from_numpy(np.asarray(x, np.float32)) for x in (self.latents, self.states, latents, states))
-        return linear_probe(*given).predictions.numpy()
+        fit, wanted = self.latents[side][rows], self.states[rows]
+        given = (fit, wanted, latents, np.zeros((len(latents), wanted.shape[1])))
+        return linear_probe(*(torch.from_numpy(np.asarray(x, np.float32)) for x in given)).predictions.numpy()
+
+    def out_of_fold(self, side: int, of: int) -> Array:
+        """States (N, K) that the probe of one side reads from the latents of one, none of a trajectory it has seen."""
+        fold, found = self.unit % FOLDS, np.full(self.states.shape, np.nan)
+        for k in np.unique(fold):
+            found[fold == k] = self.read(side, self.latents[of][fold == k], fold != k)
+        return found
 
 
-def _probes(subjects: Subjects, source: Source, n: int, seed: int) -> list[Probe] | None:
-    fit = FIT_ROWS * len(subjects.full.encode({subjects.camera: next(iter(source.rollouts(1, 1, seed)))[0][0]}))
-    found = source.states(fit + max(n, fit // 4), seed)
-    if found is None or len(found[0]) <= n:
+def _drawn(subjects: Subjects, source: Source, n: int, seed: int) -> Shown | None:
+    width = len(subjects.full.encode({subjects.camera: next(iter(source.rollouts(1, 1, seed)))[0][0]}))
+    found = source.states(max(n, -(-FIT_ROWS * width * FOLDS // (FOLDS - 1))), seed)
+    if found is None:
         return None
-    frames, states = found
-    fit = min(fit, len(frames) - n)
-    latents = [encoded(side, subjects.camera, frames) for side in subjects.both]
-    return [Probe(z[:fit], states[:fit], z[fit:], states[fit:]) for z in latents]
+    frames, states, *units = found
+    unit = np.unique(units[0], return_inverse=True)[1] if units else np.arange(len(frames))
+    return Shown([encoded(side, subjects.camera, frames) for side in subjects.both], np.asarray(states), unit)
 
 
-def _probed(subjects: Subjects, probes: list[Probe], source: Source, n: int, seed: int) -> tuple[Figures, Rows]:
-    """R2 on frames, on imagined latents by step, and of the full model's probe on the compressed one's latents."""
-    states = probes[0].test_states
-    scale = states.var(0)
-    seen = np.stack([_residuals(p.read(p.test_latents, states), states, scale) for p in probes])
-    transferred = _residuals(probes[0].read(probes[1].test_latents, states), states, scale)
+def _probed(subjects: Subjects, shown: Shown, source: Source, n: int, seed: int) -> tuple[Figures, Rows, list[str]]:
+    """R2 on frames, on imagined latents by step, and of the full model's probe on the compressed one's latents; and
+    the states that are left out as they never change."""
+    names = np.array(list(source.names) or [f"state {i}" for i in range(shown.states.shape[1])])
+    moves = np.ptp(shown.states, axis=0) != 0
+    names, still, shown = names[moves], names[~moves].tolist(), shown._replace(states=shown.states[:, moves])
+    units = int(shown.unit.max()) + 1
+    if not moves.any():
+        return {}, [], still
+    if units < FOLDS:
+        return {}, [judged("probe_loss", math.nan, units)], still
+    states, scale = shown.states, shown.states.var(0)
+    seen = np.stack([_residuals(shown.out_of_fold(i, i), states, scale) for i in (0, 1)])
+    transferred = _residuals(shown.out_of_fold(0, 1), states, scale)
     ahead, ahead_states = _imagined(subjects, source, n, seed)
+    ahead_states = ahead_states[..., moves]
     steps = range(ahead_states.shape[1])
-    read = [[_residuals(p.read(z[:, t], ahead_states[:, t]), ahead_states[:, t], scale) for t in steps]
-            for p, z in zip(probes, ahead, strict=True)]  # fmt: skip
+    read = [[_residuals(shown.read(i, z[:, t]), ahead_states[:, t], scale) for t in steps] for i, z in enumerate(ahead)]
     by_step = np.array(read)  # (2, H + 1, n, K), of the spread of states at large
     spread = np.square(states - states.mean(0)) / scale
-    loss, *bounds = ratio_interval((seen[1] - seen[0]).mean(1), spread.mean(1))
+    lost, whole = (np.bincount(shown.unit, rows.mean(1)) for rows in (seen[1] - seen[0], spread))
+    loss, *bounds = ratio_interval(lost, whole)
     later = by_step[:, -1].mean(-1)
     later_loss, *later_bounds = ratio_interval(later[1] - later[0], np.ones(later.shape[1]))
     figures = {
-        "probe_names": list(source.names) or [f"state {i}" for i in range(states.shape[1])],
+        "probe_names": names.tolist(),
+        "probe_frames": len(states),
         "probe_r2": [_r2(seen[0]), _r2(seen[1])],
         "probe_r2_by_state": [[finite(1 - v) for v in rows.mean(0)] for rows in seen],
         "probe_r2_transferred": _r2(transferred),
@@ -102,9 +121,9 @@ def _probed(subjects: Subjects, probes: list[Probe], source: Source, n: int, see
         "imagined_probe_r2_by_state": [[finite(1 - v) for v in side[-1].mean(0)] for side in by_step],
     }
     return figures, [
-        judged("probe_loss", loss, len(states), bounds),
+        judged("probe_loss", loss, units, bounds),
         judged("imagined_probe_loss", later_loss, later.shape[1], later_bounds),
-    ]
+    ], still  # fmt: skip
 
 
 def _imagined(subjects: Subjects, source: Source, n: int, seed: int) -> tuple[list[Array], Array]:

@@ -17,7 +17,7 @@ from .. import statistics
 from ..options import Progress
 from ..program import Planner
 from .gates import finite, judged, mean_interval, ratio_interval
-from .sides import Observation, Side, blind_cost, elites_of, rollout, search, start_of
+from .sides import Observation, Search, Side, blind_cost, elites_of, rollout, search, start_of
 
 Array = np.ndarray
 
@@ -40,27 +40,65 @@ class Context(NamedTuple):
     compressed_latents: Array
 
 
+def noises_of(planner: Planner, action_dim: int, seed: int, i: int) -> Array:
+    """Two noises (2, I, S, H, A) for the context of that number."""
+    shape = (2, planner.iterations, planner.samples, planner.horizon, action_dim)
+    return np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
+
+
+class Bank(NamedTuple):
+    """What the full model sees and looks at in one context, from one search on each of two noises."""
+
+    z: Array
+    target: Array
+    first: Search
+    other: Search
+    blind_cost: float
+
+    @property
+    def followed(self) -> Array:
+        """Candidates (C, H, A) that are followed latent by latent."""
+        everyone = self.first.candidates.reshape(-1, *self.first.mean.shape)
+        return everyone[np.linspace(0, len(everyone) - 1, DRIFT_CANDIDATES).round().astype(int)]
+
+
+def bank_of(
+    full: Side, planner: Planner, observation: Observation, goal: Observation, noises: Array, begun: Side | None = None
+) -> Bank:
+    """The searches of the full model on `noises` (2, I, S, H, A); from the proposal of `begun` where it has none."""
+    z, target = full.encode(observation), full.encode(goal)
+    start = start_of(full, z, target)
+    if not start and begun is not None and begun.propose is not None:
+        start = start_of(begun, begun.encode(observation), begun.encode(goal))
+    first, other = (search(lambda c: full.score(z, target, c), planner, n, *start) for n in noises)
+    return Bank(z, target, first, other, blind_cost(full, planner, z, target, noises[0]))
+
+
 def look(
     full: Side, compressed: Side, planner: Planner, observation: Observation, goal: Observation, noises: Array
 ) -> Context:
-    """Everything the statistics need of one context; `noises` is (2, I, S, H, A)."""
-    z, target = full.encode(observation), full.encode(goal)
+    """What one context shows of both; `noises` is (2, I, S, H, A)."""
+    bank = bank_of(full, planner, observation, goal, noises, compressed)
+    return beside(full, bank, compressed, observation, goal, noises[0])
+
+
+def beside(
+    full: Side, bank: Bank, compressed: Side, observation: Observation, goal: Observation, noise: Array
+) -> Context:
+    """Everything the statistics need of one context; `noise` (I, S, H, A) is that of the first search."""
     own, own_target = compressed.encode(observation), compressed.encode(goal)
-    begin = start_of(full, z, target) or start_of(compressed, own, own_target)
-    first, other = (search(lambda c: full.score(z, target, c), planner, n, *begin) for n in noises)
-    plan = np.asarray(compressed.plan(observation, goal, noises[0]), np.float64)
-    everyone = first.candidates.reshape(-1, *plan.shape)
-    followed = everyone[np.linspace(0, len(everyone) - 1, DRIFT_CANDIDATES).round().astype(int)]
+    plan = np.asarray(compressed.plan(observation, goal, noise), np.float64)
+    costs = np.stack([compressed.score(own, own_target, c) for c in bank.first.candidates])
     return Context(
-        full_cost=first.costs.astype(np.float64),
-        compressed_cost=np.stack([compressed.score(own, own_target, c) for c in first.candidates]).astype(np.float64),
-        full_plan=first.mean,
-        other_plan=other.mean,
+        full_cost=bank.first.costs.astype(np.float64),
+        compressed_cost=costs.astype(np.float64),
+        full_plan=bank.first.mean,
+        other_plan=bank.other.mean,
         compressed_plan=plan,
-        plan_costs=np.asarray(full.score(z, target, np.stack([first.mean, plan])), np.float64),
-        blind_cost=blind_cost(full, planner, z, target, noises[0]),
-        full_latents=rollout(full, z, followed),
-        compressed_latents=rollout(compressed, own, followed),
+        plan_costs=np.asarray(full.score(bank.z, bank.target, np.stack([bank.first.mean, plan])), np.float64),
+        blind_cost=bank.blind_cost,
+        full_latents=rollout(full, bank.z, bank.followed),
+        compressed_latents=rollout(compressed, own, bank.followed),
     )
 
 
@@ -71,8 +109,7 @@ def run(
     """The figures of this suite and its gates."""
     seen = []
     for i, (observation, goal) in enumerate(pairs):
-        shape = (2, planner.iterations, planner.samples, planner.horizon, action_dim)
-        noises = np.random.default_rng([_NOISE, seed, i]).standard_normal(shape, np.float32)
+        noises = noises_of(planner, action_dim, seed, i)
         seen.append(look(full, compressed, planner, observation, goal, noises))
         progress("plan", (i + 1) / total)
     return judge(seen, planner)

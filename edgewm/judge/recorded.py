@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgewmError
+from ..program import Port
 from .sides import Observation
 from .sources import Pairs, rows_apart
 
@@ -58,25 +59,37 @@ def recorded(data: Path, model: Any, apart: bool | None = None) -> dict[str, Any
     return found
 
 
-def _rows(arrays: Mapping[str, Array], name: str, shape: tuple[int, ...], axes: str, where: str) -> Array:
-    """The array `name`, whose axes after `axes` must hold as much as `shape`. EdgewmError when it does not fit."""
+def _rows(arrays: Mapping[str, Array], name: str, port: Port, axes: str, where: str) -> Array:
+    """The array `name`, whose axes after `axes` must be those of the port, but for axes of 1. EdgewmError where they
+    are not, and for numbers of another kind than the port's: their scale would be another, too."""
     rows = arrays.get(name)
     if rows is None:
         raise EdgewmError(f"no array {name!r}", where, f"record one ({axes}, ...) of that name")
-    leading = axes.count(",") + 1
+    leading, dtype = axes.count(",") + 1, KINDS[port.dtype]
+    fix = f"record rows of shape {tuple(port.shape)} in {dtype}, in this order of axes"
     if rows.ndim < leading or rows.size == 0:
-        raise EdgewmError(f"array {name!r} has no rows", where, f"record rows of shape {shape}")
-    if np.prod(rows.shape[leading:], dtype=int) != np.prod(shape, dtype=int):
-        raise EdgewmError(f"rows of {name!r} have shape {rows.shape[leading:]}", where, f"record rows of shape {shape}")
+        raise EdgewmError(f"array {name!r} has no rows", where, fix)
+    if _wide(rows.shape[leading:]) != _wide(port.shape):
+        raise EdgewmError(f"rows of {name!r} have shape {rows.shape[leading:]}", where, fix)
+    if rows.dtype != dtype and not (port.dtype == "f32" and rows.dtype.kind == "f"):
+        raise EdgewmError(f"rows of {name!r} are {rows.dtype}", where, fix)
     return rows
+
+
+def _wide(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _recorded_contexts(
     arrays: Mapping[str, Array], model: Any, where: str, apart: bool | None
 ) -> tuple[Callable[[int, int], Pairs], int]:  # fmt: skip
     observations, goals = model.ports_of("observation"), model.ports_of("goal")
-    held = {p.name: _rows(arrays, p.name, p.shape, "N", where) for p in (*observations, *goals)}
-    rows = rows_apart(min(map(len, held.values())), apart, "context", where)
+    held = {p.name: _rows(arrays, p.name, p, "N", where) for p in (*observations, *goals)}
+    counts = {name: len(rows) for name, rows in held.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{n} of {name!r}" for name, n in counts.items())
+        raise EdgewmError(f"contexts do not match: {told}", where, "record as many rows of each: row i of all is one")
+    rows = rows_apart(next(iter(counts.values())), apart, "context", where)
     answers = list(zip(observations, goals, strict=True))
 
     def contexts(n: int, seed: int) -> Iterator[tuple[Observation, Observation]]:
@@ -90,8 +103,8 @@ def _recorded_rollouts(
     arrays: Mapping[str, Array], model: Any, where: str, apart: bool | None
 ) -> dict[str, Any]:  # fmt: skip
     (camera, *_), (action, *_) = model.ports_of("observation"), model.ports_of("action")
-    frames = _rows(arrays, f"rollout_{camera.name}", camera.shape, "N, T + 1", where)
-    actions = _rows(arrays, f"rollout_{action.name}", action.shape, "N, T", where)
+    frames = _rows(arrays, f"rollout_{camera.name}", camera, "N, T + 1", where)
+    actions = _rows(arrays, f"rollout_{action.name}", action, "N, T", where)
     states = arrays.get(STATES)
     if frames.shape[0] != actions.shape[0] or frames.shape[1] != actions.shape[1] + 1:
         raise EdgewmError(

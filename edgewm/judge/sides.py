@@ -83,7 +83,7 @@ def search(
         if has_mean_first(planner):
             candidates[0] = mean
         candidates[first : first + len(kept)] = kept
-        candidates = np.clip(candidates, planner.low, planner.high)
+        candidates = within_bounds(planner, candidates)
         cost = score(candidates)
         elites = elites_of(cost, planner.elites)
         ranked = elites[np.argsort(cost[elites], kind="stable")]
@@ -94,6 +94,12 @@ def search(
         chosen.append(elites)
     is_mean = planner.return_mean or planner.kind != "icem"
     return Search(np.stack(tried), np.stack(costs), np.stack(chosen), mean if is_mean else best)
+
+
+def within_bounds(planner: Planner, actions: Array) -> Array:
+    """Model actions within those of the planner's bounds that it has."""
+    above = actions if planner.low is None else np.maximum(actions, planner.low)
+    return above if planner.high is None else np.minimum(above, planner.high)
 
 
 def start_of(side: Side, z: Array, goal: Array) -> tuple[Array, ...]:

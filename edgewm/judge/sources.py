@@ -44,11 +44,16 @@ class Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class Shift:
-    """A scene outside the training range: the functions of `Source` there, None for what there is not."""
+    """A scene outside the training range: the functions of `Source` there, None for what there is not.
+
+    Several shifts may show one seed's draws, each in its own way, or draw from one pool: so they are asked with the
+    same n and seed, and each gives its share of these. `is_endless` says that another seed gives other draws.
+    """
 
     contexts: Callable[[int, int], Pairs] | None = None
     rollouts: Callable[[int, int, int], Rollouts] | None = None
     make: Callable[[int], Any] | None = None
+    is_endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Source:
     make(seed)                  a simulator (`edgewm.act` says what it must have); where it names the `family` of the
                                 task it was reset to, success is counted by family, too
     gallery(periods, seed)      one trajectory and frames (N, ...) to recognise imagined latents by
-    states(n, seed)             independent frames (n, ...) and what they show, (n, K): the columns of `rollouts`
+    states(n, seed)             frames (n, ...) and what they show, (n, K): the columns of `rollouts`; where frames are
+                                not independent also the trajectory of each, (n,), which is then one sample
     impossible(n, steps, seed)  clips with a planted impossibility
     branches(n, steps, seed)    two futures from one start
     shifts()                    scenes outside the training range by name
@@ -71,7 +77,7 @@ class Source:
     rollouts: Callable[[int, int, int], Rollouts] | None = None
     make: Callable[[int], Any] | None = None
     gallery: Callable[[int, int], tuple[Array, Array, Array]] | None = None
-    states: Callable[[int, int], tuple[Array, Array]] | None = None
+    states: Callable[[int, int], tuple[Array, ...] | None] | None = None
     impossible: Callable[[int, int, int], Iterable[Clip]] | None = None
     branches: Callable[[int, int, int], Iterable[Branch]] | None = None
     shifts: Callable[[], Mapping[str, Shift]] | None = None
@@ -111,7 +117,8 @@ def source_of(
         found = found.having(**_declared(module_of(against)))
     if data is not None:  # what belongs to the world that was not recorded would be another scene
         brought = evidence(data, model, learning, apart) if is_recording(data) else recorded(data, model, apart)
-        found = replace(found, states=None, impossible=None, shifts=None).having(**brought)
+        gallery = None if "rollouts" in brought else found.gallery
+        found = replace(found, states=None, impossible=None, shifts=None, gallery=gallery).having(**brought)
     return derived.completed(found, model)
 
 

@@ -226,7 +226,7 @@ def round_weight(w: np.ndarray, moments: np.ndarray | None = None) -> tuple[np.n
 
 
 def halve_weight(w: np.ndarray, moments: np.ndarray | None = None) -> tuple[np.ndarray]:
-    """`w` f32 to f16 of that shape; alone in a tuple. EdgewmError beyond the largest half."""
+    """`w` f32 to f16 of that shape; alone in a tuple. ValueError beyond the largest half."""
     most, largest = float(np.abs(w).max(initial=0.0)), load("product_fp16").LARGEST
     if not most <= largest:
         raise ValueError(f"it reaches {most:.4g}, and the largest half is {largest:g}")

@@ -53,7 +53,8 @@ def recipe_of(program: Program, precision: str) -> Mapping[str, str]:
     `passes/narrow_values.py`): what a product or an attention makes for products alone; queries, keys and values; and
     all other results of products, latents among them.
 
-    A path names a JSON object of the same shape. EdgewmError for an unknown token, name or format.
+    A path names a JSON object of the same shape, in which the name of a weight stands for slices of it, too, but for
+    those that have a line of their own. EdgewmError for an unknown token, name or format.
     """
     if not is_named(precision):
         return _from_file(program, Path(precision))
@@ -141,16 +142,18 @@ def _from_file(program: Program, path: Path) -> Mapping[str, str]:
     if not isinstance(recipe, dict):
         raise EdgewmError(f"the recipe is a {type(recipe).__name__}", str(path), 'write {"weight name": "w8a8", ...}')
     products = set().union(*map(products_of, program.entries.values()))
+    held: dict[str, str] = {}
     for name, kind in recipe.items():
         if name.startswith(WITH):
             _check_class(name[len(WITH) :], str(path))
             if kind not in (STORED, "fp32"):
                 raise EdgewmError(f"values {name!r} are to be {kind!r}", str(path), f"use {STORED} or fp32")
+            held[name] = kind
             continue
-        if name not in products:
-            raise EdgewmError(
-                f"no product has a weight {name!r}", str(path), "`edgewm show --stage capture` lists them"
-            )
+        slices = {n for n in products if n.startswith(f"{name}[")}  # of some rows that are read alone
+        if name not in products and not slices:
+            raise EdgewmError(f"no product has a weight {name!r}", str(path), "`edgewm show --stage exact` lists them")
         if kind not in FORMATS:
             raise EdgewmError(f"weight {name!r} is to be {kind!r}", str(path), f"use one of {', '.join(FORMATS)}")
-    return {n: k for n, k in recipe.items() if k != "fp32"}
+        held |= dict.fromkeys(sorted((slices - recipe.keys()) | ({name} & products)), kind)
+    return {n: k for n, k in held.items() if k != "fp32"}

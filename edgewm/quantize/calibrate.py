@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,9 +47,7 @@ def calibrated(program: Program, model: str, data: Path | None = None, seed: int
     A product in constant steps, or of smooth channels, that no candidate runs through takes steps of each row's range:
     `w8a8`. Raises EdgewmError where there is nothing to plan from.
     """
-    recipe = program.recipe or {}
-    few = {by: sorted(n for n, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range", "rows")}
-    few["moments"] = [name for name in few["moments"] if not is_on_levels(program.weights[name], recipe[name])]
+    recipe, few = program.recipe or {}, chosen_by(program)
     if not any(few.values()):
         return program
     inputs, score = list(searched(program, model, data, seed)), program.entries["score"]
@@ -62,6 +60,22 @@ def calibrated(program: Program, model: str, data: Path | None = None, seed: int
         parts = (f"{name}/{part}" for part in HOLD[recipe[name]].parts)
         weights.update(zip(parts, hold(name, recipe[name], program.weights[name], seen.get(name)), strict=True))
     return program.with_(weights=weights, recipe={**recipe, **without})
+
+
+def chosen_by(program: Program) -> dict[str, list[str]]:
+    """Names of the weights that are to be chosen on what their products read, by what is looked at there."""
+    recipe = program.recipe or {}
+    few = {by: sorted(n for n, form in recipe.items() if HOLD[form].by == by) for by in ("moments", "range", "rows")}
+    few["moments"] = [name for name in few["moments"] if not is_on_levels(program.weights[name], recipe[name])]
+    return few
+
+
+def check_contexts(program: Program, model: str, data: Path | None) -> None:
+    """EdgewmError where `calibrated` would find nothing to plan from."""
+    from .. import models
+
+    if any(chosen_by(program).values()):
+        _contexts(model, models.load(model), data, WHAT)
 
 
 def second_moments(
@@ -176,15 +190,9 @@ def searches(
     says for `what`, where nothing is to plan from."""
     from .. import models
     from ..judge.sides import in_context, search, start_of, upstream
-    from ..judge.sources import source_of
 
     loaded = models.load(model)
-    contexts = source_of(model, loaded, data, learning=True).contexts
-    if contexts is None:
-        raise EdgewmError(
-            f"{what} chosen on the planner's own candidates, and there is nothing to plan from", model,
-            "give recorded observations with --calibration (what validate --data takes)",
-        )  # fmt: skip
+    contexts = _contexts(model, loaded, data, what)
     planner = replace(program.planner, iterations=min(program.planner.iterations, MOST_ITERATIONS))
     side, older = upstream(loaded, planner), planner.history - 1
     shape = (planner.iterations, planner.samples, planner.horizon, loaded.action_dim)
@@ -195,6 +203,18 @@ def searches(
         latents, actions = in_context(planner, z, found.candidates[0])
         past = {"past_actions": actions[0, :older]} if older else {}
         yield {"z": latents, "goal": target[None], **past}, drawn, found
+
+
+def _contexts(model: str, loaded: Any, data: Path | None, what: str) -> Callable[[int, int], Iterable]:
+    from ..judge.sources import source_of
+
+    contexts = source_of(model, loaded, data, learning=True).contexts
+    if contexts is None:
+        raise EdgewmError(
+            f"{what} chosen on the planner's own candidates, and there is nothing to plan from", model,
+            "give recorded observations with --calibration (what validate --data takes)",
+        )  # fmt: skip
+    return contexts
 
 
 def _cost(side: Side, z: Array, target: Array) -> Callable[[Array], Array]:

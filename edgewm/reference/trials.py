@@ -52,7 +52,7 @@ def _rollouts(world: World, n: int, steps: int, seed: int) -> Iterator[tuple[Arr
 
 
 def _shift(world: World) -> Shift:
-    return Shift(world.contexts, lambda n, steps, seed: _rollouts(world, n, steps, seed), world.make)
+    return Shift(world.contexts, lambda n, steps, seed: _rollouts(world, n, steps, seed), world.make, is_endless=True)
 
 
 def _states(world: World, n: int, seed: int) -> tuple[Array, Array]:
