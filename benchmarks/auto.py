@@ -1,6 +1,6 @@
 """What `--precision auto` is worth: its points beside the named recipe w8a8, on contexts that the search has not seen.
 
-    edgewm build reference --target orin --precision auto --rate-hz 200 --dry-run --json auto.json
+    edgewm build MODEL --target orin --place cpu --precision auto --rate-hz 200 --dry-run --json auto.json
     python benchmarks/auto.py --auto auto.json [--model reference] [--rates 267,237,200] [--contexts 100] [--json FILE]
 
 The front is read from that file: times are estimates for its target. Of each rate the point that holds it, and w8a8,
