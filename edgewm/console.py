@@ -145,9 +145,10 @@ def distill_table(result: Result) -> Table | Group:
     if result["verdict"] is not None:
         plan = result["verdict"]["plan"]
         regret = plan.get("search_regret", plan["regret"])  # beside the full model's own search, where that is larger
+        told = _student({"model": result["student"], "verdict": result["verdict"]})
         said = (
-            f"{result['student']}: least Spearman {number(plan['spearman_min'])}, elites kept "
-            f"{number(plan['elite_overlap'])}, regret {number(regret)}"
+            f"{told}; least Spearman {number(plan['spearman_min'])}, elites kept {number(plan['elite_overlap'])}, "
+            f"regret {number(regret)}"
         )
     return Group(made, Text(said)) if said else made  # a caption would be as narrow as the table
 

@@ -169,6 +169,9 @@ def test_the_model_itself_from_a_proposal_is_a_model_like_any_other(fast, tmp_pa
     assert dry["student"] is None and "MODEL with the proposal, without --dry-run" in shown(dry)
     found = verb.distill("reference", rate_hz=RATE_HZ, out=out, **ASKED)
     assert found["chosen"] == dry["chosen"] and found["chosen"]["shape"] is None and found["student"] == str(out)
+    assert f"{out}: passed the judge's gates; least Spearman 0.99" in shown(found).replace("\n", " ")
+    undecided = {**found["verdict"], "passed": None, "gates": [{"name": "regret", "passed": None}]}
+    assert "not enough evidence for regret; least Spearman" in shown({**found, "verdict": undecided}).replace("\n", " ")
     before, after = load("reference"), load(str(out))
     expected = {"samples": 16, "iterations": 8, "elites": 2, "proposal": True}
     assert after.planner == replace(before.planner, **expected) and after.proposal is not None
