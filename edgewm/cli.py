@@ -427,5 +427,5 @@ def execute(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     status = execute(sys.argv[1:])
-    gc.freeze()  # the system takes all memory at once; to look for cycles in it first is a second of a build
+    gc.freeze()  # the system takes all memory at once: no cycle in it need be found before
     sys.exit(status)

@@ -278,3 +278,10 @@ def test_an_interrupt_is_130(verb_that, capsys: pytest.CaptureFixture) -> None:
     verb_that(KeyboardInterrupt())
     assert cli.execute(["frob"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_needs(capsys: pytest.CaptureFixture) -> None:
+    words = [f"column_{i:02}" for i in range(12)]
+    cli_verb._print(console.table("wide", *words), to_stderr=False)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words)  # in 80 columns they would be cut

@@ -19,6 +19,7 @@ from edgewm.binding import Runtime
 from edgewm.bundle import compile_bundle, pack
 from edgewm.emit import schedule_program
 from edgewm.errors import EdgewmError
+from edgewm.kernel import load
 from edgewm.layout import Buffer, broadcast, dense, in_lanes, reshape, view
 from edgewm.ops import make
 from edgewm.passes import EXACT, LOWERING, run
@@ -405,3 +406,15 @@ def test_loops_nest_in_the_drawn_programs(drawn: Drawn) -> None:
     assert {"topk", "take", "concat", "repeat"} <= {n.op for n in nodes}
     bodies = [n["body"] for n in nodes if n.op == "repeat"]
     assert any(inner.op == "repeat" for body in bodies for inner in body.order())
+
+
+def test_a_weight_that_several_entries_read_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, rows = e.weight("w", (4, 8)), {"few": 3, "many": 40}
+    entries = {name: Graph({"y": e.matmul(e.input("x", (n, 4)), w)}) for name, n in rows.items()}
+    board, _ = resolve("host", None, None)
+    program = run(Program(entries, {"w": np.ones((4, 8), np.float32)}, recipe={}, target=board))
+    packed, product = [], load("product")
+    whole = product.pack_f32
+    monkeypatch.setattr(product, "pack_f32", lambda *given: packed.append(given) or whole(*given))
+    schedule = schedule_program(program, "scalar")
+    assert len(packed) == 1 and schedule.entries.keys() == rows.keys()
